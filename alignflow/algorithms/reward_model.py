@@ -1,0 +1,56 @@
+"""Bradley-Terry reward model: a scalar on the last response token of each of a pair.
+
+L = −log σ(r(x, y_w) − r(x, y_l)) + c·(r(x, y_w) + r(x, y_l))²
+
+The first term is Eq. 1 of Ouyang et al. 2022 (arXiv:2203.02155) for one pair; the second keeps scores centred
+(Eisenstein et al. 2023, arXiv:2312.09244). Scores and loss are float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignflow.types import Models, Sequences, StepOutput
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """Keys of the loss."""
+
+    center_coef: float
+
+
+def reward_loss(chosen_scores: Tensor, rejected_scores: Tensor, *, center_coef: float) -> Tensor:
+    """Return −log σ(r_w − r_l) + c·(r_w + r_l)² for each pair, not reduced.
+
+    Args:
+        chosen_scores: score of the preferred response. (B,)
+        rejected_scores: score of the other. (B,)
+        center_coef: c.
+
+    Returns:
+        Loss of each pair, nats for c = 0. (B,)
+    """
+    return -F.logsigmoid(chosen_scores - rejected_scores) + center_coef * (chosen_scores + rejected_scores).square()
+
+
+def count(batch: Sequences) -> float:
+    """Return the pairs of a micro-batch: the share of the denominator it brings."""
+    return len(batch.input_ids) / 2
+
+
+def step(models: Models, batch: Sequences, config: RewardModelConfig) -> StepOutput:
+    """Return the loss of each pair; the batch holds all chosen rows, then all rejected rows. (B,)"""
+    chosen, rejected = models.scores("reward_model", batch).chunk(2)
+    losses = reward_loss(chosen, rejected, center_coef=config.center_coef)
+    return StepOutput(
+        losses=losses,
+        mask=torch.ones_like(losses, dtype=torch.bool),
+        metrics={
+            "rewards/accuracy": (chosen > rejected).float(),
+            "rewards/margin": (chosen - rejected).detach(),
+            "score/mean": torch.cat([chosen, rejected]).detach(),
+        },
+    )

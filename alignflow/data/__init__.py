@@ -1,0 +1,1 @@
+"""Reading preferences, and turning text into token batches."""

@@ -1,0 +1,109 @@
+"""Token rows to padded batches, and batches to micro-batches by a budget of tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from alignflow.types import Example, Pair, Sequences
+
+Batch = TypeVar("Batch")
+
+
+def collate(examples: Sequence[Example]) -> Sequences:
+    """Join each prompt with its response and pad on the right with token 0, which no mask lets count."""
+    longest = max(len(e.prompt) + len(e.response) for e in examples)
+    input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    attention_mask = torch.zeros(len(examples), longest, dtype=torch.bool)
+    response_mask = torch.zeros(len(examples), longest, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(examples):
+        end = len(prompt) + len(response)
+        input_ids[row, :end] = torch.tensor(prompt + response)
+        attention_mask[row, :end] = True
+        response_mask[row, len(prompt) : end] = True
+    return Sequences(input_ids, attention_mask, response_mask)
+
+
+def collate_pairs(pairs: Sequence[Pair]) -> Sequences:
+    """Return all chosen rows, then all rejected rows. 2B rows"""
+    chosen = [Example(p.prompt, p.chosen) for p in pairs]
+    return collate(chosen + [Example(p.prompt, p.rejected) for p in pairs])
+
+
+def sequence_lengths(batch: Sequences) -> list[int]:
+    """Return the real tokens of each row."""
+    lengths: list[int] = batch.attention_mask.sum(1).tolist()
+    return lengths
+
+
+def micro_batches(lengths: Sequence[int], rows: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut rows, sorted by length, into groups whose padded size stays within a budget of tokens.
+
+    A row longer than the budget makes a group of its own.
+
+    Args:
+        lengths: real tokens of every row of the data.
+        rows: indices into ``lengths`` that make the optimiser batch.
+        budget: most padded tokens of a group.
+    """
+    groups: list[list[int]] = []
+    for row in sorted(rows, key=lambda r: (-lengths[r], r)):
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Return some rows of a record of tensors, with columns of nothing but padding cut off.
+
+    Works on any frozen record with one ``Sequences`` field (or on ``Sequences``) and tensors of shape (B,),
+    (B, S) or (B, S-1).
+    """
+    whole = batch if isinstance(batch, Sequences) else next(v for v in _values(batch) if isinstance(v, Sequences))
+    index = torch.tensor(rows, device=whole.input_ids.device)
+    longest = int(whole.attention_mask[index].sum(1).max())
+    cut = whole.input_ids.shape[1] - longest
+    result: Batch = _take(batch, index, cut)
+    return result
+
+
+def by_rows(
+    forward: Callable[[Sequences], Tensor], sequences: Sequences, budget: int, *, columns: int | None = None
+) -> Tensor:
+    """Run a forward in micro-batches without gradients and put its rows back in order.
+
+    Args:
+        forward: returns one row for each row of its batch: (b,) or (b, s-1).
+        sequences: all rows. B
+        budget: most padded tokens of a micro-batch.
+        columns: width of the result, e.g. S-1 with zeros past a row's end; None for one number a row.
+
+    Returns:
+        (B, columns) or (B,), float32
+    """
+    size = len(sequences.input_ids)
+    shape = (size,) if columns is None else (size, columns)
+    result = torch.zeros(shape, device=sequences.input_ids.device)
+    with torch.no_grad():
+        for rows in micro_batches(sequence_lengths(sequences), range(size), budget):
+            part = forward(take_rows(sequences, rows))
+            if columns is None:
+                result[rows] = part
+            else:
+                result[rows, : part.shape[1]] = part
+    return result
+
+
+def _values(batch: Any) -> list[Any]:
+    return [getattr(batch, f.name) for f in fields(batch)]
+
+
+def _take(value: Any, index: Tensor, cut: int) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(*(_take(v, index, cut) for v in _values(value)))
+    rows = value[index]
+    return rows[:, : rows.shape[1] - cut] if rows.dim() == 2 else rows

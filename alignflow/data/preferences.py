@@ -1,0 +1,137 @@
+"""Read preferences, drop what cannot be used and say why, and split by prompt."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One prompt with a preferred and a dispreferred response, as text."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+    @property
+    def prompt_id(self) -> str:
+        """A short stable name of the prompt: the hash of its text."""
+        return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that is not used."""
+
+    row: int
+    """Line of the file, from 1."""
+    reason: str
+
+
+def read(path: Path) -> tuple[list[Preference], list[Dropped]]:
+    """Read a JSONL file of ``prompt``, ``chosen`` and ``rejected`` texts.
+
+    Rows that are broken, empty, repeated, equal on both sides or that contradict an earlier row are dropped.
+
+    Raises:
+        DataError: the file is missing.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: not found; set data.path in params.yaml to a JSONL file of preferences")
+    kept: list[Preference] = []
+    dropped: list[Dropped] = []
+    seen: set[tuple[str, str, str]] = set()
+    with path.open() as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            row = _parse(line)
+            reason = row if isinstance(row, str) else _fault(row, seen)
+            if reason is not None:
+                dropped.append(Dropped(number, reason))
+            elif isinstance(row, Preference):
+                seen.add((row.prompt, row.chosen, row.rejected))
+                kept.append(row)
+    return kept, dropped
+
+
+def gate(total: int, dropped: Sequence[Dropped], *, most: float, path: Path) -> dict[str, int]:
+    """Count dropped rows by reason, and stop when they are too many.
+
+    Raises:
+        DataError: nothing is left, or the dropped share is above ``most``; the message holds the counts.
+    """
+    counts = dict(Counter(d.reason for d in dropped).most_common())
+    examples = {reason: [d.row for d in dropped if d.reason == reason][:3] for reason in counts}
+    table = "".join(
+        f"\n  {n:6d}  {reason} (rows {', '.join(map(str, examples[reason]))})" for reason, n in counts.items()
+    )
+    if total == len(dropped):
+        raise DataError(f"{path}: no usable row of {total}{table}")
+    if len(dropped) > most * total:
+        raise DataError(
+            f"{path}: {len(dropped)} of {total} rows cannot be used, more than data.max_dropped_fraction ({most}) "
+            f"allows:{table}\n  repair these rows, or raise data.max_dropped_fraction"
+        )
+    return counts
+
+
+def split(prompts: Iterable[str], *, eval_fraction: float, seed: int) -> set[str]:
+    """Return the prompts kept for evaluation.
+
+    A prompt's side depends on its own hash and the seed alone: all its rows are on one side, and rows added later
+    move none.
+    """
+
+    def share(prompt: str) -> float:
+        return int.from_bytes(hashlib.sha256(f"{seed}:{prompt}".encode()).digest()[:8], "big") / 2**64
+
+    return {prompt for prompt in prompts if share(prompt) < eval_fraction}
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+    """Return a user's message in the chat template, up to where the assistant's answer starts."""
+    messages = [{"role": "user", "content": prompt}]
+    return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def encode_response(tokenizer: Any, response: str) -> tuple[int, ...]:
+    """Return an answer's tokens with one end-of-sequence token.
+
+    Encoded apart from the prompt, so that the boundary is exact.
+    """
+    ids = tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return (*ids, tokenizer.eos_token_id)
+
+
+def _parse(line: str) -> Preference | str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return "broken JSON"
+    if not isinstance(row, dict):
+        return "not an object"
+    texts = [row.get(key) for key in ("prompt", "chosen", "rejected")]
+    if not all(isinstance(text, str) for text in texts):
+        return "prompt, chosen or rejected is missing or not a text"
+    return Preference(*(text.strip() for text in texts if isinstance(text, str)))
+
+
+def _fault(row: Preference, seen: set[tuple[str, str, str]]) -> str | None:
+    if not (row.prompt and row.chosen and row.rejected):
+        return "empty text"
+    if row.chosen == row.rejected:
+        return "chosen equals rejected"
+    if (row.prompt, row.chosen, row.rejected) in seen:
+        return "repeated row"
+    if (row.prompt, row.rejected, row.chosen) in seen:
+        return "contradicts an earlier row"
+    return None

@@ -1,0 +1,120 @@
+"""Sample responses: one prefill, then a token a row at a time; finished rows leave the batch.
+
+Each row draws from its own random stream, so a response depends on seed and row, not on how rows are batched.
+No top-k or top-p: the log-probs that training takes are those of the full distribution.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHRINK = 0.75  # rows leave once at least a quarter has finished: shrinking copies the whole cache
+
+
+@dataclass(frozen=True)
+class Response:
+    """A sampled response."""
+
+    tokens: tuple[int, ...]
+    """Up to and including the first end-of-sequence token."""
+    truncated: bool
+    """True when the length limit came first."""
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_ids: Sequence[int],
+    max_response_length: int,
+    temperature: float,
+    seed: int,
+    rows: int,
+) -> list[Response]:
+    """Sample one response to each prompt.
+
+    Args:
+        model: a causal language model of transformers.
+        prompts: token ids; repeat a prompt for several samples.
+        eos_ids: tokens that end a response.
+        max_response_length: most tokens of a response, end-of-sequence included.
+        temperature: divides the logits; 0 takes the likeliest token.
+        seed: of all random streams.
+        rows: responses sampled at once.
+
+    Returns:
+        One response a prompt, in order.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # alike lengths waste least padding
+    result: dict[int, Response] = {}
+    for start in range(0, len(order), rows):
+        chunk = order[start : start + rows]
+        draws = torch.stack([_uniforms(seed, i, max_response_length) for i in chunk])
+        tokens = _sample(model, [prompts[i] for i in chunk], draws, set(eos_ids), temperature)
+        for index, response in zip(chunk, tokens, strict=True):
+            result[index] = response
+    return [result[i] for i in range(len(prompts))]
+
+
+def _uniforms(seed: int, row: int, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63)
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _sample(
+    model: Any, prompts: Sequence[Sequence[int]], draws: Tensor, eos_ids: set[int], temperature: float
+) -> list[Response]:
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    longest = max(len(p) for p in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, longest - len(prompt) :] = 1
+    ids, mask, draws = ids.to(device), mask.to(device), draws.to(device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    tokens: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    alive = list(range(len(prompts)))  # which response each row of the batch belongs to
+    for t in range(draws.shape[1]):
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        chosen = _choose(logits.float(), draws[alive, t], temperature)
+        for row, token in zip(alive, chosen.tolist(), strict=True):
+            if not ended[row]:
+                tokens[row].append(token)
+                ended[row] = token in eos_ids
+        if all(ended):
+            break
+        keep = [i for i, row in enumerate(alive) if not ended[row]]
+        if len(keep) <= SHRINK * len(alive):
+            index = torch.tensor(keep, device=device)
+            cache.batch_select_indices(index)
+            chosen, mask, positions = chosen[index], mask[index], positions[index]
+            alive = [alive[i] for i in keep]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        positions = positions[:, -1:] + 1
+    return [Response(tuple(t), not e) for t, e in zip(tokens, ended, strict=True)]
+
+
+def _choose(logits: Tensor, draws: Tensor, temperature: float) -> Tensor:
+    """Return the token where the cumulative distribution passes the row's draw. (B, V), (B,) -> (B,)"""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = torch.softmax(logits / temperature, -1).cumsum(-1)
+    passed = torch.searchsorted(cumulative, draws[:, None].to(cumulative.dtype) * cumulative[:, -1:])
+    return passed[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,134 @@
+"""PEFT adapters: attach them to a base, and keep them as plain PEFT folders on disk."""
+
+import hashlib
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignflow.models.base import BaseIdentity
+
+HEAD = "score"  # what transformers calls the scalar head of a sequence classifier
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """Shape shared by all adapters of a run (LoRA; Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int
+    alpha: float
+    target_modules: str | tuple[str, ...]
+
+
+def attach(model: Any, name: str, shape: AdapterShape) -> Any:
+    """Return the PEFT model with one more, fresh adapter: B = 0, so that it changes nothing yet.
+
+    No dropout: the ratio of policy to reference must not depend on chance.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    targets = shape.target_modules
+    config = LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        lora_dropout=0.0,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+        return model
+    return get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
+
+
+def lora_layers(model: Any) -> list[Any]:
+    """Return all layers that carry adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def dense(layer: Any, name: str) -> nn.Linear | None:
+    """Return an adapted layer as one plain linear layer, or None for a kind of layer that has no such form.
+
+    Args:
+        layer: a PEFT layer.
+        name: adapter to add; without such an adapter, the base layer alone.
+    """
+    import bitsandbytes as bnb
+
+    base = layer.get_base_layer()
+    if isinstance(base, bnb.nn.Linear4bit):
+        weight = bnb.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
+    elif isinstance(base, nn.Linear):
+        weight = base.weight.data
+    else:
+        return None
+    if name in layer.lora_A:
+        weight = (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
+    plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    if base.bias is not None:
+        plain.bias = base.bias
+    return plain
+
+
+def save(model: Any, name: str, folder: Path, *, identity: BaseIdentity, head: Tensor | None) -> None:
+    """Write one adapter as a PEFT folder; with a head, as a sequence classifier that plain PEFT loads."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    config = deepcopy(model.peft_config[name])
+    config.base_model_name_or_path = identity.load_from
+    config.revision = identity.revision
+    config.inference_mode = True
+    if head is not None:
+        weights[f"base_model.model.{HEAD}.weight"] = head
+        config.task_type, config.modules_to_save = "SEQ_CLS", [HEAD]
+    config.target_modules = sorted(config.target_modules)  # a set has no order, and the file's hash must not change
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in sorted(weights.items())}
+    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+
+
+def load_weights(model: Any, name: str, folder: Path) -> Tensor | None:
+    """Load a folder into an attached adapter of the same shape; return the head's weight if it has one.
+
+    Raises:
+        ValueError: the folder holds no adapter, or one of another shape.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    path = folder / "adapter_model.safetensors"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no adapter (adapter_model.safetensors is missing)")
+    weights = load_file(path)
+    head = weights.pop(f"base_model.model.{HEAD}.weight", None)
+    try:
+        result = set_peft_model_state_dict(model, weights, adapter_name=name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder} holds an adapter of another shape than params.yaml's lora section: {error}"
+        ) from error
+    missing = [key for key in result.missing_keys if f".{name}." in key]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"{folder} does not fit this base or params.yaml's lora section: "
+            f"{len(missing)} tensors missing, {len(result.unexpected_keys)} unknown"
+        )
+    return head
+
+
+def fingerprint(parameters: Sequence[Tensor]) -> str:
+    """Return a hash of tensors' contents."""
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,118 @@
+"""Load the base model once, 4-bit or not, with its tokenizer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignflow.models.base import BaseIdentity
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A frozen base model, ready to carry adapters."""
+
+    model: Any
+    """A transformers causal language model."""
+    tokenizer: Any
+    identity: BaseIdentity
+    quantization: str
+    device: torch.device
+    dtype: torch.dtype
+
+
+class UnsupportedModel(ValueError):
+    """The architecture does something that the fast log-probs would miss."""
+
+
+def load_tokenizer(identity: BaseIdentity) -> Any:
+    """Return the base model's tokenizer.
+
+    Raises:
+        UnsupportedModel: it has no chat template or no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(identity.load_from, revision=identity.revision)
+    if tokenizer.chat_template is None:
+        raise UnsupportedModel(f"{identity.model} has no chat template; use an instruct model")
+    if tokenizer.eos_token_id is None:
+        raise UnsupportedModel(f"{identity.model} has no end-of-sequence token")
+    return tokenizer
+
+
+def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> LoadedBase:
+    """Load the frozen base on the GPU if there is one, else on the CPU.
+
+    Args:
+        identity: which model.
+        quantization: ``nf4`` (4-bit, double quantisation; Dettmers et al. 2023, arXiv:2305.14314) or ``none``.
+        dtype: of activations and unquantised weights, e.g. ``bfloat16``.
+
+    Raises:
+        UnsupportedModel: its logits are not head(hidden states) in one of the ways this project knows.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compute = getattr(torch, dtype)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        identity.load_from,
+        revision=identity.revision,
+        dtype=compute,
+        device_map={"": device},
+        quantization_config=nf4 if quantization == "nf4" else None,
+    )
+    model.eval()  # no dropout anywhere: policy and reference must differ by their weights alone
+    model.requires_grad_(False)
+    if quantization == "nf4":
+        _keep_trainable_layout(model)
+    base = LoadedBase(model, load_tokenizer(identity), identity, quantization, device, compute)
+    _check_logits(base)
+    return base
+
+
+def decoder_of(model: Any) -> Any:
+    """Return the part of a causal language model that ends in hidden states, without its output embedding."""
+    return getattr(model, model.base_model_prefix)
+
+
+def softcap_of(model: Any) -> float:
+    """Return the cap of c·tanh(logits / c) that some models apply, or 0."""
+    return float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
+
+
+def _keep_trainable_layout(model: nn.Module) -> None:
+    """Stop bitsandbytes from repacking weights for inference on CPUs with AVX-512 bf16.
+
+    Its 4-bit layer does so in place on the first forward without gradients, after which gradients no longer flow
+    through it and its numbers differ from those of training.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _check_logits(base: LoadedBase) -> None:
+    """Compare the model's own logits with head(hidden states) on a few tokens."""
+    ids: Tensor = torch.arange(4, device=base.device)[None]
+    with torch.no_grad():
+        expected = base.model(input_ids=ids).logits.float()
+        hidden = decoder_of(base.model)(input_ids=ids).last_hidden_state
+        logits = base.model.get_output_embeddings()(hidden).float()
+    cap = softcap_of(base.model)
+    found = cap * torch.tanh(logits / cap) if cap else logits
+    if not torch.allclose(expected, found, atol=1e-2 * float(expected.abs().max())):
+        raise UnsupportedModel(
+            f"{base.identity.model} ({type(base.model).__name__}) changes its logits after the output embedding "
+            "in a way this project does not know"
+        )

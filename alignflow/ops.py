@@ -1,0 +1,138 @@
+"""Pure tensor maths of the algorithms. Masks are True where a token counts; masking selects, never multiplies."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Return Σ values over the True entries of the mask along the last axis. (B, T) -> (B,)"""
+    return torch.where(mask, values, 0.0).sum(-1)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over all True entries, a scalar; 0 where there is none."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Shift and scale the True entries together to mean 0 and unbiased standard deviation 1; zero elsewhere.
+
+    Fewer than two entries are only centred: they have no deviation.
+    """
+    count = mask.sum()
+    centred = values - masked_mean(values, mask)
+    if count < 2:
+        return torch.where(mask, centred, 0.0)
+    variance = torch.where(mask, centred.square(), 0.0).sum() / (count - 1)
+    return torch.where(mask, centred * torch.rsqrt(variance + 1e-8), 0.0)  # 1e-8: all entries may be equal
+
+
+def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Return log π − log π_ref: unbiased for KL(π‖π_ref) under samples of π, of either sign. Elementwise, nats."""
+    return logprobs - ref_logprobs
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Return exp(δ) − δ − 1 with δ = log π_ref − log π: unbiased under samples of π and never negative.
+
+    Schulman, "Approximating KL divergence" (2020); Eq. 4 of Shao et al. 2024, arXiv:2402.03300. δ is clamped
+    to ±20 so that one token cannot overflow. Elementwise, nats.
+    """
+    delta = (ref_logprobs - logprobs).clamp(-20.0, 20.0)
+    return torch.expm1(delta) - delta
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """Log-probs and entropies of given tokens without ever holding (N, V) logits for all N positions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        softcap: float,
+        chunk: int,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        entropies = torch.zeros_like(logprobs)
+        normalizers = torch.empty_like(logprobs)
+        for part in _parts(len(targets), chunk):
+            logits = _logits(hidden[part], weight, bias, scale, softcap)
+            normalizers[part] = torch.logsumexp(logits, -1)
+            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normalizers[part]
+            if entropy:
+                probs = torch.exp(logits - normalizers[part, None])
+                entropies[part] = normalizers[part] - (probs * logits).sum(-1)
+        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        ctx.bias, ctx.scale, ctx.softcap, ctx.chunk = bias, scale, softcap, chunk
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
+        hidden, weight, targets, normalizers = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        for part in _parts(len(targets), ctx.chunk):
+            logits = _logits(hidden[part], weight, ctx.bias, ctx.scale, ctx.softcap)
+            # ∂ log p_y / ∂ logit_v = [v = y] − p_v
+            grad = torch.exp(logits - normalizers[part, None]).neg_()
+            grad.scatter_add_(1, targets[part, None], torch.ones_like(grad[:, :1]))
+            grad *= grad_logprobs[part, None] * ctx.scale
+            if ctx.softcap:  # d(c·tanh(x/c))/dx = 1 − tanh²(x/c)
+                grad *= 1 - (logits / (ctx.scale * ctx.softcap)).square()
+            grad_hidden[part] = grad.to(weight.dtype) @ weight
+        return grad_hidden, None, None, None, None, None, None, None
+
+
+def _parts(total: int, chunk: int) -> list[slice]:
+    return [slice(i, min(i + chunk, total)) for i in range(0, total, chunk)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float) -> Tensor:
+    logits = F.linear(hidden, weight, bias).float()
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits * scale
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float = 0.0,
+    chunk: int = 256,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return log π(target) at each position, and the entropy of π there (zeros unless asked for).
+
+    log softmax(logits / temperature)[target] with logits = hidden · weightᵀ (+ bias), in float32. Same numbers
+    as ``log_softmax(logits)`` and ``gather``, but logits exist for ``chunk`` positions at a time, in the
+    backward pass too. The weight is frozen: no gradient reaches it. Entropies carry no gradient.
+
+    Args:
+        hidden: last hidden states at the predicting positions. (N, H)
+        weight: output embedding. (V, H)
+        targets: the predicted token ids. (N,)
+        bias: of the output embedding. (V,)
+        temperature: of sampling; divides the logits.
+        softcap: c of c·tanh(logits / c), which some models apply; 0 for none.
+        chunk: positions whose logits exist at once.
+        entropy: compute entropies.
+
+    Returns:
+        Log-probs and entropies in nats, float32. (N,), (N,)
+    """
+    result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]  # torch gives none
+        hidden, weight, bias, targets, 1.0 / temperature, softcap, chunk, entropy
+    )
+    return result

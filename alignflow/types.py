@@ -1,0 +1,92 @@
+"""The program's nouns: frozen records of tensors that the layers hand to each other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+Metrics = Mapping[str, float]
+Log = Callable[[int, Metrics], None]
+"""Receives an optimiser step (counted from 1) and its metrics."""
+
+
+class Example(NamedTuple):
+    """One prompt with one response, as token ids; the response ends with end-of-sequence unless cut off."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """One prompt with a preferred and a dispreferred response, as token ids."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts joined with responses, padded on the right."""
+
+    input_ids: Tensor
+    """Token ids; padding holds any valid id. (B, S)"""
+    attention_mask: Tensor
+    """True where a token is real. (B, S) bool"""
+    response_mask: Tensor
+    """True where a token belongs to the response. (B, S) bool"""
+
+    def to(self, device: object) -> "Sequences":
+        """Return the same records on a device."""
+        return Sequences(
+            self.input_ids.to(device),  # type: ignore[call-overload]
+            self.attention_mask.to(device),  # type: ignore[call-overload]
+            self.response_mask.to(device),  # type: ignore[call-overload]
+        )
+
+
+class Models(Protocol):
+    """What an algorithm may ask of the models; roles are adapters over one base."""
+
+    def logprobs(
+        self, role: str, batch: Sequences, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return log-probs of the response tokens, and entropies when asked for; zero elsewhere. (B, S-1) each."""
+        ...
+
+    def scores(self, role: str, batch: Sequences) -> Tensor:
+        """Return the scalar of the role's head on the last response token. (B,) float32"""
+        ...
+
+    def values(self, role: str, batch: Sequences) -> Tensor:
+        """Return the value before each predicted token; zero outside the response. (B, S-1) float32"""
+        ...
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step gives the loop: losses that nobody has reduced yet."""
+
+    losses: Tensor
+    """One loss an example (B,) or a token (B, T)."""
+    mask: Tensor
+    """True where a loss counts; same shape."""
+    metrics: Mapping[str, Tensor]
+    """Values that the loop averages over all micro-batches of the step, any shape."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response with everything that the update needs; T is its own length in tokens."""
+
+    prompt_id: int
+    """Index of the prompt in the rollout batch: the group, whatever the text."""
+    example: Example
+    truncated: bool
+    """True when the response was cut off before end-of-sequence."""
+    score: float
+    """The weighted sum of the reward sources, missing-end penalty included."""
+
+
+Rollouts = Sequence[Rollout]

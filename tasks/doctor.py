@@ -1,0 +1,119 @@
+"""What will run where, and whether it can: the checks behind ``alignflow doctor``."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+Finding = tuple[str, bool, str]
+"""What was looked at, whether it is well, and what was found."""
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "prefect", "fastapi", "mlflow", "dvc")
+
+
+def diagnose() -> list[Finding]:
+    """Look at hardware, versions, settings, base model, data and storage; nothing is changed or trained."""
+    return [_guard(name, look) for name, look in LOOKS.items()]
+
+
+def _guard(name: str, look: Callable[[], tuple[bool, str]]) -> Finding:
+    try:
+        well, found = look()
+    except Exception as error:  # a diagnosis reports whatever goes wrong
+        return name, False, f"{type(error).__name__}: {error}"
+    return name, well, found
+
+
+def _python() -> tuple[bool, str]:
+    return sys.version_info >= (3, 11), sys.version.split()[0]
+
+
+def _packages() -> tuple[bool, str]:
+    missing, found = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    return not missing, f"not installed: {', '.join(missing)}" if missing else ", ".join(found)
+
+
+def _hardware() -> tuple[bool, str]:
+    import torch
+
+    from tasks.hardware import describe
+
+    where = "training runs on the GPU" if torch.cuda.is_available() else "no GPU: training runs on the CPU"
+    return True, f"{describe()}; {where}"
+
+
+def _memory() -> tuple[bool, str]:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return total >= 6, f"{total:.1f} GiB"
+
+
+def _disk() -> tuple[bool, str]:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return free >= 2, f"{free:.1f} GiB free here"
+
+
+def _params() -> tuple[bool, str]:
+    from tasks.params import load
+
+    load(Path("params.yaml"))
+    return True, "params.yaml is complete and in range"
+
+
+def _base() -> tuple[bool, str]:
+    from alignflow.models.base import identify
+    from alignflow.models.load import load_tokenizer
+    from tasks.base import CONVERTED
+    from tasks.params import load
+
+    base = load(Path("params.yaml")).base
+    identity = identify(base.model, base.revision, converted=CONVERTED)
+    load_tokenizer(identity)
+    return (
+        True,
+        f"{base.model}: {identity.weight_bytes / 2**20:.0f} MiB, chat template present, runs as {base.quantization}",
+    )
+
+
+def _data() -> tuple[bool, str]:
+    from alignflow.data.preferences import gate, read
+    from tasks.params import load
+
+    data = load(Path("params.yaml")).data
+    rows, dropped = read(Path(data.path))
+    gate(len(rows) + len(dropped), dropped, most=data.max_dropped_fraction, path=Path(data.path))
+    return True, f"{data.path}: {len(rows)} usable rows, {len(dropped)} dropped"
+
+
+def _tracking() -> tuple[bool, str]:
+    from tasks.outbox import destination, pending, without_secrets
+    from tasks.workspace import home
+
+    waiting = pending(home() / "outbox")
+    note = f"; {len(waiting)} records wait for `alignflow deliver`" if waiting else ""
+    return True, f"MLflow at {without_secrets(destination())}{note}"
+
+
+def _prefect() -> tuple[bool, str]:
+    url = os.environ.get("PREFECT_API_URL")
+    return True, f"Prefect server at {url}" if url else "no PREFECT_API_URL: flows start a server of their own"
+
+
+LOOKS: dict[str, Callable[[], tuple[bool, str]]] = {
+    "python": _python,
+    "packages": _packages,
+    "hardware": _hardware,
+    "memory": _memory,
+    "disk": _disk,
+    "params": _params,
+    "base model": _base,
+    "data": _data,
+    "tracking": _tracking,
+    "orchestration": _prefect,
+}

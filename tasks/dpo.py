@@ -1,0 +1,26 @@
+"""Stage ``dpo``: direct preference optimisation on the stored pairs."""
+
+from collections.abc import Mapping
+
+from tasks.stage import Stage, run
+
+
+def work(stage: Stage) -> Mapping[str, float]:
+    """Train a policy from the SFT adapter; the reference is a frozen copy of it."""
+    from tasks import training
+
+    models = training.open_models(stage.params)
+    models.add("reference", start=training.SFT)
+    models.add("policy", start=training.SFT, trained=True)
+    pairs = training.encode_pairs(models.base.tokenizer, training.read_prepared("train"))
+    return training.train_dpo(stage, models, pairs, stage.params.dpo)
+
+
+if __name__ == "__main__":
+    run(
+        "dpo",
+        work,
+        sections=["base", "lora", "dpo"],
+        inputs=["artifacts/base", "artifacts/sft", "data/prepared"],
+        outs=["artifacts/dpo"],
+    )

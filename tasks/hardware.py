@@ -1,0 +1,36 @@
+"""What this process runs on, and how much memory it has used."""
+
+import os
+import platform
+import resource
+from pathlib import Path
+
+
+def describe() -> str:
+    """Return e.g. ``2 cores, AMD EPYC`` or ``NVIDIA H200, 139.8 GiB``."""
+    import torch
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        return f"{device.name}, {device.total_memory / 2**30:.1f} GiB"
+    return f"{os.cpu_count()} cores, {_processor()}"
+
+
+def peak_memory_gib() -> float:
+    """Return the allocator's peak on a GPU, else the most memory this process ever held (RSS)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

@@ -1,0 +1,153 @@
+"""Stage ``iterative_dpo@round-i``: sample from the current model, pair best with worst, one DPO round."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.params import load
+from tasks.stage import Stage, run
+
+if TYPE_CHECKING:
+    from alignflow.models.roles import SharedBase
+    from alignflow.types import Pair
+
+
+def work(stage: Stage) -> Mapping[str, float]:
+    """Run one round; its pairs are written with their lineage, the dropped ones too."""
+    from tasks import training
+
+    section = stage.params.iterative_dpo
+    turn = section.rounds[stage.name.partition("@")[2]]
+    models = training.open_models(stage.params)
+    models.add("policy", start=Path(turn.previous), trained=True)
+    models.add("reference", start=Path(turn.previous) if section.reference == "previous" else training.SFT)
+    models.add("reward_model", start=training.REWARD_MODEL)
+    pairs, sampled = _pairs(stage, models)
+    return {**training.train_dpo(stage, models, pairs, section), **sampled}
+
+
+def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, float]]:
+    """Make the round's pairs and write them with their lineage.
+
+    A resumed stage samples them again and gets the same: they depend on the start policy and the seed alone.
+    """
+    from alignflow.data.preferences import encode_prompt
+    from alignflow.types import Pair
+
+    path = Path("artifacts") / stage.name.replace("@", "/") / "pairs.jsonl"
+    lineage = _sample_pairs(stage, models)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lineage))
+    kept = [row for row in lineage if row["dropped"] is None]
+    stage.say(f"{len(kept)} pairs from {len(lineage)} prompts of shard {lineage[0]['shard']}")
+    if not kept:
+        raise NoPairs(
+            f"{stage.name}: none of {len(lineage)} prompts gave a pair; "
+            "raise iterative_dpo.samples_per_prompt or lower iterative_dpo.min_margin"
+        )
+    rows = [
+        {"prompt": r["prompt"], "scores": r["scores"], "response": r["chosen"], "rejected": r["rejected"]} for r in kept
+    ]
+    stage.record.table("pairs", rows[:16])
+    pairs = [
+        Pair(
+            encode_prompt(models.base.tokenizer, r["prompt"]),
+            tuple(r["chosen_ids"]),
+            tuple(r["rejected_ids"]),
+        )
+        for r in kept
+    ]
+    scores = [score for row in lineage for score in row["scores"]]
+    return pairs, {
+        "pairs": float(len(kept)),
+        "prompts_without_pair": float(len(lineage) - len(kept)),
+        "reward/mean": sum(scores) / len(scores),
+        "truncated_fraction": sum(t for r in lineage for t in r["truncated"]) / len(scores),
+    }
+
+
+def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
+    """Sample, score and pair; one row a prompt with everything that made or dropped its pair."""
+    from alignflow.algorithms.iterative_dpo import choose_pair, shard_of
+    from alignflow.data.preferences import encode_prompt
+    from alignflow.models.base import load_identity
+    from alignflow.types import Example
+    from tasks import training
+    from tasks.base import IDENTITY
+
+    section, k = stage.params.iterative_dpo, stage.params.iterative_dpo.samples_per_prompt
+    turn = section.rounds[stage.name.partition("@")[2]]
+    train = training.read_prepared("train")
+    shard = shard_of(len(train), shard=turn.shard, of=turn.of, seed=section.seed)[: section.prompts_per_shard]
+    rows = [train[i] for i in shard for _ in range(k)]
+    prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in rows]
+    stage.say(f"samples {k} answers to each of {len(shard)} prompts")
+    seed = section.seed * 1000 + turn.shard
+    responses, texts = training.sample(models, "policy", prompts, stage.params, seed=seed)
+    examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
+    rewards = training.reward(
+        models,
+        stage.params,
+        [row["prompt"] for row in rows],
+        examples,
+        responses,
+        texts,
+        budget=section.micro_batch_tokens,
+    )
+    origin = {
+        "round": stage.name.partition("@")[2],
+        "shard": turn.shard,
+        "of": turn.of,
+        "policy": turn.previous,
+        "policy_hash": models.fingerprint("policy")[:16],
+        "reward_model_hash": models.fingerprint("reward_model")[:16],
+        "base_hash": load_identity(IDENTITY).sha256[:16],
+        "sampling": {**stage.params.sampling.model_dump(), "seed": seed},
+    }
+    result: list[dict[str, Any]] = []
+    for start in range(0, len(rows), k):
+        group = slice(start, start + k)
+        choice = choose_pair(rewards[group], texts[group], min_margin=section.min_margin)
+        best, worst = start + choice.best, start + choice.worst
+        result.append(
+            {
+                "prompt_id": rows[start]["prompt_id"],
+                "prompt": rows[start]["prompt"],
+                "chosen": texts[best],
+                "rejected": texts[worst],
+                "dropped": choice.dropped,
+                "scores": [round(r, 4) for r in rewards[group]],
+                "responses": texts[group],
+                "truncated": [r.truncated for r in responses[group]],
+                "chosen_ids": responses[best].tokens,
+                "rejected_ids": responses[worst].tokens,
+                **origin,
+            }
+        )
+    return result
+
+
+class NoPairs(ValueError):
+    """A round found nothing to train on."""
+
+
+if __name__ == "__main__":
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    rounds = load(Path("params.yaml")).iterative_dpo.rounds
+    if name not in rounds:
+        sys.exit(f"usage: python -m tasks.iterative_dpo ROUND, one of: {', '.join(rounds)}")
+    run(
+        f"iterative_dpo@{name}",
+        work,
+        sections=["base", "lora", "sampling", "rewards", "iterative_dpo"],
+        inputs=[
+            "artifacts/base",
+            "artifacts/sft",
+            rounds[name].previous,
+            "artifacts/reward_model",
+            "data/prepared",
+        ],
+        outs=[f"artifacts/iterative_dpo/{name}"],
+    )

@@ -1,0 +1,364 @@
+"""Read, check and edit ``params.yaml``: one pydantic model per section, no default for any value."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class ParamsError(ValueError):
+    """A message for the user that names the file, the key and what to do."""
+
+
+class Section(BaseModel):
+    """A section of ``params.yaml``: frozen, complete, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Base(Section):
+    """The model that everything starts from."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """A Hub id, a folder, or ``package:MODULE`` for a GGUF file inside an installed Python package."""
+    revision: str | None
+    """Hub ids only: branch, tag or commit."""
+    quantization: Literal["nf4", "none"]
+    dtype: Literal["bfloat16", "float32"]
+    """Of activations, adapters and unquantised weights."""
+
+
+class Lora(Section):
+    """Shape of every adapter (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: Count
+    alpha: Positive
+    target_modules: Literal["all-linear"] | list[str]
+
+
+class Data(Section):
+    """The preference file and how it is split."""
+
+    path: Annotated[str, Field(min_length=1)]
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the distinct prompts kept for evaluation."""
+    max_prompt_length: Count
+    """Tokens, chat template included; longer rows are dropped and counted."""
+    max_response_length: Count
+    """Tokens, end-of-sequence included; longer rows are dropped and counted."""
+    max_dropped_fraction: Annotated[float, Field(ge=0, le=1)]
+    """Above this share of dropped rows the stage stops."""
+    seed: Seed
+
+
+class Sampling(Section):
+    """How responses are sampled while training."""
+
+    max_response_length: Annotated[int, Field(ge=2)]
+    temperature: Positive
+    rows: Count
+    """Responses sampled at once; changes memory and speed only."""
+
+
+class Rewards(Section):
+    """What the on-policy methods maximise: a weighted sum of sources."""
+
+    reward_model: NonNegative
+    rules: dict[str, float]
+    """Weights of rule functions, by name."""
+    missing_eos_penalty: NonNegative
+
+
+class Optimisation(Section):
+    """Keys shared by every stage that trains."""
+
+    steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps; for PPO and GRPO rollout batches."""
+    batch_size: Count
+    """Examples, pairs or prompts a step."""
+    learning_rate: Positive
+    """Peak of the schedule: linear warm-up, then cosine to a tenth. Usual with LoRA: 1e-5 to 5e-4."""
+    warmup_fraction: Fraction
+    weight_decay: NonNegative
+    max_grad_norm: Positive
+    micro_batch_tokens: Annotated[int, Field(ge=16)]
+    """Padded tokens a forward pass may hold; changes memory and speed, not the gradient."""
+    seed: Seed
+
+
+class Sft(Optimisation):
+    """Supervised fine-tuning on the chosen responses."""
+
+    enabled: bool
+
+
+class RewardModel(Optimisation):
+    """Bradley-Terry reward model."""
+
+    center_coef: NonNegative
+    normalization_prompts: Annotated[int, Field(ge=2)]
+
+
+class DpoLoss(Section):
+    """Keys of the DPO loss."""
+
+    beta: Positive
+    """Strength of the pull to the reference. Usual: 0.01 to 0.5."""
+    loss: Literal["sigmoid", "ipo", "hinge"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+
+
+class Dpo(DpoLoss, Optimisation):
+    """Direct preference optimisation."""
+
+
+class Round(Section):
+    """One round of iterative DPO: where it starts and which shard it samples from."""
+
+    previous: str
+    shard: Count
+    of: Count
+
+
+class IterativeDpo(DpoLoss, Optimisation):
+    """Iterative DPO over shards of the training prompts."""
+
+    shards: Count
+    prompts_per_shard: Count
+    samples_per_prompt: Annotated[int, Field(ge=2)]
+    min_margin: NonNegative
+    reference: Literal["previous", "initial"]
+    rounds: dict[str, Round]
+    last: str
+
+    @model_validator(mode="after")
+    def _rounds_follow_shards(self) -> Self:
+        wanted = rounds_of(self.shards)
+        have = {name: r.model_dump() for name, r in self.rounds.items()}
+        if have != wanted or self.last != f"round-{self.shards}":
+            raise ValueError(
+                f"rounds and last do not fit shards: {self.shards}; "
+                f"run `alignflow set iterative_dpo.shards={self.shards}` to rewrite them"
+            )
+        return self
+
+
+class OnPolicy(Optimisation):
+    """Keys shared by PPO and GRPO."""
+
+    epochs: Count
+    """Passes over each rollout batch."""
+    minibatches: Count
+    """Optimiser steps a pass."""
+
+
+class Ppo(OnPolicy):
+    """Proximal policy optimisation with a critic."""
+
+    critic_learning_rate: Positive
+    kl_coef: NonNegative
+    clip_range: Annotated[float, Field(gt=0, lt=1)]
+    value_clip_range: Positive
+    value_coef: Positive
+    gamma: Annotated[float, Field(gt=0, le=1)]
+    gae_lambda: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _minibatches_fit(self) -> Self:
+        if self.minibatches > self.batch_size:
+            raise ValueError(f"minibatches: {self.minibatches} exceeds batch_size: {self.batch_size}")
+        return self
+
+
+class Grpo(OnPolicy):
+    """Group-relative policy optimisation."""
+
+    group_size: Annotated[int, Field(ge=2)]
+    beta: NonNegative
+    clip_range_low: Annotated[float, Field(gt=0, lt=1)]
+    clip_range_high: Positive
+    normalization: Literal["grpo", "dr_grpo", "dapo"]
+    std_epsilon: Positive
+
+    @model_validator(mode="after")
+    def _minibatches_fit(self) -> Self:
+        if self.minibatches > self.batch_size * self.group_size:
+            raise ValueError(f"minibatches: {self.minibatches} exceeds batch_size × group_size")
+        return self
+
+
+class Evaluate(Section):
+    """Evaluation of one policy on held-out prompts."""
+
+    prompts: Annotated[int, Field(ge=2)]
+    max_response_length: Annotated[int, Field(ge=2)]
+    temperature: NonNegative
+    """0 is greedy."""
+    gold: str
+    """Name of a rule in alignflow/rewards.py that judges but is never trained on."""
+    seed: Seed
+
+
+class Compare(Section):
+    """Statistics of the comparison."""
+
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    seed: Seed
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    base: Base
+    lora: Lora
+    data: Data
+    sampling: Sampling
+    rewards: Rewards
+    sft: Sft
+    reward_model: RewardModel
+    dpo: Dpo
+    iterative_dpo: IterativeDpo
+    ppo: Ppo
+    grpo: Grpo
+    evaluate: Evaluate
+    compare: Compare
+
+    @model_validator(mode="after")
+    def _gold_is_not_trained_on(self) -> Self:
+        if self.evaluate.gold in self.rewards.rules:
+            raise ValueError(f"evaluate.gold: {self.evaluate.gold} is also a training reward (rewards.rules)")
+        return self
+
+
+def rounds_of(shards: int) -> dict[str, dict[str, str | int]]:
+    """Return the ``iterative_dpo.rounds`` map for m shards: each round starts from the one before."""
+    return {
+        f"round-{i}": {
+            "previous": "artifacts/sft" if i == 1 else f"artifacts/iterative_dpo/round-{i - 1}",
+            "shard": i,
+            "of": shards,
+        }
+        for i in range(1, shards + 1)
+    }
+
+
+def load(path: Path) -> Params:
+    """Read and check ``params.yaml``.
+
+    Raises:
+        ParamsError: the file is missing or not YAML, or a key is unknown, missing or out of range; the
+            message names file and key.
+    """
+    return _validate(_read(path), path)
+
+
+def override(path: Path, assignments: Sequence[str]) -> None:
+    """Apply ``section.key=value`` assignments to the file, keeping its comments; nothing is written on error.
+
+    Setting ``iterative_dpo.shards`` also rewrites the map of rounds.
+
+    Raises:
+        ParamsError: an assignment is malformed, names an unknown key, or gives a value out of range.
+    """
+    tree = _read(path)
+    for assignment in assignments:
+        _assign(tree, assignment)
+    section = tree.get("iterative_dpo")
+    if any(a.startswith("iterative_dpo.shards=") for a in assignments) and isinstance(section["shards"], int):
+        if section["shards"] < 1:
+            raise ParamsError(f"{path}: iterative_dpo.shards: must be at least 1, not {section['shards']}")
+        section["rounds"] = rounds_of(section["shards"])
+        section["last"] = f"round-{section['shards']}"
+    _validate(tree, path)
+    text = StringIO()
+    _yaml().dump(tree, text)
+    path.write_text(text.getvalue())
+
+
+def _yaml() -> YAML:
+    yaml = YAML()  # round trip: keeps comments and order
+    yaml.width = 200
+    return yaml
+
+
+def _read(path: Path) -> Any:
+    try:
+        tree = _yaml().load(path.read_text())
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: not found; run from the project's root folder") from None
+    except YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ParamsError(f"{path}: expected sections such as `dpo:`, found {type(tree).__name__}")
+    return tree
+
+
+def _assign(tree: Any, assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key:
+        raise ParamsError(f"{assignment!r} is not of the form section.key=value, e.g. dpo.beta=0.2")
+    *parents, leaf = key.split(".")
+    node, seen = tree, ""
+    for part in parents:
+        node = node[_known(part, node, seen)]
+        seen = f"{seen}{part}."
+    open_map = seen == "rewards.rules."  # the one section whose keys the user names
+    node[leaf if open_map else _known(leaf, node, seen)] = _value(text)
+
+
+def _known(part: str, node: Any, seen: str) -> str:
+    if not isinstance(node, dict):
+        raise ParamsError(f"params: {seen.rstrip('.')} is a value, not a section; it has no key {part!r}")
+    if part in node:
+        return part
+    raise ParamsError(f"params: no key {seen}{part}{_suggest(part, node, seen)}")
+
+
+def _suggest(part: str, known: Any, seen: str = "") -> str:
+    near = difflib.get_close_matches(part, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {seen}{near[0]}?" if near else f"; known here: {', '.join(known)}"
+
+
+def _value(text: str) -> Any:
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):  # YAML 1.2 reads 1e-4 as a text
+        return float(text)
+    try:
+        return YAML(typ="safe").load(text) if text else None
+    except YAMLError:
+        return text
+
+
+def _validate(tree: Any, path: Path) -> Params:
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise ParamsError("\n".join(_explain(e, path) for e in error.errors())) from None
+
+
+def _explain(error: Any, path: Path) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        parents, leaf = error["loc"][:-1], error["loc"][-1]
+        model: Any = Params
+        for part in parents:
+            model = model.model_fields[part].annotation if hasattr(model, "model_fields") else None
+        known = list(model.model_fields) if hasattr(model, "model_fields") else []
+        section = "".join(f"{part}." for part in parents)
+        return f"{path}: unknown key {key}{_suggest(str(leaf), known, section)}"
+    if error["type"] == "missing":
+        return f"{path}: missing key {key}"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{path}: {key}: {said}" + ("" if isinstance(error["input"], dict) else f", got {error['input']!r}")

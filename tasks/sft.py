@@ -1,0 +1,54 @@
+"""Stage ``sft``: fine-tune on the chosen responses; the result is where every method starts and its reference."""
+
+from collections.abc import Mapping
+
+from tasks.stage import Stage, run
+
+
+def work(stage: Stage) -> Mapping[str, float]:
+    """Train the first policy, or write an adapter that changes nothing when ``sft.enabled`` is false."""
+    from alignflow.algorithms import sft
+    from alignflow.data.collate import collate, micro_batches
+    from alignflow.loops.offline import train
+    from alignflow.optim import MasterAdamW, OptimisationConfig
+    from alignflow.types import Example, Sequences
+    from tasks import training
+
+    section = stage.params.sft
+    config = training.config_of(section, OptimisationConfig)
+    models = training.open_models(stage.params)
+    models.add("policy", trained=True, seed=section.seed)
+    pairs = training.encode_pairs(models.base.tokenizer, training.read_prepared("train"))
+    lengths = [len(p.prompt) + len(p.chosen) for p in pairs]
+
+    def batches(step: int) -> list[Sequences]:
+        rows = training.rows_of_step(len(pairs), config, step)
+        groups = micro_batches(lengths, rows, config.micro_batch_tokens)
+        return [collate([Example(pairs[i].prompt, pairs[i].chosen) for i in group]) for group in groups]
+
+    if section.enabled:
+        stage.total_steps = section.steps
+        train(
+            batches,
+            lambda batch: sft.step(models, batch),
+            sft.count,
+            training.tokens_of,
+            MasterAdamW([(models.parameters("policy"), config.learning_rate)], config.weight_decay),
+            config,
+            log=stage.log,
+            keep=stage.keep,
+            resume=stage.resume,
+        )
+    else:
+        stage.say("sft.enabled is false: every method starts from the base model")
+    return training.finish(stage, models, "policy", frozen={})
+
+
+if __name__ == "__main__":
+    run(
+        "sft",
+        work,
+        sections=["base", "lora", "sft"],
+        inputs=["artifacts/base", "data/prepared"],
+        outs=["artifacts/sft"],
+    )

@@ -1,0 +1,262 @@
+"""The frame of every stage: settings in, files out, progress, tracking, checkpoints, signals and errors."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tasks import recorder as tracking
+from tasks.params import Params, ParamsError, load
+from tasks.workspace import home, stage_file
+
+SAVE_SECONDS = 60.0  # at most so much work is lost to a kill; a SIGTERM loses none
+INTERRUPTED = 143  # what a shell reports for SIGTERM
+
+
+class Interrupted(Exception):
+    """The stage was told to stop; its state is saved."""
+
+
+@dataclass
+class Stage:
+    """One run of a stage."""
+
+    name: str
+    params: Params
+    record: tracking.Recorder
+    checkpoint: Path
+    resume: dict[str, Any] | None
+    history: list[dict[str, float]] = field(default_factory=list)
+    total_steps: int = 0
+    began: float = field(default_factory=time.monotonic)
+    _saved: float = field(default_factory=time.monotonic)
+    _stop: bool = False
+
+    def say(self, text: str) -> None:
+        """Print a line of this stage."""
+        print(f"[{self.name}] {text}", flush=True)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show, keep and track the metrics of an optimiser step."""
+        self.history.append({"step": step, **metrics})
+        self.record.log(step, metrics)
+        done = [row for row in self.history if "tokens_per_second" in row]
+        spent = sum(row["tokens"] / max(row["tokens_per_second"], 1e-9) for row in done)
+        left = spent / max(len(done), 1) * (self.total_steps - step)
+        shown = [f"{key} {_short(metrics[key])}" for key in SHOWN if key in metrics]
+        self.say(
+            " | ".join([f"step {step}/{self.total_steps}", *shown, f"left {int(left // 60)}:{int(left % 60):02d}"])
+        )
+
+    def keep(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Save the training state now and then, and before stopping."""
+        from alignflow import checkpoint
+
+        if not self._stop and time.monotonic() - self._saved < SAVE_SECONDS:
+            return
+        elapsed = time.monotonic() - self.began
+        checkpoint.save(self.checkpoint, {**state(), "history": self.history, "seconds": elapsed})
+        self._saved = time.monotonic()
+        if self._stop:
+            raise Interrupted(f"stopped after step {step}; the same command continues there")
+
+    def stop(self, *_: object) -> None:
+        """Ask for a stop at the end of the running step."""
+        self._stop = True
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Write the stage's metrics file and its learning curve."""
+        path = stage_file("metrics", self.name, ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dict(metrics), indent=2) + "\n")
+
+    def write_curve(self) -> None:
+        """Write the history as CSV: a column a metric, a row a step."""
+        path = stage_file("plots", self.name, ".csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = list(dict.fromkeys(key for row in self.history for key in row)) or ["step"]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.history)
+
+    def training_metrics(self) -> dict[str, float]:
+        """Return what every training stage reports: costs, and the last values of its curve."""
+        from tasks.hardware import peak_memory_gib
+
+        last = self.history[-1] if self.history else {}
+        return {
+            **{key: value for key, value in last.items() if key != "step"},
+            "steps": float(len(self.history)),
+            "trained_tokens": sum(row.get("tokens", 0.0) for row in self.history),
+            "train_seconds": time.monotonic() - self.began,
+            "peak_memory_gib": peak_memory_gib(),
+        }
+
+
+SHOWN = (
+    "loss",
+    "reward/mean",
+    "score/mean",
+    "rewards/accuracy",
+    "rewards/margin",
+    "kl/reference",
+    "truncated_fraction",
+    "tokens_per_second",
+)
+
+
+def run(
+    name: str,
+    work: Callable[[Stage], Mapping[str, float]],
+    *,
+    sections: Sequence[str],
+    inputs: Sequence[str],
+    outs: Sequence[str] = (),
+) -> None:
+    """Run a stage as a program: exit code 0, 1 with one clear message, or 143 when interrupted.
+
+    Args:
+        name: the stage's name in dvc.yaml.
+        work: does the work and returns the stage's metrics.
+        sections: sections of params.yaml that it uses.
+        inputs: files and folders that it reads.
+        outs: folders it writes, emptied before it starts anew.
+    """
+    quiet()
+    try:
+        params = load(Path("params.yaml"))
+        _check_inputs(inputs)
+    except (ParamsError, FileNotFoundError) as error:
+        _fail(name, error)
+    used = {section: getattr(params, section).model_dump() for section in sections}
+    key = f"{name}-{_fingerprint(name, used, inputs)}"
+    stage = _open(name, key, params, used, inputs)
+    previous = signal.signal(signal.SIGTERM, stage.stop)
+    try:
+        if stage.resume is None:
+            for out in outs:
+                shutil.rmtree(out, ignore_errors=True)
+        metrics = dict(work(stage))
+    except Interrupted as stopped:
+        stage.say(str(stopped))
+        stage.record.finish("KILLED", {})
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        stage.record.finish("FAILED", {})
+        if not _is_users(error):
+            raise
+        _fail(name, error)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    stage.write(metrics)
+    stage.record.finish("FINISHED", {f"final/{k}": v for k, v in metrics.items()})
+    shutil.rmtree(stage.checkpoint.parent, ignore_errors=True)
+
+
+def _open(
+    name: str, key: str, params: Params, used: Mapping[str, Mapping[str, object]], inputs: Sequence[str]
+) -> Stage:
+    from alignflow import checkpoint
+    from tasks.hardware import describe
+
+    parent = os.environ.get("ALIGNFLOW_PARENT")
+    path = home() / "checkpoints" / key / "state.pt"
+    resume = checkpoint.load(path)
+    record = tracking.start(
+        f"{key}-{Path(parent).name}" if parent else key,
+        name=name,
+        params=used,
+        tags={"stage": name, "hardware": describe(), **_commit(), **_base_tag()},
+        datasets=_datasets(inputs),
+        parent=Path(parent) if parent else None,
+    )
+    stage = Stage(name, params, record, path, resume)
+    if resume is not None:
+        stage.history = list(resume["history"])
+        stage.began -= resume["seconds"]
+        stage.say(f"continues after step {resume['step']}")
+    return stage
+
+
+def _fingerprint(name: str, used: object, inputs: Sequence[str]) -> str:
+    """Return a short hash of everything that a checkpoint depends on, so that no other setting resumes from it."""
+    digest = hashlib.sha256(json.dumps([name, used], sort_keys=True, default=str).encode())
+    for path in map(Path, inputs):
+        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+            digest.update(file.as_posix().encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _check_inputs(inputs: Sequence[str]) -> None:
+    for path in inputs:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path} is missing; run the stage that makes it, e.g. with `dvc repro`")
+
+
+def _datasets(inputs: Sequence[str]) -> list[dict[str, str]]:
+    found = [Path(p) for p in inputs if p.startswith("data/")]
+    files = [f for p in found for f in (sorted(p.glob("*.jsonl")) if p.is_dir() else [p])]
+    return [
+        {
+            "name": f.as_posix(),
+            "digest": hashlib.sha256(f.read_bytes()).hexdigest()[:16],
+            "source": f.as_posix(),
+        }
+        for f in files
+    ]
+
+
+def _base_tag() -> dict[str, str]:
+    identity = Path("artifacts/base/identity.json")
+    if not identity.exists():
+        return {}
+    content = json.loads(identity.read_text())
+    return {"base": content["model"], "base.sha256": content["sha256"]}
+
+
+def _commit() -> dict[str, str]:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {"git.commit": found.stdout.strip()} if found.returncode == 0 else {}
+
+
+def _is_users(error: Exception) -> bool:
+    """Return whether an error is told in one line: it names what the user can mend."""
+    from alignflow.loops.update import Diverged
+
+    return isinstance(error, ValueError | Diverged) and type(error).__module__.split(".")[0] in {
+        "alignflow",
+        "tasks",
+    }
+
+
+def _fail(name: str, error: Exception) -> NoReturn:
+    print(f"[{name}] error: {error}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def quiet() -> None:
+    """Keep the libraries' progress bars and notices out of the stage's lines."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers a kernel for inference that is not used
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

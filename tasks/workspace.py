@@ -1,0 +1,32 @@
+"""Where things lie: the project's home for state that outlives a checkout, and names inside a checkout."""
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def home() -> Path:
+    """Return the folder for state shared by every workspace of this project (not versioned).
+
+    It holds run workspaces, checkpoints, undelivered tracking records, the local MLflow database and the
+    device lock. A flow hands it down in ``ALIGNFLOW_HOME``; otherwise it lies in the main checkout, also
+    when called from a linked git worktree.
+    """
+    given = os.environ.get("ALIGNFLOW_HOME")
+    if given:
+        return Path(given).resolve()
+    found = subprocess.run(
+        ["git", "rev-parse", "--path-format=absolute", "--git-common-dir"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    checkout = Path(found.stdout.strip()).parent if found.returncode == 0 else Path.cwd()
+    return checkout / ".alignflow"
+
+
+def stage_file(folder: str, stage: str, suffix: str) -> Path:
+    """Return e.g. ``metrics/iterative_dpo/round-1.json`` for stage ``iterative_dpo@round-1``."""
+    return Path(folder) / f"{stage.replace('@', '/')}{suffix}"

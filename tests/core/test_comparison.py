@@ -1,0 +1,186 @@
+"""Paired comparison of two policies: hand values, invariants, coverage."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignflow.comparison import (
+    Interval,
+    PromptMismatchError,
+    Resampling,
+    WinRate,
+    bootstrap_interval,
+    outcomes,
+    same_order,
+    sign_test,
+    win_rate,
+)
+
+RESAMPLING = Resampling(samples=2000, confidence=0.95, seed=7)
+
+paired_scores = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=40).map(
+    lambda pairs: np.array(pairs, dtype=np.float64).T
+)
+
+
+def test_a_tie_counts_half():
+    """Scores 3>1, 2=2, 0<5, 4>1: two wins, one tie, one loss, so (2 + 1/2) / 4 = 0.625."""
+    result = win_rate(np.array([3.0, 2, 0, 4]), np.array([1.0, 2, 5, 1]), RESAMPLING)
+    assert (result.wins, result.ties, result.losses, result.prompts) == (2, 1, 1, 4)
+    assert result.rate == 0.625
+
+
+def test_outcomes_are_win_tie_and_loss():
+    assert outcomes(np.array([2.0, 1, 0]), np.array([1.0, 1, 1])).tolist() == [1.0, 0.5, 0.0]
+
+
+def test_sign_test_by_hand():
+    """Nine of ten: P(X >= 9) = (10 + 1) / 1024, doubled 22/1024. Three of three: 2/8. Five of ten: over 1."""
+    assert sign_test(9, 1) == 22 / 1024
+    assert sign_test(3, 0) == 0.25
+    assert sign_test(5, 5) == 1.0
+    assert sign_test(0, 0) == 1.0
+
+
+def test_sign_test_survives_more_prompts_than_a_float_can_hold_powers_of_two():
+    """2**5000 is no float. At w = 2600 of 5000, z = 99.5 * 2 / sqrt(5000) = 2.814 and p = 0.0049."""
+    assert sign_test(2600, 2400) == pytest.approx(0.0049, abs=5e-5)
+
+
+def test_interval_by_hand():
+    """One win and one loss: resampled means are 0, 1/2, 1 with 1/4, 1/2, 1/4.
+
+    The 10 % and 90 % quantiles are therefore 0 and 1, the 30 % and 70 % quantiles both 1/2.
+    """
+    values = np.array([1.0, 0.0])
+    assert bootstrap_interval(values, Resampling(5000, 0.8, 1)) == Interval(0.0, 1.0)
+    assert bootstrap_interval(values, Resampling(5000, 0.4, 1)) == Interval(0.5, 0.5)
+
+
+def test_interval_has_the_width_of_the_normal_approximation_on_many_prompts():
+    """700 wins of 1000: standard error sqrt(.7 * .3 / 1000) = 0.01449, so 0.7 -+ 1.96 * 0.01449."""
+    values = np.repeat([1.0, 0.0], [700, 300])
+    interval = bootstrap_interval(values, Resampling(20000, 0.95, 3))
+    assert interval.low == pytest.approx(0.6716, abs=2e-3)
+    assert interval.high == pytest.approx(0.7284, abs=2e-3)
+
+
+@given(paired_scores)
+def test_swapping_the_sides_mirrors_the_win_rate_around_one_half(scores):
+    policy, reference = scores
+    there, back = win_rate(policy, reference, RESAMPLING), win_rate(reference, policy, RESAMPLING)
+    assert there.rate + back.rate == pytest.approx(1.0)
+    assert (there.wins, there.ties, there.losses) == (back.losses, back.ties, back.wins)
+    assert there.p_value == back.p_value
+
+
+def test_swapping_the_sides_mirrors_the_interval():
+    random = np.random.default_rng(0)
+    policy, reference = random.normal(0.5, 1, 200), random.normal(0, 1, 200)
+    many = Resampling(20000, 0.95, 5)
+    there = win_rate(policy, reference, many).interval
+    back = win_rate(reference, policy, many).interval
+    one_prompt = 1 / 200
+    assert abs(there.low + back.high - 1) <= one_prompt
+    assert abs(there.high + back.low - 1) <= one_prompt
+
+
+@given(paired_scores, st.randoms(use_true_random=False))
+def test_the_order_of_the_prompts_changes_nothing(scores, random):
+    policy, reference = scores
+    order = list(range(policy.size))
+    random.shuffle(order)
+    assert win_rate(policy[order], reference[order], RESAMPLING) == win_rate(policy, reference, RESAMPLING)
+
+
+@given(paired_scores)
+def test_the_rate_lies_in_its_interval_and_the_interval_in_the_unit_range(scores):
+    result = win_rate(*scores, RESAMPLING)
+    assert 0 <= result.interval.low <= result.interval.high <= 1
+    # resampled means are symmetric enough around the rate for 95 % to contain it, whatever the counts
+    assert result.interval.low <= result.rate <= result.interval.high
+
+
+def test_all_ties_are_exactly_one_half():
+    scores = np.array([0.3, -1.0, 2.0])
+    assert win_rate(scores, scores, RESAMPLING) == WinRate(0, 3, 0, 0.5, Interval(0.5, 0.5), 1.0)
+
+
+def test_only_the_order_of_scores_matters():
+    policy, reference = np.array([0.1, 0.9, -2.0]), np.array([0.0, 1.0, -3.0])
+    assert win_rate(policy, reference, RESAMPLING) == win_rate(np.exp(policy), np.exp(reference), RESAMPLING)
+
+
+def test_the_seed_decides_the_interval():
+    policy, reference = np.random.default_rng(0).normal(size=(2, 97))
+    again = [win_rate(policy, reference, Resampling(50, 0.9, seed)).interval for seed in (1, 1, 2)]
+    assert again[0] == again[1] != again[2]
+
+
+def test_more_confidence_gives_a_wider_interval():
+    policy, reference = np.random.default_rng(0).normal(size=(2, 150))
+    narrow, wide = (win_rate(policy, reference, Resampling(4000, c, 1)).interval for c in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    """400 experiments of 150 prompts with P(win) = .5, P(tie) = .2: the true rate is 0.6.
+
+    The number of misses is Binomial(400, 0.05): 20 with standard deviation 4.4; a percentile interval is
+    a little narrow. 6 to 36 misses is the range that a right interval leaves less than once in a thousand.
+    """
+    random = np.random.default_rng(11)
+    misses = 0
+    for seed in range(400):
+        values = random.choice([1.0, 0.5, 0.0], p=[0.5, 0.2, 0.3], size=150)
+        interval = bootstrap_interval(values, Resampling(1000, 0.95, seed))
+        misses += not interval.low <= 0.6 <= interval.high
+    assert 6 <= misses <= 36
+
+
+def test_three_wins_of_three_settle_nothing():
+    """The bootstrap has no width there; the sign test (p = 1/4) keeps the claim modest."""
+    result = win_rate(np.ones(3), np.zeros(3), RESAMPLING)
+    assert result.interval == Interval(1.0, 1.0)
+    assert not result.settled(0.95)
+
+
+def test_a_clear_majority_is_settled_in_both_directions():
+    better = win_rate(np.repeat([1.0, -1.0], [80, 20]), np.zeros(100), RESAMPLING)
+    worse = win_rate(np.repeat([1.0, -1.0], [20, 80]), np.zeros(100), RESAMPLING)
+    even = win_rate(np.repeat([1.0, -1.0], [52, 48]), np.zeros(100), RESAMPLING)
+    assert better.settled(0.95)
+    assert worse.settled(0.95)
+    assert not even.settled(0.95)
+
+
+def test_rows_are_brought_into_the_order_of_the_reference():
+    ids = ["c", "a", "b"]
+    order = same_order(ids, ["a", "b", "c"])
+    assert [ids[i] for i in order] == ["a", "b", "c"]
+
+
+def test_different_prompts_are_an_error_that_names_them():
+    with pytest.raises(PromptMismatchError, match=r"1 missing \(first: 'b'\).*1 not known.*'x'"):
+        same_order(["a", "x"], ["a", "b"])
+
+
+def test_a_repeated_prompt_is_an_error_that_names_it():
+    with pytest.raises(PromptMismatchError, match="'a' occurs more than once"):
+        same_order(["a", "a"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "reference_scores", "message"),
+    [
+        (np.ones(2), np.ones(3), "aligned"),
+        (np.ones((2, 2)), np.ones((2, 2)), "aligned"),
+        (np.ones(0), np.ones(0), "no prompt"),
+        (np.array([np.nan]), np.ones(1), "finite"),
+        (np.ones(1), np.array([np.inf]), "finite"),
+    ],
+)
+def test_what_cannot_be_compared_is_an_error(scores, reference_scores, message):
+    with pytest.raises(ValueError, match=message):
+        win_rate(scores, reference_scores, RESAMPLING)
