@@ -54,15 +54,17 @@ class MasterAdamW:
         )
 
     def step(self, *, factor: float, max_grad_norm: float) -> float:
-        """Clip the gradients' global norm, update, and return the norm before clipping.
+        """Clip each group's gradient norm, update, and return the norm of all before clipping.
 
-        A norm that is not finite changes nothing and is returned as it is; the caller stops the run.
+        Groups are clipped apart, so that a critic's large loss does not shrink the policy's step. A norm that is not
+        finite changes nothing and is returned as it is; the caller stops the run.
         """
         pairs = [pair for group in self._pairs for pair in group]
         for parameter, master in pairs:
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
-        norm = float(torch.nn.utils.clip_grad_norm_([m for _, m in pairs], max_grad_norm))
+        norms = [torch.nn.utils.clip_grad_norm_([m for _, m in group], max_grad_norm) for group in self._pairs]
+        norm = math.hypot(*map(float, norms))
         if math.isfinite(norm):
             for group, peak in zip(self._adamw.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * factor

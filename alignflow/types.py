@@ -1,6 +1,6 @@
 """The program's nouns: frozen records of tensors that the layers hand to each other."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -74,19 +74,3 @@ class StepOutput:
     """True where a loss counts; same shape."""
     metrics: Mapping[str, Tensor]
     """Values that the loop averages over all micro-batches of the step, any shape."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One sampled response with everything that the update needs; T is its own length in tokens."""
-
-    prompt_id: int
-    """Index of the prompt in the rollout batch: the group, whatever the text."""
-    example: Example
-    truncated: bool
-    """True when the response was cut off before end-of-sequence."""
-    score: float
-    """The weighted sum of the reward sources, missing-end penalty included."""
-
-
-Rollouts = Sequence[Rollout]

@@ -1,12 +1,9 @@
 """Stage ``base``: find the base model, convert it if need be, and write down its identity."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from tasks.stage import Stage, run
-
-IDENTITY = Path("artifacts/base/identity.json")
-CONVERTED = Path("models")
+from tasks.workspace import CONVERTED, IDENTITY
 
 
 def work(stage: Stage) -> Mapping[str, float]:

@@ -9,36 +9,20 @@ from rich.console import Console
 from rich.panel import Panel
 
 from tasks.evaluate import adapter_of
-from tasks.params import Params, load
+from tasks.params import load
 
 MAX_RESPONSE_LENGTH = 256
 
 
-class NotTrained(ValueError):
-    """The policy's adapter is not there yet."""
+def chat(policies: Sequence[str]) -> None:
+    """Answer one question a line, from standard input, as each policy; an empty line or end of input stops.
 
-
-def check(policies: Sequence[str]) -> Params:
-    """Return the params when every policy is known and trained; quick, before any model is loaded.
-
-    Raises:
-        NotTrained: a policy's adapter is missing.
-        UnknownPolicy: there is no such policy.
+    The adapters must be there: the caller has checked.
     """
     params = load(Path("params.yaml"))
-    for policy in policies:
-        folder = adapter_of(policy, params)
-        if folder is not None and not (folder / "adapter_model.safetensors").exists():
-            raise NotTrained(f"{policy} is not trained yet: {folder} is missing; run `alignflow run --only {policy}`")
-    return params
-
-
-def chat(policies: Sequence[str]) -> None:
-    """Answer one question a line, from standard input, as each policy; an empty line or end of input stops."""
-    params = check(policies)
     from alignflow.data.preferences import encode_prompt
     from alignflow.generate import generate
-    from tasks import training
+    from tasks import sampling, training
     from tasks.stage import quiet
 
     quiet()
@@ -57,13 +41,13 @@ def chat(policies: Sequence[str]) -> None:
                 (response,) = generate(
                     model,
                     [encode_prompt(models.base.tokenizer, question)],
-                    eos_ids=training.eos_ids(models),
+                    eos_ids=sampling.eos_ids(models),
                     max_response_length=MAX_RESPONSE_LENGTH,
                     temperature=params.evaluate.temperature,
                     seed=params.evaluate.seed + turn,
                     rows=1,
                 )
-            (text,) = training.decode(models, [response])
+            (text,) = sampling.decode(models, [response])
             panels.append(Panel(text + (" …" if response.truncated else ""), title=policy, expand=True))
         console.print(Columns(panels, equal=True, expand=True))
         turn += 1

@@ -69,8 +69,8 @@ def _params() -> tuple[bool, str]:
 def _base() -> tuple[bool, str]:
     from alignflow.models.base import identify
     from alignflow.models.load import load_tokenizer
-    from tasks.base import CONVERTED
     from tasks.params import load
+    from tasks.workspace import CONVERTED
 
     base = load(Path("params.yaml")).base
     identity = identify(base.model, base.revision, converted=CONVERTED)

@@ -8,12 +8,13 @@ from tasks.stage import Stage, run
 def work(stage: Stage) -> Mapping[str, float]:
     """Train a policy from the SFT adapter; the reference is a frozen copy of it."""
     from tasks import training
+    from tasks.dpo_training import train_dpo
 
     models = training.open_models(stage.params)
     models.add("reference", start=training.SFT)
     models.add("policy", start=training.SFT, trained=True)
     pairs = training.encode_pairs(models.base.tokenizer, training.read_prepared("train"))
-    return training.train_dpo(stage, models, pairs, stage.params.dpo)
+    return train_dpo(stage, models, pairs, stage.params.dpo)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     from alignflow.generate import generate
     from alignflow.rewards import rule
     from alignflow.types import Example
-    from tasks import training
+    from tasks import rewarding, sampling, training
     from tasks.hardware import peak_memory_gib
 
     policy, section = stage.name.partition("@")[2], stage.params.evaluate
@@ -55,23 +55,23 @@ def work(stage: Stage) -> Mapping[str, float]:
     role = "base" if folder is None else "policy"
     if folder is not None:
         models.add("policy", start=folder)
-    rows = training.read_prepared("eval")[: section.prompts]
+    rows = training.read_prompts("eval")[: section.prompts]
     prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in rows]
     stage.say(f"answers {len(rows)} unseen prompts")
     with models.merged(role) as model:
         responses = generate(
             model,
             prompts,
-            eos_ids=training.eos_ids(models),
+            eos_ids=sampling.eos_ids(models),
             max_response_length=section.max_response_length,
             temperature=section.temperature,
             seed=section.seed,
             rows=stage.params.sampling.rows,
         )
-    texts = training.decode(models, responses)
+    texts = sampling.decode(models, responses)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
     budget = stage.params.reward_model.micro_batch_tokens
-    scores = training.learned_scores(models, examples, budget)
+    scores = rewarding.learned_scores(models, examples, budget)
     kl = _kl(models, role, examples, budget) if policy != "reference" else [0.0] * len(rows)
     answers = [
         {
@@ -136,7 +136,7 @@ if __name__ == "__main__":
     run(
         f"evaluate@{name}",
         work,
-        sections=["base", "lora", "sampling", "evaluate"],
+        sections=["base", "lora", "evaluate"],
         inputs=[
             "artifacts/base",
             "artifacts/sft",

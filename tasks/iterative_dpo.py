@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def work(stage: Stage) -> Mapping[str, float]:
     """Run one round; its pairs are written with their lineage, the dropped ones too."""
     from tasks import training
+    from tasks.dpo_training import train_dpo
 
     section = stage.params.iterative_dpo
     turn = section.rounds[stage.name.partition("@")[2]]
@@ -25,7 +26,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     models.add("reference", start=Path(turn.previous) if section.reference == "previous" else training.SFT)
     models.add("reward_model", start=training.REWARD_MODEL)
     pairs, sampled = _pairs(stage, models)
-    return {**training.train_dpo(stage, models, pairs, section), **sampled}
+    return {**train_dpo(stage, models, pairs, section), **sampled}
 
 
 def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, float]]:
@@ -74,20 +75,20 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     from alignflow.data.preferences import encode_prompt
     from alignflow.models.base import load_identity
     from alignflow.types import Example
-    from tasks import training
-    from tasks.base import IDENTITY
+    from tasks import rewarding, sampling, training
+    from tasks.workspace import IDENTITY
 
     section, k = stage.params.iterative_dpo, stage.params.iterative_dpo.samples_per_prompt
     turn = section.rounds[stage.name.partition("@")[2]]
-    train = training.read_prepared("train")
+    train = training.read_prompts("train")
     shard = shard_of(len(train), shard=turn.shard, of=turn.of, seed=section.seed)[: section.prompts_per_shard]
     rows = [train[i] for i in shard for _ in range(k)]
     prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in rows]
     stage.say(f"samples {k} answers to each of {len(shard)} prompts")
     seed = section.seed * 1000 + turn.shard
-    responses, texts = training.sample(models, "policy", prompts, stage.params, seed=seed)
+    responses, texts = sampling.sample(models, "policy", prompts, stage.params, seed=seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    rewards = training.reward(
+    rewards = rewarding.reward(
         models,
         stage.params,
         [row["prompt"] for row in rows],

@@ -10,7 +10,7 @@ from alignflow.data.preferences import encode_prompt
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Example, Metrics, Sequences
-from tasks import training
+from tasks import rewarding, sampling, training
 from tasks.params import OnPolicy, Params
 from tasks.stage import Stage
 
@@ -49,20 +49,20 @@ def collector(
         section: batch size, seed and micro-batch size.
         samples: responses a prompt, side by side.
     """
-    rows = training.read_prepared("train")
+    rows = training.read_prompts("train")
     config = training.config_of(section, OptimisationConfig)
 
     def collect(step: int) -> tuple[Sequences, Tensor, Metrics]:
         chosen = [rows[i]["prompt"] for i in training.rows_of_step(len(rows), config, step) for _ in range(samples)]
         prompts = [encode_prompt(models.base.tokenizer, text) for text in chosen]
         seed = config.seed * 100_003 + step
-        responses, texts = training.sample(models, "policy", prompts, stage.params, seed=seed)
+        responses, texts = sampling.sample(models, "policy", prompts, stage.params, seed=seed)
         examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-        rewards = training.reward(
+        rewards = rewarding.reward(
             models, stage.params, chosen, examples, responses, texts, budget=config.micro_batch_tokens
         )
         if step in (0, config.steps - 1):
-            stage.record.table(f"completions-{step + 1}", training.completions(chosen, texts, rewards))
+            stage.record.table(f"completions-{step + 1}", sampling.completions(chosen, texts, rewards))
         scores = torch.tensor(rewards, device=models.base.device)
         lengths = [len(r.tokens) for r in responses]
         metrics = {

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from alignflow.rewards import RULES
+
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -25,7 +27,7 @@ class ParamsError(ValueError):
 class Section(BaseModel):
     """A section of ``params.yaml``: frozen, complete, without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Base(Section):
@@ -79,6 +81,12 @@ class Rewards(Section):
     rules: dict[str, float]
     """Weights of rule functions, by name."""
     missing_eos_penalty: NonNegative
+
+    @model_validator(mode="after")
+    def _something_to_maximise(self) -> Self:
+        if not self.reward_model and not any(self.rules.values()):
+            raise ValueError("no source has a weight; set rewards.reward_model or a rule above 0")
+        return self
 
 
 class Optimisation(Section):
@@ -237,6 +245,16 @@ class Params(Section):
     compare: Compare
 
     @model_validator(mode="after")
+    def _rules_exist(self) -> Self:
+        for key, name in [
+            ("evaluate.gold", self.evaluate.gold),
+            *((f"rewards.rules.{n}", n) for n in self.rewards.rules),
+        ]:
+            if name not in RULES:
+                raise ValueError(f"{key}: no rule {name!r} in alignflow/rewards.py{_suggest(name, RULES)}")
+        return self
+
+    @model_validator(mode="after")
     def _gold_is_not_trained_on(self) -> Self:
         if self.evaluate.gold in self.rewards.rules:
             raise ValueError(f"evaluate.gold: {self.evaluate.gold} is also a training reward (rewards.rules)")
@@ -361,4 +379,5 @@ def _explain(error: Any, path: Path) -> str:
     if error["type"] == "missing":
         return f"{path}: missing key {key}"
     said = error["msg"].removeprefix("Value error, ")
-    return f"{path}: {key}: {said}" + ("" if isinstance(error["input"], dict) else f", got {error['input']!r}")
+    where = f"{path}: {key}" if key else str(path)
+    return f"{where}: {said}" + ("" if isinstance(error["input"], dict) else f", got {error['input']!r}")

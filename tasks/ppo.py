@@ -14,14 +14,14 @@ def work(stage: Stage) -> Mapping[str, float]:
     from alignflow.loops.online import OnlineAlgorithm, train
     from alignflow.optim import MasterAdamW, OptimisationConfig
     from alignflow.types import Sequences
-    from tasks import online, training
+    from tasks import online, rewarding, training
 
     section, temperature = stage.params.ppo, stage.params.sampling.temperature
     config = training.config_of(section, OptimisationConfig)
     keys = training.config_of(section, ppo.PPOConfig)
     models = online.open_roles(stage.params)
     models.add("critic", start=training.REWARD_MODEL, trained=True)
-    models.standardize_head("critic", *training.normalization())
+    models.standardize_head("critic", *rewarding.normalization())
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
     def prepare(sequences: Sequences, scores: Tensor) -> tuple[ppo.PPOBatch, dict[str, Tensor]]:

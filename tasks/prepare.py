@@ -4,11 +4,9 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tasks.base import IDENTITY
 from tasks.params import load
 from tasks.stage import Stage, run
-
-PREPARED = Path("data/prepared")
+from tasks.workspace import IDENTITY, PREPARED
 
 
 def work(stage: Stage) -> Mapping[str, float]:
@@ -23,13 +21,13 @@ def work(stage: Stage) -> Mapping[str, float]:
     rows, dropped = read(path)
     total = len(rows) + len(dropped)
     fitting = []
-    for number, row in enumerate(rows, start=1):
+    for row in rows:
         prompt = len(encode_prompt(tokenizer, row.prompt))
         response = max(len(encode_response(tokenizer, text)) for text in (row.chosen, row.rejected))
         if prompt > data.max_prompt_length:
-            dropped.append(Dropped(number, "prompt longer than data.max_prompt_length"))
+            dropped.append(Dropped(row.line, "prompt longer than data.max_prompt_length"))
         elif response > data.max_response_length:
-            dropped.append(Dropped(number, "response longer than data.max_response_length"))
+            dropped.append(Dropped(row.line, "response longer than data.max_response_length"))
         else:
             fitting.append(row)
     counts = gate(total, dropped, most=data.max_dropped_fraction, path=path)

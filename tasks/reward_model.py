@@ -28,7 +28,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     pairs = training.encode_pairs(models.base.tokenizer, training.read_prepared("train"))
 
     def batches(step: int) -> list[Sequences]:
-        return [batch for _, batch in training.pair_batches(pairs, config, step)]
+        return [batch for _, batch in training.pair_batches(pairs, config, step, models.base.device)]
 
     stage.total_steps = section.steps
     train(
@@ -78,19 +78,19 @@ def _normalization(stage: Stage, models: "SharedBase") -> dict[str, float]:
     from alignflow.data.collate import by_rows, collate
     from alignflow.data.preferences import encode_prompt
     from alignflow.types import Example
-    from tasks import training
+    from tasks import sampling, training
 
     section = stage.params.reward_model
-    rows = training.read_prepared("train")[: section.normalization_prompts]
+    rows = training.read_prompts("train")[: section.normalization_prompts]
     prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in rows]
-    responses, texts = training.sample(models, "reference", prompts, stage.params, seed=section.seed)
+    responses, texts = sampling.sample(models, "reference", prompts, stage.params, seed=section.seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
     raw = by_rows(
         lambda batch: models.scores("reward_model", batch), collate(examples), section.micro_batch_tokens
     ).tolist()
     mean, std = statistics.fmean(raw), max(statistics.stdev(raw), 1e-6)
     scored = [(value - mean) / std for value in raw]
-    stage.record.table("reference responses", training.completions([r["prompt"] for r in rows], texts, scored))
+    stage.record.table("reference responses", sampling.completions([r["prompt"] for r in rows], texts, scored))
     return {"mean": mean, "std": std}
 
 

@@ -24,7 +24,10 @@ def work(stage: Stage) -> Mapping[str, float]:
     def batches(step: int) -> list[Sequences]:
         rows = training.rows_of_step(len(pairs), config, step)
         groups = micro_batches(lengths, rows, config.micro_batch_tokens)
-        return [collate([Example(pairs[i].prompt, pairs[i].chosen) for i in group]) for group in groups]
+        return [
+            collate([Example(pairs[i].prompt, pairs[i].chosen) for i in group]).to(models.base.device)
+            for group in groups
+        ]
 
     if section.enabled:
         stage.total_steps = section.steps

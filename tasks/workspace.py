@@ -5,6 +5,10 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+IDENTITY = Path("artifacts/base/identity.json")
+CONVERTED = Path("models")
+PREPARED = Path("data/prepared")
+
 
 @cache
 def home() -> Path:

@@ -48,10 +48,10 @@ def choose_pair(scores: Sequence[float], texts: Sequence[str], *, min_margin: fl
     worst = min(range(len(scores)), key=lambda i: scores[i])
     margin = scores[best] - scores[worst]
     reason = None
-    if texts[best].strip() == texts[worst].strip():
-        reason = "equal texts"
-    elif margin <= 0:
+    if margin <= 0:
         reason = "tie"
+    elif texts[best].strip() == texts[worst].strip():
+        reason = "equal texts"
     elif margin < min_margin:
         reason = "margin too small"
     return Choice(best, worst, reason)

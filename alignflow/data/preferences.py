@@ -20,6 +20,8 @@ class Preference:
     prompt: str
     chosen: str
     rejected: str
+    line: int
+    """Line of the file, from 1."""
 
     @property
     def prompt_id(self) -> str:
@@ -49,11 +51,11 @@ def read(path: Path) -> tuple[list[Preference], list[Dropped]]:
     kept: list[Preference] = []
     dropped: list[Dropped] = []
     seen: set[tuple[str, str, str]] = set()
-    with path.open() as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            row = _parse(line)
+            row = _parse(line, number)
             reason = row if isinstance(row, str) else _fault(row, seen)
             if reason is not None:
                 dropped.append(Dropped(number, reason))
@@ -112,17 +114,20 @@ def encode_response(tokenizer: Any, response: str) -> tuple[int, ...]:
     return (*ids, tokenizer.eos_token_id)
 
 
-def _parse(line: str) -> Preference | str:
+def _parse(line: bytes, number: int) -> Preference | str:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except (json.JSONDecodeError, RecursionError):
         return "broken JSON"
     if not isinstance(row, dict):
         return "not an object"
     texts = [row.get(key) for key in ("prompt", "chosen", "rejected")]
     if not all(isinstance(text, str) for text in texts):
         return "prompt, chosen or rejected is missing or not a text"
-    return Preference(*(text.strip() for text in texts if isinstance(text, str)))
+    prompt, chosen, rejected = (str(text).strip() for text in texts)
+    return Preference(prompt, chosen, rejected, number)
 
 
 def _fault(row: Preference, seen: set[tuple[str, str, str]]) -> str | None:

@@ -71,7 +71,9 @@ def update(
             total.backward()  # type: ignore[no-untyped-call]
             loss += float(total.detach())
             means.add(output.metrics)
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss}")
     norm = optimizer.step(factor=factor, max_grad_norm=max_grad_norm)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Diverged(f"loss {loss} and gradient norm {norm} are not both finite")
+    if not math.isfinite(norm):
+        raise Diverged(f"the gradient norm is {norm}")
     return {"loss": loss, "grad_norm": norm}

@@ -1,6 +1,7 @@
 """PEFT adapters: attach them to a base, and keep them as plain PEFT folders on disk."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -109,6 +110,12 @@ def load_weights(model: Any, name: str, folder: Path) -> Tensor | None:
     path = folder / "adapter_model.safetensors"
     if not path.exists():
         raise ValueError(f"{folder} holds no adapter (adapter_model.safetensors is missing)")
+    saved, mine = json.loads((folder / "adapter_config.json").read_text()), model.peft_config[name]
+    if (saved["r"], saved["lora_alpha"]) != (mine.r, mine.lora_alpha):
+        raise ValueError(
+            f"{folder} holds an adapter of rank {saved['r']} and alpha {saved['lora_alpha']}, "
+            f"but params.yaml has lora.rank {mine.r} and lora.alpha {mine.lora_alpha}"
+        )
     weights = load_file(path)
     head = weights.pop(f"base_model.model.{HEAD}.weight", None)
     try:

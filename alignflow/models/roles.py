@@ -85,22 +85,12 @@ class SharedBase:
         own = [p for name, p in self._peft.named_parameters() if f".{role}." in name]
         return own + (list(self.heads[role].parameters()) if heads and role in self.heads else [])
 
-    def copy(self, source: str, target: str) -> None:
-        """Give the target role the adapter weights (and head) of the source role."""
-        with torch.no_grad():
-            for into, out_of in zip(
-                self.parameters(target, heads=False), self.parameters(source, heads=False), strict=True
-            ):
-                into.copy_(out_of)
-        if source in self.heads:
-            self.add_head(target, weight=self.heads[source].weight)
-
     @contextmanager
     def role(self, name: str) -> Iterator[Any]:
         """Let the model answer as a role; the previous role comes back, also after an exception."""
         previous = self._active
-        self._switch(name)
         try:
+            self._switch(name)
             yield self._peft or self.base.model
         finally:
             self._switch(previous)
@@ -128,7 +118,9 @@ class SharedBase:
                     setattr(owner, child, module)
 
     def _switch(self, name: str) -> None:
-        if self._peft is None or name == BASE:
+        if name != BASE and (self._peft is None or name not in self._peft.peft_config):
+            raise ValueError(f"no role {name!r}; add it first")
+        if name == BASE:
             for layer in self._layers:
                 layer.enable_adapters(False)
         else:

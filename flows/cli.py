@@ -1,0 +1,274 @@
+"""The ``alignflow`` command. Nothing heavy is imported before the user's input has been checked."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flows.align import Outcome
+
+app = typer.Typer(
+    help="Align a language model from preferences, as versioned, tracked, reproducible stages.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+PARAMS = Path("params.yaml")
+
+Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+
+
+@app.command()
+def run(
+    overrides: Assignments = None,
+    only: Annotated[str, typer.Option(help="Stages to run, e.g. dpo,grpo, with all they need.")] = "",
+    name: Annotated[str | None, typer.Option(help="Name of the DVC experiment that keeps the result.")] = None,
+) -> None:
+    """Run the pipeline as a Prefect flow; KEY=VALUE (dpo.beta=0.2) changes parameters for this run alone.
+
+    With --only: a method with everything it needs, its evaluation, and the comparison when the other
+    policies in it are up to date.
+    """
+    root = _project()
+    changes, chosen = tuple(overrides or ()), tuple(part for part in only.split(",") if part)
+    _check(root, changes, chosen, name)
+
+    from flows import environment
+
+    environment.prepare()
+    from rich.console import Console
+
+    from flows.align import align
+    from flows.display import watching
+
+    console = Console()
+    console.print("starting Prefect …", style="dim")
+    with watching(console):
+        outcome = align(changes, chosen, name)
+    _conclude(console, outcome)
+
+
+@app.command()
+def stage(name: Annotated[str, typer.Argument(help="As `dvc stage list` has it, e.g. dpo.")]) -> None:
+    """Run one stage in this checkout, through DVC."""
+    root = _project()
+    from flows import graph, stage
+
+    stages = graph.read(root)
+    one = graph.find(stages, name)
+    if missing := graph.missing_inputs(stages, one, root):
+        raise UserError(missing)
+    outdated = [n for n in stages if n in graph.above(stages, name) and stages[n].stale]
+    if outdated:
+        print(f"[{name}] builds on what is out of date: {', '.join(outdated)}", file=sys.stderr)
+
+    def say(_: str, line: str) -> None:
+        print(line if line.startswith("[") else f"[{name}] {line}", flush=True)
+
+    stop = stage.Stop()
+    with stage.stoppable(stop):
+        stage.run(one, root, say, stop)
+
+
+@app.command("set")
+def set_(assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")]) -> None:
+    """Change params.yaml, keeping its comments and the map of iterative-DPO rounds consistent."""
+    _project()
+    with _explained():
+        from tasks.params import override
+
+        override(PARAMS, assignments)
+    print(f"{PARAMS}: {', '.join(assignments)}; `alignflow run` or `dvc repro` computes what that changes")
+
+
+@app.command()
+def report() -> None:
+    """Show the comparison of the policies."""
+    root = _project()
+    from rich.console import Console
+
+    from flows import comparison
+
+    rows = comparison.read(root)
+    if not rows:
+        raise UserError(f"{root / comparison.DATA} is missing; `alignflow run` makes it")
+    Console().print(comparison.table(rows))
+    print(f"with sample answers and curves: {root / comparison.PAGE}")
+
+
+@app.command()
+def chat(
+    policies: Annotated[list[str] | None, typer.Argument(metavar="[POLICY] [OTHER]")] = None,
+) -> None:
+    """Talk to a trained policy (by default the best one), or to two side by side."""
+    root = _project()
+    from flows import comparison, graph
+
+    stages = graph.read(root)
+    known = {s.item: s for s in stages.values() if s.group == "evaluate"}
+    asked = list(policies or [])
+    if not asked and (rows := comparison.read(root)):
+        asked = [comparison.best(rows)]
+    if not asked:
+        raise UserError(f"which policy? One or two of {', '.join(known)}")
+    if len(asked) > 2:
+        raise UserError("chat takes one policy, or two side by side")
+    for policy in asked:
+        if policy not in known:
+            raise UserError(f"no policy {policy}; {nearest(policy, known)}")
+        if missing := graph.missing_inputs(stages, known[policy], root):
+            raise UserError(missing)
+    from tasks.chat import chat as talk
+
+    talk(asked)
+
+
+@app.command()
+def doctor() -> None:
+    """Check hardware, versions, and whether model and data can be read."""
+    _project()
+    from rich.console import Console
+    from rich.table import Table
+
+    from tasks.doctor import diagnose
+
+    findings = diagnose()
+    drawn = Table(box=None, pad_edge=False, show_header=False)
+    for what, good, detail in findings:
+        drawn.add_row("[green]ok[/]" if good else "[bold red]no[/]", what, detail)
+    Console().print(drawn)
+    if not all(good for _, good, _ in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def deliver() -> None:
+    """Send tracking records that a slow or dead MLflow server has not taken yet."""
+    _project()
+    from tasks.tracking import deliver, pending
+    from tasks.workspace import home
+
+    outbox = home() / "outbox"
+    waiting = len(pending(outbox))
+    left = deliver(outbox)
+    for line in left:
+        print(line, file=sys.stderr)
+    print(f"{waiting - len(left)} of {waiting} records delivered" if waiting else "nothing to deliver")
+    if left:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove the workspaces that failed and cancelled runs have left; results in DVC's cache stay."""
+    root = _project()
+    from flows import workspace
+
+    found = False
+    for name, free in workspace.prune(root, dry_run=dry_run):
+        found = True
+        print(f"{name}: {'in use, left alone' if not free else 'would be removed' if dry_run else 'removed'}")
+    if not found:
+        print("nothing to remove")
+
+
+def main() -> None:
+    """Run the command; an error that the user can mend is one message and exit status 1."""
+    try:
+        app()
+    except UserError as error:
+        print(f"alignflow: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("alignflow: stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _project() -> Path:
+    """Return the root of the checkout, having gone there: everything else works in any folder of it."""
+    from flows.git import checkout_root
+
+    root = checkout_root(Path.cwd())
+    os.chdir(root)
+    return root
+
+
+def _check(root: Path, overrides: Sequence[str], only: Sequence[str], name: str | None) -> None:
+    """Find every mistake in a run's arguments before anything starts."""
+    from flows import graph, workspace
+
+    with _explained(), tempfile.TemporaryDirectory() as folder:
+        from tasks.params import load, override
+
+        load(PARAMS)
+        copy = Path(folder) / PARAMS
+        shutil.copy(PARAMS, copy)
+        override(copy, overrides)
+    if name:
+        workspace.check_name(root, name)
+    if only:
+        # an override may change how many items a group has: then the flow itself checks the items
+        graph.select(graph.read(root), [n.partition("@")[0] for n in only] if overrides else only)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    from tasks.params import ParamsError
+
+    try:
+        yield
+    except ParamsError as error:
+        raise UserError(str(error)) from None
+
+
+def _conclude(console: "Console", outcome: "Outcome") -> None:
+    """Show the result of a run and the commands that come next."""
+    from flows import comparison, stage
+    from tasks.workspace import home
+
+    counted = {how: sum(r.how == how for r in outcome.stages) for how in (stage.RAN, stage.RESTORED, stage.UNCHANGED)}
+    console.print(f"\n{len(outcome.stages)} stages: {', '.join(f'{n} {how}' for how, n in counted.items() if n)}")
+    if outcome.left_out:
+        console.print(f"left out, as they look at what is not up to date: {', '.join(outcome.left_out)}")
+        reports = {r.stage: r.metrics for r in outcome.stages if r.stage in outcome.reports}
+        console.print(comparison.measured(reports))
+    elif outcome.comparison:
+        console.print(comparison.table(outcome.comparison))
+    best = comparison.best(outcome.comparison) if outcome.comparison else ""
+    database = f"sqlite:///{home() / 'mlflow.db'}"
+    tracking = os.environ.get("MLFLOW_TRACKING_URI", database)
+    here = outcome.in_checkout
+    steps = [
+        (f"dvc exp apply {outcome.experiment}", "takes the result over; your files are as they were")
+        if outcome.experiment and not here
+        else None,
+        ("dvc repro", "computes nothing: everything is up to date") if here and not outcome.left_out else None,
+        (str(comparison.PAGE), "answers side by side, curves") if here and best else None,
+        (f"alignflow chat {best}", "talk to it; two names: side by side") if here and best else None,
+        ("dvc exp show", "experiments, their parameters and metrics"),
+        (f"mlflow ui --backend-store-uri {tracking}", "curves, completions, models")
+        if tracking == database
+        else (tracking, "MLflow: curves, completions, models"),
+    ]
+    console.print("\nnext:")
+    for what, why in filter(None, steps):
+        console.print(f"  {what}  [dim]# {why}[/]", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The comparison of the policies, as the last stage wrote it, for a terminal."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DATA = Path("reports/comparison.json")
+PAGE = Path("reports/comparison.html")
+
+Row = Mapping[str, str | float | None]
+
+
+def read(root: Path) -> list[Row]:
+    """Return one row a policy; empty when there is no comparison yet."""
+    path = root / DATA
+    rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+    return rows
+
+
+def best(rows: Sequence[Row]) -> str:
+    """Return the policy that wins most often against the reference."""
+    return str(max(rows, key=lambda row: float(row.get("win_rate") or 0))["policy"])
+
+
+def table(rows: Sequence[Row]) -> "Table":
+    """Return the comparison as a table for a terminal."""
+    from rich.table import Table
+
+    drawn = Table(title="Policies on held-out prompts", title_justify="left")
+    for head in ("policy", "win rate (interval)", "score", "gold", "KL", "tokens", "cut off", "time", "peak"):
+        drawn.add_column(head, justify="left" if head == "policy" else "right")
+    for row in rows:
+        interval = f"{_number(row, 'win_rate_low', '.2f')}–{_number(row, 'win_rate_high', '.2f')}"
+        drawn.add_row(
+            str(row["policy"]),
+            f"{_number(row, 'win_rate', '.2f')} ({interval})",
+            _number(row, "score_mean", "+.2f"),
+            _number(row, "gold_mean", ".2f"),
+            _number(row, "kl_reference", ".2f"),
+            _number(row, "response_length_mean", ".0f"),
+            _number(row, "truncated_fraction", ".0%"),
+            _number(row, "train_seconds", ".0f", " s"),
+            _number(row, "peak_memory_gib", ".2f", " GiB"),
+        )
+    return drawn
+
+
+def measured(reports: Mapping[str, Mapping[str, float]]) -> "Table":
+    """Return the metrics of single reports side by side, for a run without the comparison."""
+    from rich.table import Table
+
+    drawn = Table("", *reports, box=None, pad_edge=False)
+    for key in dict.fromkeys(key for metrics in reports.values() for key in metrics):
+        drawn.add_row(key, *(_number(metrics, key, ".4g") for metrics in reports.values()))
+    return drawn
+
+
+def _number(row: Row, key: str, form: str, unit: str = "") -> str:
+    value = row.get(key)
+    return "–" if value is None or isinstance(value, str) else f"{value:{form}}{unit}"

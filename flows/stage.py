@@ -1,0 +1,207 @@
+"""Run one stage of the pipeline: DVC decides whether, a supervisor makes sure that it can be stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from types import FrameType
+
+from flows import device, supervise
+from flows.errors import UserError
+from flows.graph import Stage
+from tasks.workspace import home
+
+GRACE_SECONDS = 20  # for a checkpoint after SIGTERM; Prefect kills a cancelled flow after 30
+TAIL = 12  # last lines of a failed stage that its error shows
+
+Say = Callable[[str, str], None]
+"""``say(state, text)``: a line about the stage; the state is one of the words below."""
+
+WAITING, RUNNING, FAILED = "waiting", "running", "failed"
+RAN, RESTORED, UNCHANGED = "ran", "restored", "unchanged"
+
+_NOISE = (  # advice of DVC that has no place here
+    "Generating lock file",
+    "Updating lock file",
+    "To track the changes with git",
+    "To enable auto staging",
+    "\tgit add",
+    "\tdvc config",
+    "Use `dvc push`",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage got its outputs: ``ran``, ``restored`` from a cache, or ``unchanged``."""
+
+    stage: str
+    how: str
+    seconds: float
+    """Without waiting for a slot."""
+    metrics: Mapping[str, float]
+    """From its metrics files."""
+
+
+class StageFailed(UserError):
+    """A stage ended with an error; the message ends with its last lines."""
+
+
+class Stop:
+    """Ends all supervised stages of this process at once (a flow runs several, in threads)."""
+
+    def __init__(self) -> None:
+        self.asked = Event()
+        self._running: set[subprocess.Popen[str]] = set()
+
+    def __call__(self) -> None:
+        """Ask every stage to end and wait until the last is gone; their supervisors bound the time."""
+        self.asked.set()
+        running = list(self._running)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+    @contextmanager
+    def covers(self, process: subprocess.Popen[str]) -> Iterator[None]:
+        """Include a process while it runs."""
+        self._running.add(process)
+        try:
+            if self.asked.is_set():  # asked between the start and the line above
+                process.terminate()
+            yield
+        finally:
+            self._running.discard(process)
+
+
+def run(
+    stage: Stage,
+    root: Path,
+    say: Say,
+    stop: Stop,
+    *,
+    env: Mapping[str, str] | None = None,
+    server: bool = False,
+) -> Result:
+    """Bring one stage up to date in a checkout whose upstream stages are.
+
+    Raises:
+        StageFailed: its command failed, or it was stopped.
+    """
+    how, seconds = UNCHANGED, 0.0
+    if not _up_to_date(stage, root):
+
+        def waiting() -> None:
+            say(WAITING, "waiting for a device slot")
+
+        try:
+            with ExitStack() as held:
+                seen: Mapping[str, str] = {}
+                if stage.device:
+                    seen = held.enter_context(device.slot(stop.asked, server=server, waiting=waiting))
+                started = time.monotonic()
+                how = _reproduce(stage, root, say, stop, {**(env or {}), **seen})
+                seconds = round(time.monotonic() - started, 1)
+        except device.Stopped:
+            raise StageFailed(f"{stage.name} was stopped before it began") from None
+    say(how, f"{how} ({seconds:.1f} s)" if seconds else how)
+    return Result(stage.name, how, seconds, _metrics(stage, root))
+
+
+@contextmanager
+def stoppable(stop: Stop) -> Iterator[None]:
+    """Stop the stages at once on SIGTERM and Ctrl-C, then do what would have been done anyway.
+
+    Prefect alone would wait for its task threads, while the trainers go on for half a minute.
+    """
+    signals = (signal.SIGTERM, signal.SIGINT)
+    earlier = {number: signal.getsignal(number) for number in signals}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
+        previous = earlier[signal.Signals(number)]
+        if callable(previous):
+            previous(number, frame)
+        else:
+            raise SystemExit(128 + number)
+
+    try:
+        for number in signals:
+            signal.signal(number, handle)
+    except ValueError:  # not in the main thread: whoever owns it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, earlier[number])
+
+
+def _up_to_date(stage: Stage, root: Path) -> bool:
+    """Ask DVC in this process (0.1 s; a DVC process takes 0.6 s); when it cannot say, the stage runs."""
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            # a bare name would be looked up in the working folder's dvc.yaml
+            return not repo.status(targets=[str(root / stage.address)])
+    except (DvcException, LockError):
+        return False
+
+
+def _reproduce(stage: Stage, root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> str:
+    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *_pull(root), stage.name]
+    process = subprocess.Popen(
+        [sys.executable, "-S", supervise.__file__, str(GRACE_SECONDS), *dvc],
+        cwd=root,
+        stdin=subprocess.PIPE,  # the lifeline: it closes when this process is gone
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        bufsize=1,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "ALIGNFLOW_HOME": str(home()), **env},
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    how, tail = RESTORED, deque[str](maxlen=TAIL)
+    say(RUNNING, "starting")
+    with process.stdin, process.stdout, stop.covers(process):
+        for line in map(str.rstrip, process.stdout):
+            if line.startswith("Running stage"):
+                how = RAN
+            if line and not line.startswith(_NOISE):
+                tail.append(line)
+                say(RUNNING, line)
+        status = process.wait()
+    if status:
+        cause = "was stopped" if stop.asked.is_set() else f"failed with exit status {status}"
+        raise StageFailed("\n  ".join([f"{stage.name} {cause}", *tail]))
+    return how
+
+
+def _metrics(stage: Stage, root: Path) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for path in stage.metrics:
+        numbers |= json.loads((root / path).read_text())
+    return numbers
+
+
+def _pull(root: Path) -> list[str]:
+    """``--pull`` fetches results that another machine has pushed; without a remote DVC warns about it."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        return ["--pull"] if repo.config["core"].get("remote") else []

@@ -1,0 +1,89 @@
+"""The parent run of a flow in the tracking service: what it was asked, and what became of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flows import comparison, stage
+from flows.git import git
+from flows.graph import output_hashes
+from flows.workspace import Workspace
+
+if TYPE_CHECKING:
+    from tasks.tracking import Recorder
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The parent run that the stages of a flow hang below."""
+
+    recorder: "Recorder"
+    place: Workspace
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """What tells a stage's process where it belongs."""
+        return {"ALIGNFLOW_PARENT": str(self.recorder.folder)}
+
+    def finish(self, results: Sequence[stage.Result], rows: Sequence[comparison.Row]) -> None:
+        """Add what no stage process could: the stages that DVC did not have to run, and the comparison."""
+        from tasks import tracking
+
+        record, hashes = self.recorder.folder, output_hashes(self.place.path)
+        for result in results:
+            if result.how == stage.RAN:
+                tracking.link_ran(record, result.stage, hashes[result.stage])
+            else:
+                tracking.link_reused(record, result.stage, result.metrics, hashes[result.stage])
+        page = self.place.path / comparison.PAGE
+        if rows and page.exists():
+            self.recorder.artifact(page)
+        compared = {
+            f"{row['policy']}/{key}": float(value)
+            for row in rows
+            for key, value in row.items()
+            if isinstance(value, (int, float))
+        }
+        self.recorder.finish("FINISHED", compared)
+
+
+@contextmanager
+def pipeline(place: Workspace, run: str, only: Sequence[str]) -> Iterator[Parent]:
+    """Open the parent run; it ends as failed or killed when the flow does."""
+    from tasks import tracking
+
+    recorder = tracking.start_pipeline(
+        f"pipeline-{run}",
+        name=place.name,
+        params=_params(place),
+        tags={
+            "prefect.flow_run": run,
+            "git.commit": git(place.path, "rev-parse", "HEAD"),
+            "dvc.exp": place.name,
+            "overrides": " ".join(place.overrides),
+            "only": " ".join(only),
+        },
+    )
+    try:
+        yield Parent(recorder, place)
+    except Exception:
+        recorder.finish("FAILED", {})
+        raise
+    except BaseException:  # cancelled
+        recorder.finish("KILLED", {})
+        raise
+
+
+def _params(place: Workspace) -> dict[str, object]:
+    """Return the run's parameters with dotted keys."""
+    from ruamel.yaml import YAML
+
+    def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                yield from flatten(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(flatten(YAML(typ="safe").load(place.path / "params.yaml")))

@@ -1,0 +1,231 @@
+"""A private checkout for every flow run.
+
+What a running stage reads must not change under it: DVC records the parameters it finds *after* a stage
+has run. So a run works in a git worktree under ``home()/runs`` that starts as an exact copy of the user's
+files (uncommitted and untracked ones too), shares the DVC cache, and has overrides applied to its own
+``params.yaml`` only. Its result is saved as a DVC experiment on the user's commit.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flows.errors import UserError
+from flows.git import git, tree_of
+from tasks.workspace import home
+
+LOCK = "dvc.lock"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a flow run works and what it started from."""
+
+    folder: str
+    checkout: str
+    name: str
+    """Of the DVC experiment."""
+    overrides: tuple[str, ...]
+    tree: str
+    """Git tree of the user's files at the start."""
+    before: str
+    """Git tree of the workspace at the start: the same, with overrides applied."""
+
+    @property
+    def path(self) -> Path:
+        """The root of the worktree."""
+        return Path(self.folder)
+
+
+def create(run: str, checkout: Path, overrides: Sequence[str], name: str) -> Workspace:
+    """Make the workspace of a flow run, or return the one that an earlier attempt of this run left.
+
+    Raises:
+        UserError: the experiment's name is taken or not usable.
+        tasks.params.ParamsError: an override names no parameter or has no fit value.
+    """
+    folder, record = _runs() / run, _runs() / f"{run}.json"
+    if record.exists() and folder.exists():
+        return _load(record)
+    check_name(checkout, name)
+    discard(checkout, run)  # what is left of an attempt that died while creating it
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tree = tree_of(checkout)
+    git(checkout, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
+    git(folder, "read-tree", "--reset", "-u", tree)
+    _share(checkout, folder)
+    if overrides:
+        from tasks.params import override
+
+        override(folder / "params.yaml", overrides)
+    _restore_known_outputs(folder)
+    made = Workspace(str(folder), str(checkout), name, tuple(overrides), tree, tree_of(folder))
+    record.write_text(json.dumps(asdict(made)))  # last: a complete workspace has a record
+    return made
+
+
+def check_name(checkout: Path, name: str) -> None:
+    """Make sure that a new experiment can have this name.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        git(checkout, "check-ref-format", f"refs/exps/{name}")
+    except UserError:
+        raise UserError(f"--name: {name!r} cannot name an experiment; use letters, digits, - and _") from None
+    if "/" in name:
+        raise UserError(f"--name: {name!r} cannot name an experiment: it holds a /")
+    if git(checkout, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}"):
+        raise UserError(f"--name: experiment {name} exists; choose another, or `dvc exp remove {name}`")
+
+
+def changed(workspace: Workspace) -> bool:
+    """Return whether the run differs from what the user has: other parameters, or a stage's new result."""
+    return bool(workspace.overrides) or tree_of(workspace.path) != workspace.before
+
+
+def save(workspace: Workspace, stages: Sequence[str]) -> None:
+    """Save the workspace as a DVC experiment on the user's commit.
+
+    The stages are named because DVC would otherwise record *every* stage as up to date, also those that
+    this run did not touch. DVC keeps its notes of a save in refs that all worktrees share, hence the lock.
+    """
+    with _exclusive(home() / "experiments.lock"):
+        done = _dvc(workspace.path, "exp", "save", "--force", "--name", workspace.name, *stages)
+    if done.returncode:
+        raise UserError(f"could not save experiment {workspace.name}: {_last_line(done.stderr)}")
+
+
+def bring_back(workspace: Workspace) -> bool:
+    """Put the run's lock and outputs into the user's checkout; False if that is not safe.
+
+    Safe means: no overrides, no file of the user changed since the start, and no output there that DVC does
+    not know (`dvc checkout` refuses to overwrite those). On False the checkout is as it was.
+    """
+    checkout = Path(workspace.checkout)
+    if workspace.overrides or tree_of(checkout) != workspace.tree:
+        return False
+    different = git(workspace.path, "diff", "--name-only", workspace.before, tree_of(workspace.path))
+    # what DVC itself writes
+    made = [path for path in different.splitlines() if Path(path).name in (LOCK, ".gitignore")]
+    earlier = {path: _read(checkout / path) for path in made}
+    for path in made:
+        _write(checkout / path, _read(workspace.path / path))
+    if _dvc(checkout, "checkout", "--allow-missing").returncode == 0:
+        return True
+    for path, content in earlier.items():
+        _write(checkout / path, content)
+    return False
+
+
+def discard(checkout: Path, run: str) -> None:
+    """Remove a run's worktree and record."""
+    folder = _runs() / run
+    if folder.exists():
+        with suppress(UserError):  # git does not know a folder that was only half made
+            git(checkout, "worktree", "remove", "--force", str(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+    git(checkout, "worktree", "prune")
+    (_runs() / f"{run}.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def in_use(run: str) -> Iterator[None]:
+    """Mark a run as being worked on, for as long as this process lives, so that ``prune`` leaves it alone."""
+    lock = _runs() / f"{run}.lock"
+    with _exclusive(lock):
+        yield
+        lock.unlink(missing_ok=True)
+
+
+def prune(checkout: Path, *, dry_run: bool) -> Iterator[tuple[str, bool]]:
+    """Remove the workspaces of failed and cancelled runs; yield each with whether it was free to go."""
+    for folder in sorted(f for f in _runs().glob("*") if f.is_dir()):
+        lock = _runs() / f"{folder.name}.lock"
+        try:
+            with _exclusive(lock, wait=False):
+                if not dry_run:
+                    discard(checkout, folder.name)
+                    lock.unlink(missing_ok=True)
+        except BlockingIOError:
+            yield folder.name, False
+        else:
+            yield folder.name, True
+
+
+def _runs() -> Path:
+    return home() / "runs"
+
+
+def _load(record: Path) -> Workspace:
+    fields = json.loads(record.read_text())
+    return Workspace(**{**fields, "overrides": tuple(fields["overrides"])})
+
+
+def _share(checkout: Path, folder: Path) -> None:
+    """Give the worktree the checkout's DVC cache, remotes (also private settings) and converted models."""
+    from dvc.config import Config, merge
+    from dvc.repo import Repo
+
+    with Repo(str(checkout)) as repo:
+        cache = repo.cache.local_cache_dir
+    theirs = Config(str(checkout / ".dvc"), validate=False)
+    with Config(str(folder / ".dvc"), validate=False).edit("local") as settings:
+        for level in ("repo", "local"):  # paths in them are relative to the checkout; DVC has resolved them
+            merge(settings, theirs.read(level))
+        merge(settings, {"cache": {"dir": str(cache)}})
+    models = checkout / "models"
+    models.mkdir(exist_ok=True)
+    if not (folder / "models").exists():
+        (folder / "models").symlink_to(models.resolve())
+
+
+def _restore_known_outputs(folder: Path) -> None:
+    """Check out what dvc.lock and the cache know already: unchanged stages then need no process at all."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with suppress(DvcException), Repo(str(folder)) as repo:
+        known = [out.fs_path for stage in repo.index.stages for out in stage.outs if out.hash_info]
+        if known:
+            repo.checkout(known, force=True, allow_missing=True)
+
+
+def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # not a terminal: DVC refuses where it would otherwise ask
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    return subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "")
+
+
+@contextmanager
+def _exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _write(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

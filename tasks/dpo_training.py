@@ -1,0 +1,57 @@
+"""One run of the DPO loop on pairs, as the stages ``dpo`` and ``iterative_dpo`` share it."""
+
+from collections.abc import Sequence
+
+import torch
+
+from alignflow.algorithms import dpo
+from alignflow.data.collate import by_rows, collate_pairs
+from alignflow.loops.offline import train
+from alignflow.models.roles import SharedBase
+from alignflow.ops import masked_sum
+from alignflow.optim import MasterAdamW, OptimisationConfig
+from alignflow.types import Pair, Sequences
+from tasks import training
+from tasks.params import Dpo, IterativeDpo
+from tasks.stage import Stage
+
+
+def train_dpo(stage: Stage, models: SharedBase, pairs: Sequence[Pair], section: Dpo | IterativeDpo) -> dict[str, float]:
+    """Train the policy on pairs against the reference, both already in place; save and return metrics."""
+    config = training.config_of(section, OptimisationConfig)
+    loss = training.config_of(section, dpo.DPOConfig)
+    frozen = {"reference": models.fingerprint("reference")}
+    # a run shorter than an epoch sees only some of the pairs: the reference need not look at the others
+    used = {i for step in range(max(1, config.steps)) for i in training.rows_of_step(len(pairs), config, step)}
+    pairs = [pair for i, pair in enumerate(pairs) if i in used]
+    ref_logps = _reference_logps(models, pairs, config.micro_batch_tokens)
+
+    def batches(step: int) -> list[dpo.PairBatch]:
+        return [
+            dpo.PairBatch(batch, torch.cat([ref_logps[0, rows], ref_logps[1, rows]]))
+            for rows, batch in training.pair_batches(pairs, config, step, models.base.device)
+        ]
+
+    stage.total_steps = section.steps
+    train(
+        batches,
+        lambda batch: dpo.step(models, batch, loss),
+        dpo.count,
+        lambda batch: training.tokens_of(batch.sequences),
+        MasterAdamW([(models.parameters("policy"), config.learning_rate)], config.weight_decay),
+        config,
+        log=stage.log,
+        keep=stage.keep,
+        resume=stage.resume,
+    )
+    return training.finish(stage, models, "policy", frozen=frozen)
+
+
+def _reference_logps(models: SharedBase, pairs: Sequence[Pair], budget: int) -> torch.Tensor:
+    """Return the reference's summed response log-probs, computed once for all steps. (2, pairs)"""
+    sequences = collate_pairs(pairs)
+
+    def logps(batch: Sequences) -> torch.Tensor:
+        return masked_sum(models.logprobs("reference", batch)[0], batch.response_mask[:, 1:].to(models.base.device))
+
+    return by_rows(logps, sequences, budget).to(models.base.device).view(2, len(pairs))

@@ -1,0 +1,45 @@
+"""What the stages that sample share: responses of a role with their texts."""
+
+from collections.abc import Sequence
+
+from alignflow.generate import Response, generate
+from alignflow.models.roles import SharedBase
+from tasks.params import Params
+
+
+def sample(
+    models: SharedBase, role: str, prompts: Sequence[tuple[int, ...]], params: Params, *, seed: int
+) -> tuple[list[Response], list[str]]:
+    """Sample one response to each prompt as a role; return tokens and texts."""
+    with models.merged(role) as model:
+        responses = generate(
+            model,
+            prompts,
+            eos_ids=eos_ids(models),
+            max_response_length=params.sampling.max_response_length,
+            temperature=params.sampling.temperature,
+            seed=seed,
+            rows=params.sampling.rows,
+        )
+    return responses, decode(models, responses)
+
+
+def eos_ids(models: SharedBase) -> list[int]:
+    """Return every token that ends a response: the tokenizer's, and those of the model's generation settings."""
+    configured = models.base.model.generation_config.eos_token_id
+    more = configured if isinstance(configured, list) else [configured]
+    return sorted({models.base.tokenizer.eos_token_id, *(i for i in more if i is not None)})
+
+
+def decode(models: SharedBase, responses: Sequence[Response]) -> list[str]:
+    """Return the texts of responses, without special tokens."""
+    texts: list[str] = models.base.tokenizer.batch_decode([list(r.tokens) for r in responses], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def completions(
+    prompts: Sequence[str], texts: Sequence[str], scores: Sequence[float], most: int = 16
+) -> list[dict[str, object]]:
+    """Return the first few samples as rows of a table."""
+    rows = zip(prompts[:most], texts[:most], scores[:most], strict=True)
+    return [{"prompt": p, "response": t, "reward": round(s, 3)} for p, t, s in rows]

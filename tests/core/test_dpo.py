@@ -1,0 +1,134 @@
+"""The DPO losses and their step."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignflow.algorithms.dpo import DPOConfig, PairBatch, count, dpo_loss, step
+from tests import reference
+from tests.close import EXACT, FLOAT64, close
+from tests.toy import Given, random_like, rows
+
+LOSSES = ["sigmoid", "ipo", "hinge"]
+
+
+def logps(seed: int = 0, size: int = 6) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return list(torch.randn(4, size, generator=generator, dtype=torch.float64) * 4 - 10)
+
+
+def loss_of(values: list[Tensor], loss: str = "sigmoid", beta: float = 0.1, smoothing: float = 0.0) -> Tensor:
+    return dpo_loss(*values, beta=beta, loss=loss, label_smoothing=smoothing)
+
+
+def test_losses_by_hand():
+    """Log-ratio difference (-1 + 3) - (-5 + 4) = 3, beta 1/2, so h = 3/2.
+
+    sigmoid: log(1 + e^-1.5); hinge: max(0, 1 - 1.5) = 0; ipo: (3 - 1)^2 = 4.
+    """
+    values = [torch.tensor([x]).double() for x in (-1.0, -5.0, -3.0, -4.0)]
+    close(loss_of(values, "sigmoid", 0.5), [math.log1p(math.exp(-1.5))], FLOAT64)
+    close(loss_of(values, "hinge", 0.5), [0.0], EXACT)
+    close(loss_of(values, "ipo", 0.5), [4.0], FLOAT64)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("beta", [0.05, 0.7])
+def test_losses_equal_the_loop(loss: str, smoothing: float, beta: float):
+    values = logps()
+    close(
+        loss_of(values, loss, beta, smoothing),
+        reference.dpo(*(v.tolist() for v in values), beta, loss, smoothing),
+        FLOAT64,
+    )
+
+
+def test_equal_policies_give_log_two():
+    chosen, rejected, *_ = logps()
+    close(loss_of([chosen, rejected, chosen, rejected]), [math.log(2)] * 6, FLOAT64)
+
+
+def test_the_gradient_at_equal_policies_is_half_beta():
+    """d/dx -log sigmoid(beta x) at 0 is -beta / 2 for chosen and +beta / 2 for rejected."""
+    chosen, rejected, *_ = logps()
+    c, r = chosen.clone().requires_grad_(), rejected.clone().requires_grad_()
+    loss_of([c, r, chosen, rejected], beta=0.3).sum().backward()
+    close(c.grad, [-0.15] * 6, FLOAT64)
+    close(r.grad, [0.15] * 6, FLOAT64)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_flipped_label_swaps_the_loss(loss: str):
+    """Smoothing 1 on a pair is smoothing 0 on the pair swapped."""
+    w, lo, rw, rl = logps()
+    close(loss_of([w, lo, rw, rl], loss, smoothing=1.0), loss_of([lo, w, rl, rw], loss), FLOAT64)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_pass_gradcheck(loss: str):
+    values = [v.requires_grad_() for v in logps()]
+    assert torch.autograd.gradcheck(lambda *v: loss_of(list(v), loss, 0.3, 0.1), values)
+
+
+def test_hopeless_pairs_stay_finite():
+    far = [torch.tensor([x]) for x in (-1e5, 0.0, 0.0, -1e5)]
+    assert loss_of(far, beta=0.5).isfinite().all()
+
+
+def test_an_unknown_loss_is_refused_by_name():
+    with pytest.raises(ValueError, match="'kto' is not one of sigmoid, ipo, hinge"):
+        loss_of(logps(), "kto")
+
+
+LENGTHS = [(2, 3), (4, 1), (2, 5), (4, 2)]  # two pairs: chosen rows, then rejected rows
+
+
+def batch_of(loss: str) -> tuple[Given, PairBatch, DPOConfig, list[list[float]]]:
+    sequences = rows(LENGTHS)
+    noise = random_like(sequences, 1)
+    ref = torch.tensor([-1.0, -2, -3, -4], dtype=torch.float64)
+    kept = [[x for x, m in zip(r, k, strict=True) if m] for r, k in _zip(noise, sequences.response_mask[:, 1:])]
+    return Given(noise), PairBatch(sequences, ref), DPOConfig(0.4, loss, 0.0), kept
+
+
+def _zip(a: Tensor, b: Tensor) -> zip:
+    return zip(a.tolist(), b.tolist(), strict=True)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_sums_response_tokens_and_takes_means_for_ipo(loss: str):
+    models, batch, config, kept = batch_of(loss)
+    size = [len(k) if loss == "ipo" else 1 for k in kept]
+    assert [len(k) for k in kept] == [3, 1, 5, 2]
+    mine = [sum(k) / n for k, n in zip(kept, size, strict=True)]
+    ref = [r / n for r, n in zip([-1.0, -2, -3, -4], size, strict=True)]
+    output = step(models, batch, config)
+    close(output.losses, reference.dpo(mine[:2], mine[2:], ref[:2], ref[2:], 0.4, loss, 0.0), FLOAT64)
+    assert output.mask.all()
+    assert count(batch) == 2
+
+
+def test_swapping_a_pair_flips_its_margin_and_accuracy():
+    models, batch, config, _ = batch_of("sigmoid")
+    swap = torch.tensor([2, 3, 0, 1])
+    assert models._logprobs is not None
+    sequences = type(batch.sequences)(
+        *(x[swap] for x in (batch.sequences.input_ids, batch.sequences.attention_mask, batch.sequences.response_mask))
+    )
+    there = step(models, batch, config).metrics
+    back = step(Given(models._logprobs[swap]), PairBatch(sequences, batch.ref_logps[swap]), config).metrics
+    close(back["rewards/margin"], -there["rewards/margin"], EXACT)
+    close(back["rewards/accuracy"], 1 - there["rewards/accuracy"], EXACT)
+    close(back["logps/chosen"], there["logps/rejected"], EXACT)
+
+
+def test_padding_may_hold_anything_in_a_step():
+    models, batch, config, _ = batch_of("sigmoid")
+    assert models._logprobs is not None
+    mask = batch.sequences.response_mask[:, 1:]
+    dirty = Given(models._logprobs)
+    dirty.logprobs = lambda *_, **__: (models._logprobs.masked_fill(~mask, math.nan), None)  # type: ignore[method-assign, union-attr]
+    close(step(dirty, batch, config).losses, step(models, batch, config).losses, EXACT)

@@ -1,0 +1,112 @@
+"""Sampling from a tiny random Llama."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignflow.generate import Response, _choose, generate
+from alignflow.models.roles import SharedBase
+from tests.close import close
+from tests.tiny import disturb, open_base
+
+PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [5, 6, 7]]
+NEVER = [255]
+
+
+@pytest.fixture(scope="module")
+def models(tiny: Path) -> SharedBase:
+    models = open_base(tiny)
+    models.add("policy")
+    disturb(models, "policy", 3)
+    return models
+
+
+def sample(models: SharedBase, prompts: list[list[int]], **given: Any) -> list[Response]:
+    settings: dict[str, Any] = {
+        "eos_ids": NEVER,
+        "max_response_length": 8,
+        "temperature": 1.0,
+        "seed": 1,
+        "rows": 64,
+    }
+    with models.merged("policy") as model:
+        return generate(model, prompts, **{**settings, **given})
+
+
+def test_greedy_equals_the_library_one_prompt_at_a_time(models: SharedBase):
+    found = sample(models, PROMPTS, temperature=0)
+    for prompt, response in zip(PROMPTS, found, strict=True):
+        with models.role("policy") as model, torch.no_grad():
+            ids = torch.tensor([prompt])
+            expected = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=255
+            )
+        assert list(response.tokens) == expected[0, len(prompt) :].tolist()
+
+
+def test_a_sample_does_not_depend_on_how_rows_are_batched(models: SharedBase):
+    """Ends are frequent (a fifth of the ids), so that rows leave the batch at unlike times."""
+    ends = list(range(0, 250, 5))
+    together = sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16)
+    assert sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16, rows=1) == together
+    assert sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16, rows=4) == together
+    assert len({len(r.tokens) for r in together}) > 2
+
+
+def test_the_same_seed_repeats_and_another_differs(models: SharedBase):
+    assert sample(models, PROMPTS) == sample(models, PROMPTS)
+    assert sample(models, PROMPTS) != sample(models, PROMPTS, seed=2)
+    first, *_, last = sample(models, PROMPTS)
+    assert first != last, "two samples of one prompt must differ"
+
+
+def test_a_response_ends_with_its_first_end_token(models: SharedBase):
+    free = sample(models, PROMPTS)
+    end = free[0].tokens[3]
+    for before, after in zip(free, sample(models, PROMPTS, eos_ids=[end]), strict=True):
+        if end in before.tokens:
+            cut = before.tokens.index(end) + 1
+            assert after == Response(before.tokens[:cut], truncated=False)
+        else:
+            assert after == Response(before.tokens, truncated=True)
+
+
+def test_an_end_on_the_last_allowed_token_is_not_cut_off(models: SharedBase):
+    tokens = sample(models, PROMPTS[:1])[0].tokens
+    assert tokens[7] not in tokens[:7]
+    assert sample(models, PROMPTS[:1], eos_ids=[tokens[7]])[0] == Response(tokens, truncated=False)
+
+
+def test_no_prompt_gives_no_response(models: SharedBase):
+    assert sample(models, []) == []
+
+
+def test_frequencies_follow_the_distribution_of_the_model(models: SharedBase):
+    """Chi-square of 4,000 first tokens in 17 cells, the 16 likeliest and the rest: below 39.25, its 0.999 quantile."""
+    draws, temperature = 4000, 0.6
+    found = sample(models, [[5, 6, 7]] * draws, max_response_length=1, temperature=temperature, rows=draws)
+    with models.role("policy") as model, torch.no_grad():
+        logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1].double()
+    top = (logits / temperature).softmax(-1).topk(16)
+    cells = [*zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    counts = [sum(r.tokens[0] == token for r in found) for token, _ in cells]
+    expected = [p * draws for _, p in cells]
+    counts.append(draws - sum(counts))
+    expected.append(draws - sum(expected))
+    assert min(expected) > 5
+    assert sum((c - e) ** 2 / e for c, e in zip(counts, expected, strict=True)) < 39.25
+
+
+def test_the_draw_picks_where_the_cumulative_passes_it():
+    """Probabilities 1/4, 1/2, 1/4: draws .2, .3, .74, .76 pick tokens 0, 1, 1, 2; temperature 0 the likeliest."""
+    logits = torch.tensor([0.25, 0.5, 0.25]).log().repeat(4, 1)
+    draws = torch.tensor([0.2, 0.3, 0.74, 0.76], dtype=torch.float64)
+    close(_choose(logits, draws, 1.0), [0, 1, 1, 2])
+    close(_choose(logits, draws, 0), [1, 1, 1, 1])
+
+
+def test_a_draw_next_to_one_stays_in_the_vocabulary():
+    logits = torch.tensor([[0.0, 0.0, -torch.inf]])
+    close(_choose(logits, torch.tensor([1 - 1e-12], dtype=torch.float64), 1.0), [1])

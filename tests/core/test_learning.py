@@ -1,0 +1,66 @@
+"""DPO and the reward model learn eight pairs on the tiny model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignflow.algorithms import dpo, reward_model
+from alignflow.data.collate import by_rows, collate_pairs
+from alignflow.loops import offline
+from alignflow.models.roles import SharedBase
+from alignflow.ops import masked_sum
+from alignflow.optim import MasterAdamW
+from alignflow.types import Pair, StepOutput
+from tests.close import close
+from tests.tiny import open_base
+from tests.toy import CONFIG
+
+
+def _eight_pairs() -> list[Pair]:
+    ids = torch.randint(1, 90, (8, 3, 4), generator=torch.Generator().manual_seed(5)).tolist()
+    return [Pair(tuple(p), tuple(c), tuple(r)) for p, c, r in ids]
+
+
+def _learn(models: SharedBase, role: str, step: Callable[[Any], StepOutput], batch: Any, count: Any) -> float:
+    seen: list[Mapping[str, float]] = []
+    config = replace(CONFIG, steps=25, learning_rate=1e-2, weight_decay=0.0)
+    offline.train(
+        lambda k: [batch],
+        step,
+        count,
+        lambda b: 1,
+        MasterAdamW([(models.parameters(role), config.learning_rate)], 0.0),
+        config,
+        log=lambda step, metrics: seen.append(metrics),
+        keep=lambda step, state: None,
+    )
+    assert seen[0]["rewards/accuracy"] < 1.0
+    assert seen[-1]["loss"] < seen[0]["loss"] / 2
+    return seen[-1]["rewards/accuracy"]
+
+
+@pytest.mark.parametrize("quantization", [("none", "float32"), ("nf4", "bfloat16")], ids=["float32", "nf4"])
+def test_dpo_learns_eight_pairs(tiny: Path, quantization: tuple[str, str]):
+    models, batch = open_base(tiny, *quantization), collate_pairs(_eight_pairs())
+    models.add("reference")
+    models.add("policy", trained=True)
+    mask = batch.response_mask[:, 1:]
+    ref = by_rows(lambda b: masked_sum(models.logprobs("reference", b)[0], b.response_mask[:, 1:]), batch, 64)
+    close(ref, masked_sum(models.logprobs("policy", batch)[0], mask), 0.05)
+    before, config = models.fingerprint("reference"), dpo.DPOConfig(0.3, "sigmoid", 0.0)
+    step = lambda b: dpo.step(models, b, config)  # noqa: E731
+    assert _learn(models, "policy", step, dpo.PairBatch(batch, ref), dpo.count) == 1.0
+    assert models.fingerprint("reference") == before
+
+
+def test_the_reward_model_learns_eight_pairs(tiny: Path):
+    models, batch = open_base(tiny), collate_pairs(_eight_pairs())
+    models.add("reward_model", trained=True)
+    models.add_head("reward_model", seed=1)
+    config = reward_model.RewardModelConfig(0.01)
+    step = lambda b: reward_model.step(models, b, config)  # noqa: E731
+    assert _learn(models, "reward_model", step, batch, reward_model.count) == 1.0

@@ -1,0 +1,136 @@
+"""Both loops on a table of logits: resume, micro-batches, minibatches, the check of the first update."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignflow.algorithms import grpo, sft
+from alignflow.data.collate import sequence_lengths, take_rows
+from alignflow.loops import offline, online
+from alignflow.loops.update import Diverged
+from alignflow.optim import MasterAdamW
+from alignflow.types import Sequences
+from tests.close import EXACT, close
+from tests.toy import CONFIG, Bigram, rows
+
+
+def never(step: int, state: Callable[[], dict[str, Any]]) -> None:
+    pass
+
+
+BATCH = rows([(2, 3), (4, 1), (1, 6), (3, 2), (2, 2), (5, 4)])
+
+
+class Keeper:
+    """Keeps the state of one step as a checkpoint file would."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.state = at, io.BytesIO()
+
+    def __call__(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        if step == self.at:
+            torch.save(state(), self.state)
+
+    def load(self) -> dict[str, Any]:
+        self.state.seek(0)
+        loaded: dict[str, Any] = torch.load(self.state, weights_only=True)
+        return loaded
+
+
+def _offline(models: Bigram, **given: Any) -> list[tuple[int, float]]:
+    log: list[tuple[int, float]] = []
+    offline.train(
+        lambda k: [take_rows(BATCH, [k % 6, (k + 1) % 6]), take_rows(BATCH, [(k + 3) % 6])],
+        lambda batch: sft.step(models, batch),
+        sft.count,
+        lambda batch: sum(sequence_lengths(batch)),
+        MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay),
+        CONFIG,
+        log=lambda step, metrics: log.append((step, metrics["loss"])),
+        keep=given.pop("keep", never),
+        **given,
+    )
+    return log
+
+
+def _online(models: Bigram, **given: Any) -> list[tuple[int, float]]:
+    keys = grpo.GRPOConfig(0.1, 0.2, 0.2, "dapo", 0.01)
+    log: list[tuple[int, float]] = []
+
+    def collect(step: int) -> tuple[Sequences, Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(step)
+        ids = torch.randint(1, 12, BATCH.input_ids.shape, generator=generator)
+        batch = replace(BATCH, input_ids=torch.where(BATCH.attention_mask, ids, 0))
+        scores = (batch.input_ids == 3).where(batch.response_mask, False).sum(1).float()
+        return batch, scores, {"score/mean": float(scores.mean())}
+
+    def prepare(batch: Sequences, scores: Tensor) -> tuple[grpo.GRPOBatch, dict[str, Tensor]]:
+        with torch.no_grad():
+            mine, other = (models.logprobs(role, batch)[0] for role in ("policy", "reference"))
+        return grpo.prepare(batch, scores.view(3, 2), mine, other, keys)
+
+    online.train(
+        online.OnlineAlgorithm(
+            collect=collect,
+            prepare=prepare,
+            steps=[lambda batch: grpo.step(models, batch, keys, temperature=1.0)],
+            count=lambda batch: grpo.count(batch, keys, max_response_length=8),
+        ),
+        MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay),
+        given.pop("config", CONFIG),
+        epochs=2,
+        minibatches=2,
+        log=lambda step, metrics: log.append((step, metrics["loss"])),
+        keep=given.pop("keep", never),
+        **given,
+    )
+    return log
+
+
+@pytest.mark.parametrize("loop", [_offline, _online])
+def test_a_resumed_run_equals_an_uninterrupted_one(loop: Callable[..., list[tuple[int, float]]]):
+    whole, resumed, keeper = Bigram(), Bigram(), Keeper(3)
+    log = loop(whole, keep=keeper)
+    assert [step for step, _ in log] == [1, 2, 3, 4, 5, 6]
+    assert loop(resumed, resume=keeper.load()) == log[3:]
+    close(resumed.table, whole.table, EXACT)
+    assert not whole.table.equal(whole.start)
+
+
+def test_a_resumed_finished_run_does_nothing():
+    whole, resumed, keeper = Bigram(), Bigram(), Keeper(6)
+    _offline(whole, keep=keeper)
+    assert _offline(resumed, resume=keeper.load()) == []
+    close(resumed.table, whole.table, EXACT)
+
+
+def test_micro_batches_change_nothing_online():
+    small, large = Bigram(), Bigram()
+    _online(small, config=replace(CONFIG, micro_batch_tokens=16))
+    _online(large, config=replace(CONFIG, micro_batch_tokens=4096))
+    close(small.table, large.table, 1e-5)
+
+
+def test_every_epoch_deals_each_row_once():
+    cut = online._minibatches(7, 2, 3, seed=(1, 4))
+    for epoch in (cut[:3], cut[3:]):
+        assert sorted(row for part in epoch for row in part) == list(range(7))
+    assert cut[:3] != cut[3:]
+
+
+def test_a_first_update_away_from_the_sampling_policy_stops_the_run():
+    models = Bigram()
+    original = models.logprobs
+
+    def drifting(role: str, batch: Sequences, temperature: float = 1.0, entropy: bool = False) -> Any:
+        found = original(role, batch, temperature, entropy)
+        return (found[0] + 0.5 * batch.response_mask[:, 1:], found[1]) if entropy else found
+
+    models.logprobs = drifting  # type: ignore[method-assign]
+    with pytest.raises(Diverged, match="start from the policy that sampled"):
+        _online(models)

@@ -1,0 +1,259 @@
+"""Roles over one shared base, on a tiny random Llama, in float32 and in 4-bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignflow.data.collate import take_rows
+from alignflow.models.adapters import AdapterShape
+from alignflow.models.roles import SharedBase
+from alignflow.types import Sequences
+from tests.close import EXACT, FLOAT32, close
+from tests.tiny import disturb, open_base, some_rows
+
+KINDS = [("none", "float32"), ("nf4", "bfloat16")]
+ROUGH = 0.15  # bfloat16 keeps 8 bits, and batches of another shape sum in another order
+
+
+@pytest.fixture(params=KINDS, ids=["float32", "nf4"])
+def models(request: pytest.FixtureRequest, tiny: Path) -> SharedBase:
+    return four_roles(tiny, *request.param)
+
+
+def four_roles(tiny: Path, quantization: str = "none", dtype: str = "float32") -> SharedBase:
+    models = open_base(tiny, quantization, dtype)
+    for seed, role in enumerate(("policy", "reference", "reward_model", "critic")):
+        models.add(role, trained=role in {"policy", "critic"})
+        disturb(models, role, seed)
+    models.add_head("reward_model", seed=1)
+    models.add_head("critic", seed=2)
+    return models
+
+
+def within(models: SharedBase) -> float:
+    return FLOAT32 if models.base.dtype == torch.float32 else ROUGH
+
+
+def logprobs(models: SharedBase, role: str, batch: Sequences | None = None) -> Tensor:
+    with torch.no_grad():
+        return models.logprobs(role, batch or some_rows())[0]
+
+
+def test_logprobs_equal_those_of_the_whole_model(models: SharedBase):
+    batch = some_rows()
+    with torch.no_grad(), models.role("policy") as model:
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long()).logits[:, :-1].float()
+    expected = torch.log_softmax(logits / 0.7, -1).gather(2, batch.input_ids[:, 1:, None])[..., 0]
+    with torch.no_grad():
+        found, entropy = models.logprobs("policy", batch, 0.7, entropy=True)
+    mask = batch.response_mask[:, 1:]
+    close(found, torch.where(mask, expected, 0.0), within(models))
+    assert entropy is not None
+    assert entropy[mask].gt(0).all()
+    assert entropy[~mask].eq(0).all()
+
+
+def test_roles_answer_differently_and_come_back_after_an_exception(models: SharedBase):
+    answers = {role: logprobs(models, role) for role in ("base", "policy", "reference", "critic")}
+    assert all(not a.equal(b) for x, a in answers.items() for y, b in answers.items() if x < y)
+
+    def fail() -> None:
+        with models.role("policy"), models.role("reference"):
+            raise RuntimeError
+
+    with models.role("critic"):
+        with pytest.raises(RuntimeError):
+            fail()
+        assert models._active == "critic"
+    assert models._active == "base"
+    for role, answer in answers.items():
+        close(logprobs(models, role), answer, EXACT)
+
+
+def test_an_unknown_role_is_refused_and_changes_nothing(models: SharedBase):
+    before = logprobs(models, "base")
+    with pytest.raises(ValueError, match="no role 'judge'"), models.role("judge"):
+        pass
+    with models.role("base") as model, torch.no_grad():
+        model(input_ids=torch.ones(1, 2, dtype=torch.long))
+    close(logprobs(models, "base"), before, EXACT)
+
+
+def test_a_fresh_adapter_changes_nothing(tiny: Path):
+    models = open_base(tiny)
+    before = logprobs(models, "base")
+    models.add("policy", trained=True)
+    close(logprobs(models, "policy"), before, EXACT)
+
+
+def test_a_row_gets_the_same_numbers_alone_and_in_a_batch(models: SharedBase):
+    batch = some_rows()
+    with torch.no_grad():
+        scores, values = models.scores("reward_model", batch), models.values("critic", batch)
+    together = logprobs(models, "policy")
+    for row in range(4):
+        alone = take_rows(batch, [row])
+        width = alone.input_ids.shape[1] - 1
+        close(logprobs(models, "policy", alone), together[[row], :width], within(models))
+        with torch.no_grad():
+            close(models.scores("reward_model", alone), scores[[row]], within(models))
+            close(models.values("critic", alone), values[[row], :width], within(models))
+
+
+def test_what_lies_in_the_padding_changes_nothing(models: SharedBase):
+    batch = some_rows()
+    other = Sequences(batch.input_ids.masked_fill(~batch.attention_mask, 77), batch.attention_mask, batch.response_mask)
+    close(logprobs(models, "policy", other), logprobs(models, "policy", batch), EXACT)
+    with torch.no_grad():
+        close(models.scores("reward_model", other), models.scores("reward_model", batch), EXACT)
+
+
+def test_the_score_is_the_head_on_the_last_response_token(models: SharedBase):
+    """Rows end at 3+4, 6+2, 2+9 and 5+1 tokens, so at columns 6, 7, 10 and 5."""
+    batch = some_rows()
+    with torch.no_grad():
+        states = models.hidden("reward_model", batch)[torch.arange(4), torch.tensor([6, 7, 10, 5])].float()
+        close(models.scores("reward_model", batch), states @ models.heads["reward_model"].weight[0], FLOAT32)
+
+
+def test_gradients_reach_the_trained_role_alone_and_the_reference_stays(models: SharedBase):
+    frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
+    moved = {role: models.fingerprint(role) for role in ("policy", "critic")}
+    optimizer = torch.optim.SGD([*models.parameters("policy"), *models.parameters("critic")], lr=0.1)
+    batch = some_rows()
+    logprobs(models, "reference")  # forwards in between, as in a rollout
+    (-models.logprobs("policy", batch)[0].sum()).backward()
+    assert all(p.grad is None for p in models.parameters("critic"))
+    models.values("critic", batch).sum().backward()
+    for role in ("policy", "critic"):
+        grads = [p.grad for p in models.parameters(role)]
+        assert any(g is not None and g.abs().sum() > 0 for g in grads)
+    optimizer.step()
+    assert all(p.grad is None for role in frozen for p in models.parameters(role))
+    assert {role: models.fingerprint(role) for role in frozen} == frozen
+    assert all(models.fingerprint(role) != before for role, before in moved.items())
+
+
+def test_two_forwards_may_wait_for_one_backward(tiny: Path):
+    """A switch between forward and backward freezes the other adapter in PEFT; its gradient must still come."""
+    models = four_roles(tiny)
+    loss = models.logprobs("policy", some_rows())[0].sum() + models.values("critic", some_rows()).sum()
+    logprobs(models, "reference")
+    loss.backward()
+    for role in ("policy", "critic"):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in models.parameters(role))
+
+
+def test_gradients_flow_in_four_bits_after_a_forward_without_gradients(tiny: Path):
+    """bitsandbytes repacks 4-bit weights on some CPUs at the first such forward; that would cut the gradient."""
+    models = four_roles(tiny, "nf4", "bfloat16")
+    before = logprobs(models, "policy")
+    found = models.logprobs("policy", some_rows())[0]
+    close(found, before, EXACT)
+    found.sum().backward()
+    first = [p for p in models.parameters("policy") if p.grad is not None and p.grad.abs().sum() > 0]
+    assert len(first) == len(models.parameters("policy"))
+
+
+def test_the_shared_base_answers_like_separate_models(tiny: Path):
+    shared, batch = four_roles(tiny), some_rows()
+    for role, seed in (("policy", 0), ("reward_model", 2), ("critic", 3)):
+        alone = open_base(tiny)
+        alone.add(role)
+        disturb(alone, role, seed)
+        if role in shared.heads:
+            alone.add_head(role, weight=shared.heads[role].weight)
+        close(logprobs(alone, role), logprobs(shared, role), EXACT)
+        with torch.no_grad():
+            if role == "reward_model":
+                close(alone.scores(role, batch), shared.scores(role, batch), EXACT)
+            if role == "critic":
+                close(alone.values(role, batch), shared.values(role, batch), EXACT)
+
+
+def test_merged_layers_answer_like_the_role_and_the_adapted_layers_come_back(models: SharedBase):
+    before, ids = logprobs(models, "policy"), some_rows().input_ids
+
+    def fail() -> None:
+        with models.merged("policy"):
+            raise RuntimeError
+
+    with torch.no_grad(), models.role("policy") as model:
+        expected = model(input_ids=ids).logits.float()
+    with models.merged("policy") as model:
+        close(model(input_ids=ids).logits.float(), expected, within(models))
+        assert not any(layer in set(model.modules()) for layer in models._layers)
+    close(logprobs(models, "policy"), before, EXACT)
+    with pytest.raises(RuntimeError):
+        fail()
+    close(logprobs(models, "policy"), before, EXACT)
+    assert models._active == "base"
+
+
+def test_merging_the_base_role_leaves_adapters_out(tiny: Path):
+    models, ids = four_roles(tiny), some_rows().input_ids
+    with models.merged("base") as model:
+        merged = model(input_ids=ids).logits
+    with torch.no_grad():
+        close(merged, open_base(tiny).base.model(input_ids=ids).logits)
+
+
+def test_a_saved_policy_loads_with_plain_peft(tiny: Path, tmp_path: Path):
+    from peft import AutoPeftModelForCausalLM
+
+    models, ids = four_roles(tiny), torch.randint(1, 90, (2, 7))
+    models.save("policy", tmp_path)
+    plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad(), models.role("policy") as model:
+        close(plain(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_a_saved_reward_model_loads_as_a_plain_sequence_classifier(tiny: Path, tmp_path: Path):
+    from peft import AutoPeftModelForSequenceClassification
+
+    models, batch = four_roles(tiny), some_rows()
+    models.save("reward_model", tmp_path)
+    plain = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1, dtype=torch.float32).eval()
+    pad = plain.config.get_text_config().pad_token_id
+    ids = batch.input_ids.masked_fill(~batch.attention_mask, pad)
+    with torch.no_grad():
+        found = plain(input_ids=ids, attention_mask=batch.attention_mask.long()).logits[:, 0]
+        close(found, models.scores("reward_model", batch))
+
+
+def test_a_saved_role_comes_back_with_its_head_and_the_same_bytes(tiny: Path, tmp_path: Path):
+    models = four_roles(tiny)
+    models.save("reward_model", tmp_path / "once")
+    models.save("reward_model", tmp_path / "twice")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+    other = open_base(tiny)
+    other.add("judge", start=tmp_path / "once")
+    assert other.fingerprint("judge") == models.fingerprint("reward_model")
+    with torch.no_grad():
+        close(other.scores("judge", some_rows()), models.scores("reward_model", some_rows()), EXACT)
+    assert not any(p.requires_grad for p in other.parameters("judge"))
+
+
+@pytest.mark.parametrize(
+    "shape", [AdapterShape(8, 8, "all-linear"), AdapterShape(4, 16, "all-linear"), AdapterShape(4, 8, ("q_proj",))]
+)
+def test_an_adapter_of_another_shape_is_refused_with_the_reason(tiny: Path, tmp_path: Path, shape: AdapterShape):
+    four_roles(tiny).save("policy", tmp_path)
+    with pytest.raises(ValueError, match=r"params.yaml.*lora"):
+        SharedBase(open_base(tiny).base, shape).add("policy", start=tmp_path)
+
+
+def test_a_folder_without_adapter_is_refused(tiny: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="holds no adapter"):
+        open_base(tiny).add("policy", start=tmp_path)
+
+
+def test_a_standardised_head_gives_the_normalised_score(tiny: Path):
+    models, batch = four_roles(tiny), some_rows()
+    with torch.no_grad():
+        raw = models.scores("reward_model", batch)
+        models.standardize_head("reward_model", 0.3, 2.0)
+        close(models.scores("reward_model", batch), (raw - 0.3) / 2.0)

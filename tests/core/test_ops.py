@@ -1,0 +1,138 @@
+"""Masked sums, whitening, KL estimators and the chunked log-probs."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from alignflow.ops import kl_k1, kl_k3, masked_mean, masked_sum, token_logprobs, whiten
+from tests import reference
+from tests.close import EXACT, FLOAT32, FLOAT64, LOOSE, close
+
+POISON = [math.nan, math.inf, 1e9]
+
+
+def test_masked_sum_and_mean_by_hand():
+    """Row one counts 1 and 3, row two counts 5: sums 4 and 5, mean 9/3."""
+    values = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    close(masked_sum(values, mask), [4.0, 5.0], EXACT)
+    close(masked_mean(values, mask), 3.0, EXACT)
+
+
+@pytest.mark.parametrize("poison", POISON)
+@pytest.mark.parametrize("function", [masked_sum, masked_mean, whiten])
+def test_padding_may_hold_anything(function: Callable[..., torch.Tensor], poison: float):
+    values = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 0, 0, 0], [0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
+    close(function(values.masked_fill(~mask, poison), mask), function(values.masked_fill(~mask, 0.0), mask), EXACT)
+
+
+def test_nothing_to_count_gives_zero():
+    assert masked_mean(torch.tensor([math.nan]), torch.tensor([False])) == 0.0
+
+
+def test_whitened_entries_equal_the_loop():
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(4, 6, generator=generator, dtype=torch.float64) * 3 + 5
+    mask = torch.rand(4, 6, generator=generator) < 0.6
+    expected = reference.whiten(values.tolist(), mask.tolist())
+    close(whiten(values, mask), expected, 1e-8)
+
+
+def test_whitening_by_hand():
+    """1, 2, 3 have mean 2 and unbiased deviation 1; the masked 100 does not count."""
+    result = whiten(torch.tensor([[1.0, 2, 3, 100]]), torch.tensor([[True, True, True, False]]))
+    close(result, [[-1.0, 0, 1, 0]])
+
+
+def test_whitening_equal_or_single_entries_gives_zero():
+    ones = torch.ones(2, 2)
+    close(whiten(ones, torch.ones(2, 2).bool()), torch.zeros(2, 2), EXACT)
+    close(whiten(ones * 7, torch.tensor([[True, False], [False, False]])), torch.zeros(2, 2), EXACT)
+
+
+def test_kl_estimators_by_hand():
+    """log-probs log 1/2 and log 1/4: k1 = log 2; k3 = 1/2 + log 2 - 1."""
+    p, q = torch.tensor([[math.log(0.5)], [math.log(0.25)]], dtype=torch.float64)
+    close(kl_k1(p, q), [math.log(2)], FLOAT64)
+    close(kl_k3(p, q), [0.5 + math.log(2) - 1], FLOAT64)
+
+
+def test_both_estimators_average_to_the_kl_and_k3_is_never_negative():
+    """Sum of p times the estimator over the whole distribution is KL(p||q), with no sampling."""
+    generator = torch.Generator().manual_seed(2)
+    p, q = torch.randn(2, 9, generator=generator, dtype=torch.float64).log_softmax(-1)
+    kl = sum(math.exp(a) * (a - b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+    close((p.exp() * kl_k1(p, q)).sum(), kl, FLOAT64)
+    close((p.exp() * kl_k3(p, q)).sum(), kl, FLOAT64)
+    assert (kl_k3(p, q) >= 0).all()
+    assert kl_k3(p, p).eq(0).all()
+
+
+def test_k3_of_hopeless_tokens_is_finite():
+    assert kl_k3(torch.tensor([-1e4]), torch.tensor([0.0])).isfinite().all()
+
+
+def test_k3_is_precise_for_tiny_differences():
+    """exp(d) - d - 1 = d^2 / 2 + ...; at d = 1e-3 in float32 the plain form would have lost most digits."""
+    close(kl_k3(torch.tensor([0.0]), torch.tensor([1e-3])) * 1e6, [0.5001667], LOOSE)
+
+
+def test_k3_passes_gradcheck():
+    values = torch.randn(2, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert torch.autograd.gradcheck(kl_k3, (values[0].requires_grad_(), values[1].requires_grad_()))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, 0.0), (0.7, 0.0), (1.0, 2.0), (1.3, 2.0)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_chunked_logprobs_equal_log_softmax_and_gather(chunk: int, temperature: float, softcap: float, bias: bool):
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(7, 6, generator=generator)
+    weight = torch.randn(11, 6, generator=generator)
+    b = torch.randn(11, generator=generator) if bias else None
+    targets = torch.randint(11, (7,), generator=generator)
+    upstream = torch.randn(7, generator=generator)
+    ours, plain = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
+
+    logits = torch.nn.functional.linear(plain, weight.double(), None if b is None else b.double())
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    full = torch.log_softmax(logits / temperature, -1)
+    expected = full[torch.arange(7), targets]
+    (expected * upstream.double()).sum().backward()
+
+    logprobs, entropy = token_logprobs(
+        ours, weight, targets, bias=b, temperature=temperature, softcap=softcap, chunk=chunk, entropy=True
+    )
+    (logprobs * upstream).sum().backward()
+    assert ours.grad is not None
+    assert plain.grad is not None
+    close(logprobs, expected)
+    close(entropy, -(full.exp() * full).sum(-1))
+    close(ours.grad, plain.grad, FLOAT32)
+
+
+def test_logprobs_by_the_loop():
+    """One hidden unit, weights 1, 2, 3 and hidden 1: logits 1, 2, 3."""
+    logprobs, entropy = token_logprobs(torch.ones(1, 1), torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1]))
+    close(logprobs, [reference.log_softmax([1.0, 2.0, 3.0])[1]])
+    assert entropy.eq(0).all()
+
+
+def test_no_response_token_gives_no_logprob():
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    logprobs, _ = token_logprobs(hidden, torch.randn(5, 4), torch.zeros(0, dtype=torch.long))
+    logprobs.sum().backward()
+    assert logprobs.shape == (0,)
+
+
+def test_logprobs_of_bfloat16_states_are_float32_and_near():
+    generator = torch.Generator().manual_seed(5)
+    hidden, weight = torch.randn(5, 8, generator=generator), torch.randn(9, 8, generator=generator)
+    targets = torch.tensor([0, 8, 3, 3, 1])
+    logprobs, _ = token_logprobs(hidden.bfloat16(), weight.bfloat16(), targets)
+    assert logprobs.dtype == torch.float32
+    close(logprobs, torch.log_softmax(hidden @ weight.T, -1)[torch.arange(5), targets], 3e-2)

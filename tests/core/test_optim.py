@@ -1,0 +1,108 @@
+"""AdamW on float32 masters, and the schedule."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from alignflow.optim import MasterAdamW, learning_rate_factor
+from tests.close import EXACT, close
+
+
+def test_with_float32_parameters_it_is_plain_adamw():
+    start = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    ours, theirs = Parameter(start.clone()), Parameter(start.clone())
+    mine = MasterAdamW([([ours], 0.1)], 0.01)
+    plain = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
+    for step in range(5):
+        for weight in (ours, theirs):
+            weight.grad = (weight.detach() - 1.0).clone()
+        torch.nn.utils.clip_grad_norm_([theirs], 0.5)
+        plain.param_groups[0]["lr"] = 0.1 * (1 - step / 10)
+        plain.step()
+        norm = mine.step(factor=1 - step / 10, max_grad_norm=0.5)
+        assert norm > 0.5
+        assert ours.grad is None
+    close(ours, theirs, 1e-6)
+
+
+def test_small_updates_to_bfloat16_weights_are_not_lost():
+    """A step of 1e-4 at 1.0 is below bfloat16's spacing of 2^-7 there; a hundred of them are 0.01."""
+    weight = Parameter(torch.ones(1, dtype=torch.bfloat16))
+    optimizer = MasterAdamW([([weight], 1e-4)], 0.0)
+    for _ in range(100):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step(factor=1.0, max_grad_norm=10.0)
+    assert weight.dtype == torch.bfloat16
+    close(optimizer.state()["masters"][0][0], [0.99], 1e-4)
+    assert float(weight.detach()) < 1.0
+
+
+def test_the_norm_before_clipping_spans_all_groups():
+    """Gradients 3 and 4 have norm 5."""
+    a, b = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
+    optimizer = MasterAdamW([([a], 0.1), ([b], 0.2)], 0.0)
+    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert optimizer.step(factor=0.5, max_grad_norm=1.0) == pytest.approx(5.0, abs=1e-6)
+    close(torch.cat([a, b]), [-0.05, -0.1], 1e-6)  # Adam's first step is the rate, each group's own
+
+
+def test_a_parameter_without_gradient_stays():
+    weight = Parameter(torch.ones(2))
+    MasterAdamW([([weight], 0.1)], 0.1).step(factor=1.0, max_grad_norm=1.0)
+    close(weight, [1.0, 1.0], EXACT)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad: float):
+    weight = Parameter(torch.ones(2))
+    optimizer = MasterAdamW([([weight], 0.1)], 0.1)
+    weight.grad = torch.tensor([1.0, bad])
+    assert not math.isfinite(optimizer.step(factor=1.0, max_grad_norm=1.0))
+    close(weight, [1.0, 1.0], EXACT)
+
+
+def test_a_restored_optimiser_continues_exactly():
+    first, second = (Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2))
+    one, two = MasterAdamW([([first], 1e-3)], 0.01), MasterAdamW([([second], 1e-3)], 0.01)
+
+    def go(optimizer: MasterAdamW, weight: Parameter) -> None:
+        weight.grad = torch.tensor([0.1, -2.0, 3.0], dtype=torch.bfloat16)
+        optimizer.step(factor=1.0, max_grad_norm=1.0)
+
+    for _ in range(3):
+        go(one, first)
+    two.restore(copy.deepcopy(one.state()))
+    close(second, first, EXACT)
+    go(one, first)
+    go(two, second)
+    close(two.state()["masters"][0][0], one.state()["masters"][0][0], EXACT)
+
+
+def test_the_schedule_by_hand():
+    """Ten steps, a fifth of warm-up: thirds, then a cosine from 1 over 0.55 half-way to near 0.1."""
+    factors = [learning_rate_factor(k, 10, 0.2) for k in range(10)]
+    close(factors[:3], [1 / 3, 2 / 3, 1.0])
+    close(factors[6], 0.55)
+    assert all(a > b for a, b in itertools.pairwise(factors[2:]))
+    assert 0.1 < factors[9] < 0.15
+
+
+def test_the_schedule_without_warm_up_starts_at_the_peak():
+    assert learning_rate_factor(0, 8, 0.0) == 1.0
+    assert learning_rate_factor(0, 1, 0.9) > 0
+
+
+@pytest.mark.parametrize("critic_gradient", [0.0, 1e6])
+def test_a_large_gradient_of_one_group_does_not_shrink_the_step_of_another(critic_gradient: float) -> None:
+    """Its first moment after gradients 1 and 3, none of them clipped: 0.9·(0.1·1) + 0.1·3."""
+    policy, critic = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
+    optimizer = MasterAdamW([([policy], 0.1), ([critic], 0.1)], weight_decay=0.0)
+    for gradient in (1.0, 3.0):
+        policy.grad, critic.grad = torch.tensor([gradient]), torch.tensor([critic_gradient])
+        optimizer.step(factor=1.0, max_grad_norm=10.0)
+    moments = optimizer.state()["adamw"]["state"][0]["exp_avg"]
+    close(moments, [0.1 * 1.0 * 0.9 + 0.1 * 3.0], 1e-6)

@@ -1,0 +1,102 @@
+"""Mistakes a user makes at the command line: one message that names them, at once."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.flows.project import CODE
+
+HEAVY = ("torch", "transformers", "prefect", "mlflow", "dvc", "pydantic")
+
+
+def refused(done):
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "dpo.betta=0.2"], "no key dpo.betta; did you mean dpo.beta?"),
+        (["run", "dpo.beta=-1"], "dpo.beta"),
+        (["run", "dpo.beta"], "section.key=value"),
+        (["run", "--only", "dpo,gropo"], "no stage gropo"),
+        (["run", "--name", "a b"], "'a b' cannot name an experiment"),
+        (["set", "dpo.beta=big"], "dpo.beta"),
+        (["stage", "dop"], "no stage dop; did you mean dpo?"),
+        (["stage", "dpo"], "dpo needs artifacts/sft, which stage sft makes"),
+        (["report"], "comparison.json is missing; `alignflow run` makes it"),
+        (["chat", "dop"], "no policy dop; did you mean dpo?"),
+        (["chat", "dpo"], "evaluate@dpo needs artifacts/dpo"),
+        (["chat"], "which policy? One or two of dpo, iterative_dpo"),
+        (["rnu"], "No such command 'rnu'"),
+    ],
+)
+def test_a_mistake_is_named_with_the_nearest_choice(cloned, arguments, expected):
+    params = (cloned.root / "params.yaml").read_bytes()
+    assert expected in refused(cloned.alignflow(*arguments))
+    assert (cloned.root / "params.yaml").read_bytes() == params
+    assert not (cloned.root / ".alignflow").exists()  # nothing had begun
+
+
+def test_outside_a_project_the_message_says_so(cloned, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-m", "flows.cli", "run"]
+
+    def attempt():
+        return refused(
+            subprocess.run(command, cwd=elsewhere, env=cloned.env, capture_output=True, text=True, check=False)
+        )
+
+    assert "not inside a git checkout" in attempt()
+    subprocess.run(["git", "init", "--quiet"], cwd=elsewhere, env=cloned.env, check=True)
+    assert "dvc.yaml is missing" in attempt() or ".dvc is missing" in attempt()
+
+
+def test_a_missing_params_file_and_a_repository_without_commits_are_named(cloned):
+    cloned.do("rm", "-r", ".git")
+    cloned.do("git", "init", "--quiet")
+    assert "no commit yet" in refused(cloned.alignflow("run"))
+    cloned.do("rm", "params.yaml")
+    assert "params.yaml is missing" in refused(cloned.alignflow("run"))
+
+
+def test_help_and_checks_load_nothing_heavy():
+    code = f"import sys, flows.cli; print([m for m in {HEAVY} if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], cwd=CODE, capture_output=True, text=True, check=True)
+    assert said.stdout == "[]\n"
+
+
+def test_set_edits_the_params_and_keeps_the_rounds_consistent(cloned):
+    (cloned.root / "sub").mkdir()
+    assert cloned.alignflow("set", "iterative_dpo.shards=3", "dpo.beta=0.3").returncode == 0
+    text = (cloned.root / "params.yaml").read_text()
+    assert "beta: 0.3" in text
+    assert "last: round-3" in text
+    assert "# " in text
+
+
+def test_one_stage_runs_in_the_checkout_and_its_error_is_shown(toy):
+    toy.do("rm", "-r", "artifacts/dpo", "dvc.lock")
+    toy.order("fail dpo", "1")
+    toy.alignflow("set", "dpo.beta=0.9")
+    said = refused(toy.alignflow("stage", "dpo"))
+    assert "dpo was told to fail" in said
+    done = toy.alignflow("stage", "dpo")
+    assert done.returncode == 0
+    assert "[dpo] step 2/2" in done.stdout
+    assert toy.events("began") == ["dpo", "dpo"]
+
+
+def test_the_first_run_says_what_was_done_and_what_comes_next(first_run):
+    toy, said = first_run
+    assert "7 stages: 7 ran" in said
+    assert "[dpo] step 2/2 | loss 0.25" in said
+    assert f"mlflow ui --backend-store-uri sqlite:///{toy.root}/.alignflow/mlflow.db" in said
+    assert "alignflow chat dpo" in said  # the policy that won
+    assert "dvc repro" in said
+    assert not (toy.root.parent / ".prefect").exists()  # the user's own Prefect folder, had it been touched
+    assert "dpo" in toy.alignflow("report").stdout

@@ -1,0 +1,76 @@
+"""The pipeline as DVC sees it, and what ``--only`` makes of it."""
+
+import pytest
+
+from flows import graph
+from flows.errors import UserError
+from tests.flows.project import STAGES
+
+
+def test_stages_come_from_dvc_with_what_they_need_before_them(cloned):
+    stages = graph.read(cloned.root)
+    assert sorted(stages) == STAGES
+    seen = set()
+    for name, stage in stages.items():
+        assert set(stage.needs) <= seen
+        seen.add(name)
+    assert set(stages["evaluate@iterative_dpo"].needs) == {"iterative_dpo@round-2"}
+    assert stages["dpo"].device
+    assert not stages["compare"].device
+    assert stages["dpo"].metrics == ("metrics/dpo.json",)
+    assert all(stage.stale for stage in stages.values())
+
+
+def test_only_takes_a_branch_with_its_needs_and_its_evaluation_but_trains_nothing_for_a_comparison(cloned):
+    chosen, left_out = graph.select(graph.read(cloned.root), ["dpo"])
+    assert chosen == ["sft", "dpo", "evaluate@dpo"]
+    assert left_out == ["compare"]
+
+
+def test_only_with_every_method_includes_the_comparison(cloned):
+    chosen, left_out = graph.select(graph.read(cloned.root), ["dpo", "iterative_dpo"])
+    assert sorted(chosen) == STAGES
+    assert left_out == []
+
+
+def test_only_compares_with_policies_that_are_up_to_date(toy, monkeypatch):
+    monkeypatch.chdir("/")  # whatever folder it is asked from
+    chosen, left_out = graph.select(graph.read(toy.root), ["dpo"])
+    assert chosen[-2:] == ["evaluate@dpo", "compare"]
+    assert "iterative_dpo@round-1" not in chosen
+    assert left_out == []
+
+
+def test_only_does_not_compare_with_what_has_become_outdated(toy):
+    params = toy.root / "params.yaml"
+    params.write_text(params.read_text().replace("iterative_dpo:\n", "iterative_dpo:\n  nll: 1\n"))
+    toy.do("dvc", "status")
+    (toy.root / "artifacts/iterative_dpo/round-1/weights").write_text("edited")
+    stages = graph.read(toy.root)
+    assert {n for n, s in stages.items() if s.stale} == {
+        "iterative_dpo@round-1",
+        "iterative_dpo@round-2",  # DVC alone would not say so yet
+        "evaluate@iterative_dpo",
+        "compare",
+    }
+    assert graph.select(stages, ["dpo"])[1] == ["compare"]
+
+
+def test_only_one_round_takes_the_rounds_before_it_and_none_after(cloned):
+    chosen, _ = graph.select(graph.read(cloned.root), ["iterative_dpo@round-1"])
+    assert chosen == ["sft", "iterative_dpo@round-1"]
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(cloned):
+    stages = graph.read(cloned.root)
+    with pytest.raises(UserError, match=r"no stage iterative_dop; did you mean iterative_dpo\?"):
+        graph.select(stages, ["iterative_dop"])
+    with pytest.raises(UserError, match=r"did you mean evaluate@dpo\?"):
+        graph.find(stages, "evaluate@dop")
+
+
+def test_a_missing_input_is_named_with_the_command_that_makes_it(cloned):
+    stages = graph.read(cloned.root)
+    said = graph.missing_inputs(stages, stages["dpo"], cloned.root)
+    assert said == "dpo needs artifacts/sft, which stage sft makes: `alignflow stage sft`"
+    assert graph.missing_inputs(stages, stages["sft"], cloned.root) == ""

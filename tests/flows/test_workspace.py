@@ -1,0 +1,100 @@
+"""Private checkouts of flow runs, in real git and DVC repositories."""
+
+import os
+
+import pytest
+
+from flows import workspace
+from flows.errors import UserError
+from flows.git import tree_of
+from tasks.params import ParamsError
+
+
+def test_a_workspace_is_an_exact_copy_with_the_overrides_applied(toy):
+    (toy.root / "new.txt").write_text("untracked")
+    (toy.root / "toy.py").write_text("# edited\n")
+    place = workspace.create("a", toy.root, ["dpo.beta=0.25"], "one")
+    assert (place.path / "new.txt").read_text() == "untracked"
+    assert (place.path / "toy.py").read_text() == "# edited\n"
+    assert "beta: 0.25" in (place.path / "params.yaml").read_text()
+    assert "beta: 0.25" not in (toy.root / "params.yaml").read_text()
+    assert (place.path / "artifacts/dpo/weights").exists()  # known outputs come from the cache
+
+
+def test_a_retry_of_the_same_run_continues_in_the_same_workspace(toy):
+    first = workspace.create("a", toy.root, ["dpo.beta=0.25"], "one")
+    (first.path / "left").touch()
+    assert workspace.create("a", toy.root, ["dpo.beta=0.25"], "one") == first
+    assert (first.path / "left").exists()
+
+
+def test_a_workspace_that_was_only_half_made_is_made_again(toy):
+    place = workspace.create("a", toy.root, [], "one")
+    (place.path / "left").touch()
+    (toy.root / ".alignflow/runs/a.json").unlink()
+    again = workspace.create("a", toy.root, [], "one")
+    assert not (again.path / "left").exists()
+
+
+def test_a_wrong_override_is_an_error_of_the_user(toy):
+    with pytest.raises(ParamsError, match=r"did you mean dpo\.beta"):
+        workspace.create("a", toy.root, ["dpo.beat=1"], "one")
+
+
+def test_the_snapshot_sees_every_file_and_leaves_the_index_alone(toy):
+    (toy.root / "staged").write_text("1")
+    toy.do("git", "add", "staged")
+    (toy.root / "staged").write_text("2")
+    status, before = toy.status(), tree_of(toy.root)
+    assert toy.do("git", "show", f"{before}:staged") == "2"
+    assert toy.status() == status
+    (toy.root / "untracked").touch()
+    assert tree_of(toy.root) != before
+
+
+def test_converted_models_are_shared_and_what_a_run_adds_stays(toy):
+    place = workspace.create("a", toy.root, [], "one")
+    (place.path / "models" / "converted").write_text("weights")
+    workspace.discard(toy.root, "a")
+    assert (toy.root / "models" / "converted").read_text() == "weights"
+
+
+def test_cache_and_remotes_mean_the_same_places_in_a_workspace(toy):
+    toy.do("dvc", "remote", "add", "--default", "store", "../store")
+    toy.do("dvc", "remote", "add", "--local", "private", "../private")
+    place = workspace.create("a", toy.root, [], "one")
+    from dvc.repo import Repo
+
+    with Repo(place.folder) as here, Repo(str(toy.root)) as there:
+        assert here.cache.local_cache_dir == there.cache.local_cache_dir
+        for name in ("store", "private"):
+            assert os.path.abspath(here.config["remote"][name]["url"]) == str(toy.root.parent / name)
+
+
+def test_a_name_that_is_taken_or_unfit_is_refused_before_anything_is_made(toy):
+    (taken,) = toy.experiments()
+    with pytest.raises(UserError, match=f"{taken} exists"):
+        workspace.create("a", toy.root, [], taken)
+    for unfit in ("a b", "a/b", "..", ""):
+        with pytest.raises(UserError, match="cannot name"):
+            workspace.check_name(toy.root, unfit)
+
+
+def test_prune_removes_what_failed_runs_left_and_nothing_in_use(toy):
+    for run in ("failed", "working"):
+        workspace.create(run, toy.root, [], run)
+    with workspace.in_use("working"):
+        assert dict(workspace.prune(toy.root, dry_run=True)) == {"failed": True, "working": False}
+        assert dict(workspace.prune(toy.root, dry_run=False)) == {"failed": True, "working": False}
+    assert [f.name for f in (toy.root / ".alignflow/runs").iterdir() if f.is_dir()] == ["working"]
+    assert toy.do("git", "worktree", "list").count("\n") == 2
+
+
+def test_outputs_that_dvc_does_not_know_are_not_overwritten(toy):
+    place = workspace.create("a", toy.root, [], "one")
+    lock = place.path / "dvc.lock"
+    lock.write_text(lock.read_text() + "\n")
+    (toy.root / "artifacts/dpo/weights").write_text("precious, made by hand")
+    before = toy.files()
+    assert not workspace.bring_back(place)
+    assert toy.files() == before

@@ -1,0 +1,120 @@
+"""Slow float64 loops written from the papers; they import nothing from alignflow and no tensor library.
+
+Rows are lists of numbers; a mask is a row of booleans, True where a token counts.
+"""
+
+from math import exp, log, sqrt
+
+Row = list[float]
+Mask = list[bool]
+
+
+def gae(rewards: Row, values: Row, mask: Mask, gamma: float, lam: float) -> tuple[Row, Row]:
+    """Schulman et al. 2016: the sum of (gamma lambda)^l delta_{t+l}, term by term, over the tokens that count."""
+    places = [t for t, counts in enumerate(mask) if counts]
+    advantages, returns = [0.0] * len(mask), [0.0] * len(mask)
+    for i, t in enumerate(places):
+        for j in range(i, len(places)):
+            after = values[places[j + 1]] if j + 1 < len(places) else 0.0
+            delta = rewards[places[j]] + gamma * after - values[places[j]]
+            advantages[t] += (gamma * lam) ** (j - i) * delta
+        returns[t] = advantages[t] + values[t]
+    return advantages, returns
+
+
+def whiten(rows: list[Row], masks: list[Mask]) -> list[Row]:
+    counted = [v for row, mask in zip(rows, masks, strict=True) for v, m in zip(row, mask, strict=True) if m]
+    mean = sum(counted) / len(counted)
+    deviation = sqrt(sum((v - mean) ** 2 for v in counted) / (len(counted) - 1))
+    return [
+        [(v - mean) / deviation if m else 0.0 for v, m in zip(row, mask, strict=True)]
+        for row, mask in zip(rows, masks, strict=True)
+    ]
+
+
+def sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + exp(-x))
+
+
+def dpo(w: Row, lo: Row, ref_w: Row, ref_l: Row, beta: float, loss: str, smoothing: float) -> Row:
+    """Rafailov et al. 2023 Eq. 7 (and cDPO), Azar et al. 2023 Eq. 17, Zhao et al. 2023 on log-ratios."""
+    result = []
+    for pw, pl, rw, rl in zip(w, lo, ref_w, ref_l, strict=True):
+        h = (pw - rw) - (pl - rl)
+        one = {
+            "sigmoid": lambda d: -log(sigmoid(beta * d)),
+            "ipo": lambda d: (d - 1 / (2 * beta)) ** 2,
+            "hinge": lambda d: max(0.0, 1 - beta * d),
+        }[loss]
+        result.append((1 - smoothing) * one(h) + smoothing * one(-h))
+    return result
+
+
+def reward(chosen: Row, rejected: Row, center: float) -> Row:
+    return [-log(sigmoid(w - r)) + center * (w + r) ** 2 for w, r in zip(chosen, rejected, strict=True)]
+
+
+def clip(x: float, low: float, high: float) -> float:
+    return max(low, min(high, x))
+
+
+def surrogate(logprob: float, old: float, advantage: float, low: float, high: float) -> float:
+    ratio = exp(logprob - old)
+    return -min(ratio * advantage, clip(ratio, 1 - low, 1 + high) * advantage)
+
+
+def value(v: float, old: float, target: float, span: float) -> float:
+    clipped = clip(v, old - span, old + span)
+    return 0.5 * max((v - target) ** 2, (clipped - target) ** 2)
+
+
+def token_rewards(score: float, logprobs: Row, ref: Row, mask: Mask, kl_coef: float) -> Row:
+    last = max(t for t, counts in enumerate(mask) if counts)
+    result = [0.0] * len(mask)
+    for t, counts in enumerate(mask):
+        if counts:
+            result[t] = -kl_coef * (logprobs[t] - ref[t]) + (score if t == last else 0.0)
+    return result
+
+
+def k1(logprob: float, ref: float) -> float:
+    return logprob - ref
+
+
+def k3(logprob: float, ref: float) -> float:
+    return exp(ref - logprob) - (ref - logprob) - 1
+
+
+def group_advantages(scores: Row, epsilon: float, scale: bool) -> Row:
+    mean = sum(scores) / len(scores)
+    deviation = sqrt(sum((s - mean) ** 2 for s in scores) / (len(scores) - 1))
+    return [(s - mean) / (deviation + epsilon if scale else 1.0) for s in scores]
+
+
+def grpo(
+    logprobs: list[Row],
+    old: list[Row],
+    ref: list[Row],
+    advantages: Row,
+    masks: list[Mask],
+    beta: float,
+    low: float,
+    high: float,
+    normalization: str,
+    longest: int,
+) -> float:
+    """The whole loss of a batch: Shao et al. 2024 Eq. 3; Yu et al. 2025 (dapo); Liu et al. 2025 (dr_grpo)."""
+    responses = [
+        [surrogate(p, o, a, low, high) + beta * k3(p, r) for p, o, r, m in zip(ps, os, rs, ms, strict=True) if m]
+        for ps, os, rs, a, ms in zip(logprobs, old, ref, advantages, masks, strict=True)
+    ]
+    if normalization == "grpo":
+        return sum(sum(tokens) / len(tokens) for tokens in responses) / len(responses)
+    total = sum(sum(tokens) for tokens in responses)
+    return total / (sum(map(len, responses)) if normalization == "dapo" else len(responses) * longest)
+
+
+def log_softmax(logits: Row) -> Row:
+    top = max(logits)
+    normaliser = top + log(sum(exp(x - top) for x in logits))
+    return [x - normaliser for x in logits]

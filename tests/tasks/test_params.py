@@ -1,0 +1,149 @@
+"""``params.yaml``: it loads, its errors name the key, edits keep its comments."""
+
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from alignflow.algorithms.dpo import DPOConfig
+from alignflow.algorithms.grpo import GRPOConfig
+from alignflow.algorithms.ppo import PPOConfig
+from alignflow.algorithms.reward_model import RewardModelConfig
+from alignflow.optim import OptimisationConfig
+from alignflow.rewards import RULES
+from tasks import params
+from tasks.training import config_of
+
+FILE = Path(__file__).resolve().parents[2] / "params.yaml"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return Path(shutil.copy(FILE, tmp_path / "params.yaml"))
+
+
+def change(path: Path, old: str, new: str) -> Path:
+    text = path.read_text()
+    assert re.search(old, text), f"params.yaml has no {old}"
+    path.write_text(re.sub(old, new, text, count=1))
+    return path
+
+
+def test_the_shipped_file_loads_and_names_rules_that_exist():
+    found = params.load(FILE)
+    assert {found.evaluate.gold, *found.rewards.rules} <= set(RULES)
+
+
+@pytest.mark.parametrize(
+    ("section", "record"),
+    [
+        *((name, OptimisationConfig) for name in ("sft", "reward_model", "dpo", "iterative_dpo", "ppo", "grpo")),
+        ("reward_model", RewardModelConfig),
+        ("dpo", DPOConfig),
+        ("iterative_dpo", DPOConfig),
+        ("ppo", PPOConfig),
+        ("grpo", GRPOConfig),
+    ],
+)
+def test_a_section_fills_the_records_of_the_core(section: str, record: type):
+    settings = getattr(params.load(FILE), section)
+    config = config_of(settings, record)
+    raw = YAML(typ="safe").load(FILE.read_text())[section]
+    assert {f.name: getattr(config, f.name) for f in fields(record)} == {f.name: raw[f.name] for f in fields(record)}
+
+
+def test_no_number_has_a_default():
+    """Every key of every section must be written in the file."""
+
+    def check(model: type[params.Section], trail: str) -> None:
+        for name, field in model.model_fields.items():
+            assert field.is_required(), f"{trail}{name} has a default"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section):
+                check(field.annotation, f"{trail}{name}.")
+
+    check(params.Params, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (r"  kl_coef: .*", "  kl_coeff: 0.05", r"unknown key ppo\.kl_coeff; did you mean ppo\.kl_coef\?"),
+        (r"\nppo:", "\npppo:", r"unknown key pppo; did you mean ppo\?"),
+        (r"  gae_lambda: .*\n", "", r"missing key ppo\.gae_lambda"),
+        (r"  gamma: .*\n", "  gamma: 1.5\n", r"ppo\.gamma: .*less than or equal to 1.*1\.5"),
+        (r"  kl_coef: \S+", "  kl_coef: .inf", r"ppo\.kl_coef: .*finite"),
+        (r"  loss: .*\n", "  loss: sigmoidal\n", r"dpo\.loss: .*'sigmoid', 'ipo' or 'hinge'.*'sigmoidal'"),
+        (r"  group_size: .*", "  group_size: 1", r"grpo\.group_size: .*greater than or equal to 2"),
+        (r"  shards: \d+", "  shards: 17", r"iterative_dpo: .*alignflow set iterative_dpo\.shards=17"),
+        (r"  rules: .*", "  rules: {concise_answer: 1.0}", r"params\.yaml: evaluate\.gold: concise_answer is also"),
+        (r"  epochs: \d+", "  epochs: two", r"ppo\.epochs: .*integer.*'two'"),
+        (r"gold: concise_answer", "gold: consise_answer", r"evaluate\.gold: no rule .* did you mean concise_answer"),
+        (r"  rules: .*", "  rules: {brevty: 1.0}", r"rewards\.rules\.brevty: no rule .* did you mean brevity"),
+        (r"  reward_model: \d.*\n  rules: .*", "  reward_model: 0.0\n  rules: {}", r"rewards: no source has a weight"),
+        (r"base:", "base: [", r"not valid YAML"),
+    ],
+)
+def test_a_mistake_is_told_with_file_and_key(path: Path, old: str, new: str, message: str):
+    with pytest.raises(params.ParamsError, match=message) as raised:
+        params.load(change(path, old, new))
+    assert str(path) in str(raised.value)
+
+
+def test_a_missing_file_is_told(tmp_path: Path):
+    with pytest.raises(params.ParamsError, match="not found"):
+        params.load(tmp_path / "params.yaml")
+
+
+def comments(text: str) -> list[str]:
+    return re.findall(r"#.*", text)
+
+
+def test_an_override_changes_one_value_and_keeps_the_comments(path: Path):
+    before = path.read_text()
+    params.override(path, ["dpo.beta=0.25", "ppo.learning_rate=1e-5", "base.model=owner/name", "base.revision=main"])
+    found = params.load(path)
+    assert (found.dpo.beta, found.ppo.learning_rate) == (0.25, 1e-5)
+    assert (found.base.model, found.base.revision) == ("owner/name", "main")
+    assert comments(path.read_text()) == comments(before)
+    assert found.model_dump(exclude={"dpo", "ppo", "base"}) == params.load(FILE).model_dump(
+        exclude={"dpo", "ppo", "base"}
+    )
+
+
+def test_new_shards_rewrite_the_rounds(path: Path):
+    before = comments(path.read_text())
+    params.override(path, ["iterative_dpo.shards=2"])
+    found = params.load(path).iterative_dpo
+    assert {name: r.model_dump() for name, r in found.rounds.items()} == {
+        "round-1": {"previous": "artifacts/sft", "shard": 1, "of": 2},
+        "round-2": {"previous": "artifacts/iterative_dpo/round-1", "shard": 2, "of": 2},
+    }
+    assert found.last == "round-2"
+    assert comments(path.read_text()) == before
+
+
+def test_a_reward_rule_may_be_added_by_its_name(path: Path):
+    params.override(path, ["rewards.rules.brevity=0.5"])
+    assert params.load(path).rewards.rules["brevity"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("dpo.betta=1", r"no key dpo\.betta; did you mean dpo\.beta\?"),
+        ("dop.beta=1", r"no key dop; did you mean dpo\?"),
+        ("dpo.beta", r"not of the form section\.key=value"),
+        ("dpo.beta=-1", r"dpo\.beta: .*greater than 0"),
+        ("dpo.beta.deep=1", r"dpo\.beta is a value, not a section"),
+        ("iterative_dpo.shards=0", r"iterative_dpo\.shards"),
+        ("iterative_dpo.shards=many", r"iterative_dpo\.shards"),
+    ],
+)
+def test_a_wrong_override_is_refused_and_writes_nothing(path: Path, assignment: str, message: str):
+    before = path.read_text()
+    with pytest.raises(params.ParamsError, match=message):
+        params.override(path, ["ppo.gamma=0.5", assignment])
+    assert path.read_text() == before

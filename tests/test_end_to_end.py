@@ -1,0 +1,216 @@
+"""The whole pipeline on the real base model, each stage for a step or two, as a user runs it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CODE = Path(__file__).parents[1]
+SHORT = (
+    "sft.steps=2",
+    "reward_model.steps=3",
+    "reward_model.normalization_prompts=4",
+    "dpo.steps=2",
+    "iterative_dpo.shards=2",
+    "iterative_dpo.prompts_per_shard=3",
+    "iterative_dpo.min_margin=0.0",
+    "iterative_dpo.steps=1",
+    "ppo.steps=1",
+    "ppo.batch_size=4",
+    "grpo.steps=1",
+    "grpo.batch_size=2",
+    "sampling.max_response_length=12",
+    "evaluate.prompts=4",
+    "evaluate.max_response_length=12",
+    "compare.bootstrap_samples=200",
+)
+POLICIES = ("base", "reference", "dpo", "iterative_dpo", "ppo", "grpo")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A clone of this project with short settings."""
+
+    root: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        """No server of the user's, no home but the clone's own."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("ALIGNFLOW_", "MLFLOW_", "PREFECT_"))}
+        binaries = Path(sys.executable).parent
+        return {**kept, "PYTHONPATH": str(self.root), "PATH": f"{binaries}{os.pathsep}{kept['PATH']}"}
+
+    def do(self, *command: str, fails: bool = False) -> str:
+        """Run a command in the clone; return everything that it printed."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode != 0) == fails, done.stdout
+        return done.stdout
+
+    def json(self, path: str) -> object:
+        """Return a JSON file's content."""
+        return json.loads((self.root / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A fresh clone after `alignflow run`."""
+    clone = Project(tmp_path_factory.mktemp("end-to-end") / "alignflow")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=CODE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (CODE / name).is_file() and name != "dvc.lock":
+            (clone.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(CODE / name, clone.root / name)
+    (CODE / "models").mkdir(exist_ok=True)
+    (clone.root / "models").symlink_to(CODE / "models")  # convert the base model once, not once a test run
+    clone.do("git", "init", "--quiet")
+    clone.do(sys.executable, "-m", "flows.cli", "set", *SHORT)
+    clone.do("git", "add", "--all")
+    clone.do("git", "-c", "user.name=Test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "short")
+    printed = clone.do(sys.executable, "-m", "flows.cli", "run")
+    assert "alignflow chat" in printed  # what comes next is said
+    return clone
+
+
+def test_every_policy_is_compared_with_the_agreed_figures(project: Project) -> None:
+    rows = project.json("reports/comparison.json")
+    assert isinstance(rows, list)
+    assert [row["policy"] for row in rows] == list(POLICIES[1:])
+    assert all(0 <= row["win_rate_low"] <= row["win_rate"] <= row["win_rate_high"] <= 1 for row in rows)
+    assert all(row["peak_memory_gib"] > 0.3 and row["trained_tokens"] > 0 for row in rows)
+    assert "<svg" in (project.root / "reports/comparison.html").read_text()
+
+
+def test_after_a_run_dvc_has_nothing_to_do(project: Project) -> None:
+    assert json.loads(project.do("dvc", "status", "--json")) == {}
+    assert "Running stage" not in project.do("dvc", "repro")
+
+
+def test_dvc_tells_what_was_measured(project: Project) -> None:
+    assert "eval/accuracy" in project.do("dvc", "metrics", "show", "--json")
+    assert "evaluate@grpo" in project.do("dvc", "dag")
+    assert "beta" in project.do("dvc", "exp", "show", "--md", "--no-pager")
+    project.do("dvc", "plots", "show", "--out", "dvc_plots")
+    assert "ppo" in (project.root / "dvc_plots/index.html").read_text()
+    shutil.rmtree(project.root / "dvc_plots")
+
+
+def test_another_beta_touches_dpo_its_evaluation_and_the_comparison_alone(project: Project) -> None:
+    before = (project.root / "params.yaml").read_text()
+    project.do(sys.executable, "-m", "flows.cli", "set", "dpo.beta=0.3")
+    assert _would_run(project) == {"dpo", "evaluate@dpo", "compare"}
+    (project.root / "params.yaml").write_text(before)
+
+
+def test_another_number_of_shards_touches_the_rounds_and_what_follows_alone(project: Project) -> None:
+    before = (project.root / "params.yaml").read_text()
+    project.do(sys.executable, "-m", "flows.cli", "set", "iterative_dpo.shards=3")
+    rounds = {f"iterative_dpo@round-{i}" for i in (1, 2, 3)}
+    assert _would_run(project) == {*rounds, "evaluate@iterative_dpo", "compare"}
+    (project.root / "params.yaml").write_text(before)
+
+
+def _would_run(project: Project) -> set[str]:
+    lines = project.do("dvc", "repro", "--dry").splitlines()
+    return {line.split("'")[1] for line in lines if line.startswith("Running stage '")}
+
+
+def test_adapters_load_with_plain_peft(project: Project) -> None:
+    """From the project's folder, as the base's path is relative to it; the reward model with its trained head."""
+    script = """
+import json, torch
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+for folder in ("dpo", "ppo", "grpo", "iterative_dpo/round-2"):
+    model = AutoPeftModelForCausalLM.from_pretrained(f"artifacts/{folder}")
+    tokenizer = AutoTokenizer.from_pretrained(f"artifacts/{folder}")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        assert torch.isfinite(model(**ids).logits).all()
+scorer = AutoPeftModelForSequenceClassification.from_pretrained("artifacts/reward_model", num_labels=1)
+saved = load_file("artifacts/reward_model/adapter_model.safetensors")["base_model.model.score.weight"]
+loaded = [p for n, p in scorer.named_parameters() if "score" in n and "default" in n]
+assert any(torch.equal(p.float(), saved.float()) for p in loaded), [p.shape for p in loaded]
+print("loaded")
+"""
+    assert project.do(sys.executable, "-c", script).rstrip().endswith("loaded")
+
+
+def test_every_pair_of_a_round_keeps_its_lineage(project: Project) -> None:
+    for number in (1, 2):
+        path = project.root / f"artifacts/iterative_dpo/round-{number}/pairs.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(rows) == 3
+        for row in rows:
+            assert row["round"] == f"round-{number}"
+            assert len(row["scores"]) == len(row["responses"]) == 4
+            assert row["reward_model_hash"]
+            if row["dropped"] is None:
+                best, worst = max(row["scores"]), min(row["scores"])
+                assert row["responses"][row["scores"].index(best)] == row["chosen"]
+                assert row["responses"][row["scores"].index(worst)] == row["rejected"]
+
+
+def test_mlflow_holds_one_parent_and_a_child_a_stage(project: Project) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project.root}/.alignflow/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "alignflow"]
+    runs = client.search_runs([experiment.experiment_id])
+    children = {r.data.tags["stage"]: r for r in runs if "mlflow.parentRunId" in r.data.tags}
+    stages = {line.split()[0] for line in project.do("dvc", "stage", "list", "--name-only").splitlines()}
+    assert set(children) == stages
+    assert len({r.data.tags["mlflow.parentRunId"] for r in children.values()}) == 1
+    assert all(r.info.status == "FINISHED" for r in runs)
+    dpo = children["dpo"]
+    assert len(client.get_metric_history(dpo.info.run_id, "loss")) == 2
+    assert dpo.data.params["dpo.beta"] == "0.1"
+    assert dpo.data.tags["git.commit"]
+    registered = {model.name for model in client.search_registered_models()}
+    assert {f"alignflow-{name}" for name in ("reward_model", "dpo", "iterative_dpo", "ppo", "grpo")} <= registered
+
+
+def test_a_terminated_stage_continues_from_its_checkpoint(project: Project) -> None:
+    before = (project.root / "params.yaml").read_text()
+    project.do(sys.executable, "-m", "flows.cli", "set", "sft.steps=40")
+    command = [sys.executable, "-m", "tasks.sft"]
+    with subprocess.Popen(command, cwd=project.root, env=project.env, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        while "step 1/40" not in running.stdout.readline():
+            assert running.poll() is None
+        running.send_signal(signal.SIGTERM)
+        running.stdout.read()
+    assert running.returncode == 143
+    project.do(sys.executable, "-m", "flows.cli", "set", "sft.learning_rate=0.0002")
+    states = list((project.root / ".alignflow/checkpoints").rglob("state.pt"))
+    assert len(states) == 1
+    (project.root / "params.yaml").write_text(before)
+    project.do(sys.executable, "-m", "flows.cli", "set", "sft.steps=40")
+    with subprocess.Popen(command, cwd=project.root, env=project.env, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        first = running.stdout.readline()
+        running.send_signal(signal.SIGTERM)
+        running.stdout.read()
+    assert "[sft] continues after step" in first
+    (project.root / "params.yaml").write_text(before)
+    project.do("dvc", "checkout", "--force")

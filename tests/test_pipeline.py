@@ -1,0 +1,132 @@
+"""dvc.yaml against the code: what a stage depends on, what it reads and what it writes."""
+
+import ast
+from pathlib import PurePosixPath
+
+import pytest
+
+from tests.pipeline import ROOT, closure, paths, read_yaml, resolved, run_call, stages
+
+STAGES = stages()
+TRAINED = ("sft", "reward_model", "dpo", "iterative_dpo", "ppo", "grpo")
+ALGORITHMS = {f"alignflow/algorithms/{name}.py" for name in TRAINED}
+OWN = {
+    **{name: {f"alignflow/algorithms/{name}.py"} for name in TRAINED},
+    "iterative_dpo": {"alignflow/algorithms/iterative_dpo.py", "alignflow/algorithms/dpo.py"},
+}
+DERIVED = {"iterative_dpo.shards", "iterative_dpo.last", "iterative_dpo.rounds"}  # they only make the foreach
+
+
+def covers(dep: str, path: str) -> bool:
+    return PurePosixPath(path).is_relative_to(dep)
+
+
+def code_deps(stage: str) -> list[str]:
+    return [dep for dep in paths(STAGES[stage]["deps"]) if dep.split("/")[0] in {"alignflow", "tasks"}]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_cover_every_file_that_can_change_the_result(stage: str):
+    missing = sorted(file for file in closure(stage) if not any(covers(dep, file) for dep in code_deps(stage)))
+    assert not missing, f"dvc.yaml, {stage}.deps lacks: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_name_no_code_that_the_stage_does_not_use(stage: str):
+    used = closure(stage)
+    for dep in code_deps(stage):
+        path = ROOT / dep
+        assert path.exists(), f"{stage} depends on {dep}, which does not exist"
+        inside = [path] if path.is_file() else [p for p in path.rglob("*.py") if p.name != "__init__.py"]
+        spare = [p.relative_to(ROOT).as_posix() for p in inside if p.suffix == ".py"]
+        spare = [p for p in spare if p not in used]
+        assert not spare, f"dvc.yaml, {stage}.deps names {', '.join(spare)}, which it does not import"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_depends_on_another_algorithm(stage: str):
+    assert closure(stage) & ALGORITHMS == OWN.get(stage, set())
+
+
+def test_a_new_rule_and_the_sampler_retrain_no_offline_method():
+    for stage in ("sft", "dpo"):
+        assert not closure(stage) & {"alignflow/rewards.py", "alignflow/generate.py", "alignflow/loops/online.py"}
+    assert "alignflow/loops/offline.py" not in closure("ppo") | closure("grpo")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_settings_a_stage_hands_to_its_run_are_among_its_params(stage: str):
+    params, raw = set(STAGES[stage]["params"]), read_yaml("params.yaml")
+    for section in run_call(stage)["sections"]:
+        keys = {f"{section}.{key}" for key in raw[section]} - DERIVED
+        assert section in params or keys <= params, f"{stage}: {sorted(keys - params)} not in dvc.yaml"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_setting_read_in_a_stage_is_among_its_params(stage: str):
+    """Looks for ``stage.params.SECTION.KEY`` and ``stage.params.SECTION`` in the stage's own file."""
+    params, raw = set(STAGES[stage]["params"]), read_yaml("params.yaml")
+    tree = ast.parse((ROOT / f"tasks/{stage}.py").read_text())
+    read = {text for node in ast.walk(tree) if (text := _setting(node))}
+    longest = {text for text in read if not any(other.startswith(text + ".") for other in read)}
+    for text in longest:
+        section, _, key = text.partition(".")
+        keys = {f"{section}.{key}"} if key in raw[section] else {f"{section}.{k}" for k in raw[section]}
+        assert section in params or keys - DERIVED <= params, f"{stage} reads {text}, which is not in dvc.yaml"
+
+
+def _setting(node: ast.AST) -> str:
+    text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+    return text.removeprefix("stage.params.") if text.startswith("stage.params.") else ""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_stage_reads_is_among_its_deps(stage: str):
+    deps = [resolved(dep) for dep in paths(STAGES[stage]["deps"])]
+    for path in run_call(stage)["inputs"]:
+        assert any(covers(dep, path) or covers(path, dep) for dep in deps), f"{stage} reads {path}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_outs_and_metrics_are_what_the_stage_writes(stage: str):
+    outs = [resolved(out) for out in paths(STAGES[stage]["outs"])]
+    metrics = [resolved(path) for path in paths(STAGES[stage]["metrics"])]
+    nested = f"{stage}/KEY" if "${key}" in STAGES[stage]["cmd"] else stage
+    assert metrics == [f"metrics/{nested}.json"]
+    assert STAGES[stage]["cmd"].split() == ["python", "-m", f"tasks.{stage}"] + (["${key}"] if nested != stage else [])
+    if stage in TRAINED:
+        assert set(outs) == {f"artifacts/{nested}", f"plots/{nested}.csv"}
+    emptied = run_call(stage).get("outs", outs)
+    assert set(emptied) <= set(outs)
+
+
+def test_the_rounds_of_iterative_dpo_chain_and_the_last_is_evaluated():
+    params, dvc = read_yaml("params.yaml")["iterative_dpo"], read_yaml("dvc.yaml")["stages"]
+    before = "artifacts/sft"
+    for name, turn in params["rounds"].items():
+        assert turn["previous"] == before
+        before = f"artifacts/iterative_dpo/{name}"
+    assert dvc["evaluate"]["foreach"]["iterative_dpo"].replace("${iterative_dpo.last}", params["last"]) == before
+
+
+def test_evaluations_in_dvc_are_those_that_the_stage_knows():
+    from tasks.evaluate import POLICIES, adapter_of
+    from tasks.params import load
+
+    params = load(ROOT / "params.yaml")
+    found = {
+        name: item.replace("${iterative_dpo.last}", params.iterative_dpo.last)
+        for name, item in read_yaml("dvc.yaml")["stages"]["evaluate"]["foreach"].items()
+    }
+    assert found == {
+        name: (adapter_of(name, params) or PurePosixPath("artifacts/base")).as_posix() for name in POLICIES
+    }
+
+
+def test_a_folder_of_code_is_hashed_without_what_python_writes_into_it():
+    """DVC does not read .gitignore: compiled files inside a folder dep would make every stage stale."""
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        assert repo.dvcignore.is_ignored_dir(str(ROOT / "alignflow/models/__pycache__"))
+        assert not repo.dvcignore.is_ignored_file(str(ROOT / "alignflow/models/roles.py"))

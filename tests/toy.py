@@ -1,0 +1,85 @@
+"""Models that are tables, so that an algorithm's step runs without a network; and rows of masks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from alignflow.data.collate import collate
+from alignflow.ops import token_logprobs
+from alignflow.optim import OptimisationConfig
+from alignflow.types import Example, Sequences
+
+CONFIG = OptimisationConfig(
+    steps=6,
+    batch_size=4,
+    learning_rate=0.05,
+    warmup_fraction=0.2,
+    weight_decay=0.01,
+    max_grad_norm=1.0,
+    micro_batch_tokens=64,
+    seed=1,
+)
+
+
+def rows(lengths: Sequence[tuple[int, int]]) -> Sequences:
+    """Return sequences of the given prompt and response lengths."""
+    return collate([Example(tuple(range(1, p + 1)), tuple(range(1, r + 1))) for p, r in lengths])
+
+
+class Given:
+    """Answers with the tensors it was given, whatever the role."""
+
+    def __init__(self, logprobs: Tensor | None = None, scores: Tensor | None = None, values: Tensor | None = None):
+        self._logprobs, self._scores, self._values = logprobs, scores, values
+        self.temperatures: list[float] = []
+
+    def logprobs(
+        self, role: str, batch: Sequences, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        assert role == "policy"
+        assert self._logprobs is not None
+        self.temperatures.append(temperature)
+        mask = batch.response_mask[:, 1:]
+        shown = torch.where(mask, self._logprobs, 0.0)
+        return shown, torch.ones_like(shown).where(mask, 0.0) if entropy else None
+
+    def scores(self, role: str, batch: Sequences) -> Tensor:
+        assert role == "reward_model"
+        assert self._scores is not None
+        return self._scores
+
+    def values(self, role: str, batch: Sequences) -> Tensor:
+        assert role == "critic"
+        assert self._values is not None
+        return torch.where(batch.response_mask[:, 1:], self._values, 0.0)
+
+
+def random_like(batch: Sequences, seed: int, scale: float = 0.3) -> Tensor:
+    """Return one random number a token, zero outside the response. (B, S-1)"""
+    mask = batch.response_mask[:, 1:]
+    noise = torch.randn(mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.where(mask, scale * noise, 0.0)
+
+
+class Bigram:
+    """A language model that is one table of logits: a real ``Models`` small enough for float64-like checks."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.table = Parameter(torch.randn(12, 12, generator=generator))
+        self.start = self.table.detach().clone()
+
+    def logprobs(
+        self, role: str, batch: Sequences, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        table = self.table if role == "policy" else self.start
+        mask = batch.response_mask[:, 1:]
+        one_hot = torch.eye(12)
+        hidden = table[batch.input_ids[:, :-1][mask]]
+        logprobs, found = token_logprobs(
+            hidden, one_hot, batch.input_ids[:, 1:][mask], temperature=temperature, entropy=entropy
+        )
+        zeros = torch.zeros(mask.shape)
+        return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, found) if entropy else None
