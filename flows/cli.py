@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,8 @@ def run(
     from flows.align import align
     from flows.display import watching
 
+    # Prefect hands a SIGTERM on when the stages are gone; as an exit, so that its temporary server goes too
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console = Console()
     console.print("starting Prefect …", style="dim")
     with watching(console):

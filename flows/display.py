@@ -97,8 +97,10 @@ class Board(logging.Handler):
 @contextmanager
 def watching(console: "Console") -> Iterator[Board]:
     """Show the stages of a flow that runs in this process."""
+    from dvc.logger import setup
     from rich.live import Live
 
+    setup(logging.CRITICAL)  # DVC's own progress bars, of calls in this process, would tear the table
     board = Board(console, live=console.is_terminal)
     loggers = [logging.getLogger("prefect.task_runs"), logging.getLogger("prefect.flow_runs")]
     for logger in loggers:

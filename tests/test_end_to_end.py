@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -132,6 +133,16 @@ def test_another_number_of_shards_touches_the_rounds_and_what_follows_alone(proj
 def _would_run(project: Project) -> set[str]:
     lines = project.do("dvc", "repro", "--dry").splitlines()
     return {line.split("'")[1] for line in lines if line.startswith("Running stage '")}
+
+
+def test_every_metric_is_explained(project: Project) -> None:
+    explained = set(re.findall(r"`([\w/]+)`", (CODE / "docs/metrics.md").read_text()))
+    files = [p for p in (project.root / "metrics").rglob("*.json") if p.name != "compare.json"]
+    found = {key for path in files for key in json.loads(path.read_text())}
+    for path in (project.root / "plots").rglob("*.csv"):
+        found |= set(path.read_text().splitlines()[0].split(","))
+    assert len(files) == 15
+    assert not found - explained - {"step"}
 
 
 def test_adapters_load_with_plain_peft(project: Project) -> None:

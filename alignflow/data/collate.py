@@ -83,14 +83,14 @@ def by_rows(
         columns: width of the result, e.g. S-1 with zeros past a row's end; None for one number a row.
 
     Returns:
-        (B, columns) or (B,), float32
+        (B, columns) or (B,), float32, on the device of the sequences
     """
     size = len(sequences.input_ids)
     shape = (size,) if columns is None else (size, columns)
     result = torch.zeros(shape, device=sequences.input_ids.device)
     with torch.no_grad():
         for rows in micro_batches(sequence_lengths(sequences), range(size), budget):
-            part = forward(take_rows(sequences, rows))
+            part = forward(take_rows(sequences, rows)).to(result.device)
             if columns is None:
                 result[rows] = part
             else:
