@@ -30,21 +30,21 @@ def table(rows: Sequence[Row]) -> "Table":
     """Return the comparison as a table for a terminal."""
     from rich.table import Table
 
-    drawn = Table(title="Policies on held-out prompts", title_justify="left")
-    for head in ("policy", "win rate (interval)", "score", "gold", "KL", "tokens", "cut off", "time", "peak"):
-        drawn.add_column(head, justify="left" if head == "policy" else "right")
+    drawn = Table(title="Policies on held-out prompts", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for head in ("policy", "wins", "interval", "score", "gold", "KL", "tokens", "cut", "time", "GiB"):
+        drawn.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
     for row in rows:
-        interval = f"{_number(row, 'win_rate_low', '.2f')}–{_number(row, 'win_rate_high', '.2f')}"
         drawn.add_row(
             str(row["policy"]),
-            f"{_number(row, 'win_rate', '.2f')} ({interval})",
+            _number(row, "win_rate", ".2f"),
+            f"{_number(row, 'win_rate_low', '.2f')}–{_number(row, 'win_rate_high', '.2f')}",
             _number(row, "score_mean", "+.2f"),
             _number(row, "gold_mean", ".2f"),
             _number(row, "kl_reference", ".2f"),
             _number(row, "response_length_mean", ".0f"),
             _number(row, "truncated_fraction", ".0%"),
             _number(row, "train_seconds", ".0f", " s"),
-            _number(row, "peak_memory_gib", ".2f", " GiB"),
+            _number(row, "peak_memory_gib", ".2f"),
         )
     return drawn
 
