@@ -172,7 +172,7 @@ def _reproduce(stage: Stage, root: Path, say: Say, stop: Stop, env: Mapping[str,
         text=True,
         errors="replace",
         bufsize=1,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "ALIGNFLOW_HOME": str(home()), **env},
+        env={**os.environ, "PATH": _path(), "PYTHONUNBUFFERED": "1", "ALIGNFLOW_HOME": str(home()), **env},
     )
     assert process.stdout is not None
     assert process.stdin is not None
@@ -190,6 +190,11 @@ def _reproduce(stage: Stage, root: Path, say: Say, stop: Stop, env: Mapping[str,
         cause = "was stopped" if stop.asked.is_set() else f"failed with exit status {status}"
         raise StageFailed("\n  ".join([f"{stage.name} {cause}", *tail]))
     return how
+
+
+def _path() -> str:
+    """Return the search path with this interpreter first: dvc.yaml says `python`, activated environment or not."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _metrics(stage: Stage, root: Path) -> dict[str, float]:

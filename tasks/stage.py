@@ -213,6 +213,7 @@ def _datasets(inputs: Sequence[str]) -> list[dict[str, str]]:
             "name": f.as_posix(),
             "digest": hashlib.sha256(f.read_bytes()).hexdigest()[:16],
             "source": f.as_posix(),
+            "context": "evaluation" if f.stem == "eval" else "training",
         }
         for f in files
     ]
