@@ -89,7 +89,7 @@ def test_what_a_stage_reads_is_among_its_deps(stage: str):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_outs_and_metrics_are_what_the_stage_writes(stage: str):
-    outs = [resolved(out) for out in paths(STAGES[stage]["outs"])]
+    outs = [resolved(out) for out in paths([*STAGES[stage]["outs"], *STAGES[stage].get("plots", [])])]
     metrics = [resolved(path) for path in paths(STAGES[stage]["metrics"])]
     nested = f"{stage}/KEY" if "${key}" in STAGES[stage]["cmd"] else stage
     assert metrics == [f"metrics/{nested}.json"]
