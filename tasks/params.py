@@ -116,6 +116,8 @@ class RewardModel(Optimisation):
     """Bradley-Terry reward model."""
 
     center_coef: NonNegative
+    cut_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
+    """Share of the long rejected responses that training cuts at sampling.max_response_length, as samples are."""
     normalization_prompts: Annotated[int, Field(ge=2)]
 
 

@@ -25,7 +25,12 @@ def work(stage: Stage) -> Mapping[str, float]:
     models.add("reward_model", start=training.SFT, trained=True)
     models.add_head("reward_model", seed=section.seed)
     frozen = {"reference": models.fingerprint("reference")}
-    pairs = training.encode_pairs(models.base.tokenizer, training.read_prepared("train"))
+    pairs = reward_model.cut_rejected(
+        training.encode_pairs(models.base.tokenizer, training.read_prepared("train")),
+        limit=stage.params.sampling.max_response_length,
+        fraction=section.cut_rejected_fraction,
+        seed=section.seed,
+    )
 
     def batches(step: int) -> list[Sequences]:
         return [batch for _, batch in training.pair_batches(pairs, config, step, models.base.device)]

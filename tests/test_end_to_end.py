@@ -85,9 +85,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (CODE / "models").mkdir(exist_ok=True)
     (clone.root / "models").symlink_to(CODE / "models")  # convert the base model once, not once a test run
     clone.do("git", "init", "--quiet")
-    clone.do(sys.executable, "-m", "flows.cli", "set", *SHORT)
     clone.do("git", "add", "--all")
-    clone.do("git", "-c", "user.name=Test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "short")
+    clone.do("git", "-c", "user.name=Test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "cloned")
+    clone.do(sys.executable, "-m", "flows.cli", "set", *SHORT)  # not committed: uncommitted changes run, too
     printed = clone.do(sys.executable, "-m", "flows.cli", "run", activated=False)  # as `make demo` does
     assert "alignflow chat" in printed  # what comes next is said
     return clone

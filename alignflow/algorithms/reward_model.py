@@ -6,13 +6,15 @@ The first term is Eq. 1 of Ouyang et al. 2022 (arXiv:2203.02155) for one pair; t
 (Eisenstein et al. 2023, arXiv:2312.09244). Scores and loss are float32.
 """
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignflow.types import Models, Sequences, StepOutput
+from alignflow.types import Models, Pair, Sequences, StepOutput
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,26 @@ def reward_loss(chosen_scores: Tensor, rejected_scores: Tensor, *, center_coef: 
         Loss of each pair, nats for c = 0. (B,)
     """
     return -F.logsigmoid(chosen_scores - rejected_scores) + center_coef * (chosen_scores + rejected_scores).square()
+
+
+def cut_rejected(pairs: Sequence[Pair], *, limit: int, fraction: float, seed: int) -> list[Pair]:
+    """Return the pairs with a share of the long rejected responses cut off at the sampling limit, end included.
+
+    Samples that reach the limit have no end-of-sequence; a scorer that never saw one without judges them by chance.
+    A dispreferred response stays dispreferred when cut, so every label stays true.
+
+    Args:
+        pairs: stored pairs.
+        limit: most tokens of a sampled response; shorter rejected responses stay whole.
+        fraction: probability that a longer one is cut.
+        seed: of the choice.
+    """
+    chance = random.Random(seed)
+    draws = [chance.random() < fraction for _ in pairs]
+    return [
+        pair._replace(rejected=pair.rejected[:limit]) if cut and len(pair.rejected) > limit else pair
+        for pair, cut in zip(pairs, draws, strict=True)
+    ]
 
 
 def count(batch: Sequences) -> float:

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from alignflow.algorithms.reward_model import RewardModelConfig, count, reward_loss, step
+from alignflow.algorithms.reward_model import RewardModelConfig, count, cut_rejected, reward_loss, step
 from alignflow.evaluation import calibration_error
+from alignflow.types import Pair
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
 from tests.toy import Given, rows
@@ -60,3 +61,18 @@ def test_calibration_by_hand():
 
 def test_no_confidence_is_perfectly_calibrated():
     close(calibration_error([0.0] * 10), 0.0, FLOAT64)
+
+
+def test_only_long_rejected_responses_are_cut_and_the_rest_of_a_pair_stays():
+    pair = Pair((1, 2), (3, 4, 5, 6, 9), (7, 7, 7, 7, 9))
+    short = Pair((1, 2), (3, 9), (7, 9))
+    assert cut_rejected([pair, short], limit=3, fraction=1.0, seed=0) == [Pair((1, 2), pair.chosen, (7, 7, 7)), short]
+    assert cut_rejected([pair, short], limit=3, fraction=0.0, seed=0) == [pair, short]
+
+
+def test_the_share_of_cut_responses_is_the_asked_one_and_repeats():
+    """Of 1000 fair draws, 500 ± 3·√250 ≈ 500 ± 48."""
+    pairs = [Pair((1,), (2, 9), (i, i, 9)) for i in range(1000)]
+    once = cut_rejected(pairs, limit=1, fraction=0.5, seed=3)
+    assert 452 <= sum(len(p.rejected) == 1 for p in once) <= 548
+    assert once == cut_rejected(pairs, limit=1, fraction=0.5, seed=3)

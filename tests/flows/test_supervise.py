@@ -38,7 +38,8 @@ def start(tmp_path):
 
 def test_it_passes_on_the_exit_status():
     command = [sys.executable, "-S", supervise.__file__, "1", "sh", "-c", "exit 7"]
-    assert subprocess.run(command, stdin=subprocess.PIPE, check=False).returncode == 7
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:  # its lifeline stays open while it runs
+        assert process.wait(timeout=20) == 7
 
 
 def test_sigterm_reaches_the_worker_and_waits_while_it_saves(start, tmp_path):
