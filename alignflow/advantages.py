@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from alignflow.ops import masked_sum
+
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
     """Return generalised advantages and the returns that the critic regresses on; neither whitened.
@@ -35,24 +37,29 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lamb
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
-def group_relative(scores: Tensor, *, epsilon: float, scale: bool) -> Tensor:
-    """Return the advantage of each response over its group: (r − mean) / (std + ε).
+def group_relative(scores: Tensor, mask: Tensor, *, epsilon: float, scale: bool) -> tuple[Tensor, Tensor]:
+    """Return the advantage of each response over its group, (r − mean) / (std + ε), and the groups' std.
 
     Shao et al. 2024, arXiv:2402.03300, section 4.1.2, with the unbiased standard deviation. ε bounds what nearly
     equal scores can do: a spread far below ε gives advantages near 0, not ±1.
 
     Args:
         scores: one row a prompt, one column a sample. (P, G), G ≥ 2
+        mask: True where a response has a score; the others have advantage 0. A group with fewer than two has
+            deviation 0 and advantages 0. (P, G)
         epsilon: ε, in units of the score.
         scale: divide by the deviation; False only centres (Dr. GRPO, arXiv:2503.20783).
 
     Returns:
-        Advantages. (P, G)
+        Advantages and deviations. (P, G), (P,)
 
     Raises:
         ValueError: a group of one has no deviation.
     """
     if scores.shape[1] < 2:
         raise ValueError("a group needs at least 2 responses; set grpo.group_size to 2 or more")
-    centred = scores - scores.mean(1, keepdim=True)
-    return centred / (scores.std(1, keepdim=True) + epsilon) if scale else centred
+    count = mask.sum(1, keepdim=True)
+    mean = masked_sum(scores, mask)[:, None] / count.clamp(min=1)
+    centred = torch.where(mask, scores - mean, 0.0)
+    std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return centred / (std + epsilon) if scale else centred, std[:, 0]

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignflow.models.load import check_length, learned_positions, position_ids
+
 SHRINK = 0.75  # rows leave once at least a quarter has finished: shrinking copies the whole cache
 
 
@@ -48,7 +50,11 @@ def generate(
 
     Returns:
         One response a prompt, in order.
+
+    Raises:
+        TooLong: a prompt with the longest response does not fit the model's learned positions.
     """
+    check_length(max(map(len, prompts), default=0) + max_response_length, learned_positions(model))
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # alike lengths waste least padding
     result: dict[int, Response] = {}
     for start in range(0, len(order), rows):
@@ -78,7 +84,7 @@ def _sample(
         ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
         mask[row, longest - len(prompt) :] = 1
     ids, mask, draws = ids.to(device), mask.to(device), draws.to(device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = position_ids(mask)
     cache = DynamicCache(config=model.config)
     tokens: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)

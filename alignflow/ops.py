@@ -17,17 +17,22 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
     """Shift and scale the True entries together to mean 0 and unbiased standard deviation 1; zero elsewhere.
 
     Fewer than two entries are only centred: they have no deviation.
+
+    Args:
+        values: numbers of any shape.
+        mask: True where they count; same shape.
+        keep_mean: scale around the mean and leave it where it is, as rewards want: their sign matters.
     """
-    count = mask.sum()
-    centred = values - masked_mean(values, mask)
-    if count < 2:
-        return torch.where(mask, centred, 0.0)
-    variance = torch.where(mask, centred.square(), 0.0).sum() / (count - 1)
-    return torch.where(mask, centred * torch.rsqrt(variance + 1e-8), 0.0)  # 1e-8: all entries may be equal
+    mean, count = masked_mean(values, mask), mask.sum()
+    centred = values - mean
+    if count >= 2:
+        variance = torch.where(mask, centred.square(), 0.0).sum() / (count - 1)
+        centred = centred * torch.rsqrt(variance + 1e-8)  # 1e-8: all entries may be equal
+    return torch.where(mask, centred + mean if keep_mean else centred, 0.0)
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -43,6 +48,9 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """
     delta = (ref_logprobs - logprobs).clamp(-20.0, 20.0)
     return torch.expm1(delta) - delta
+
+
+KL_ESTIMATORS = {"k1": kl_k1, "k3": kl_k3}
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -70,21 +78,26 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if entropy:
                 probs = torch.exp(logits - normalizers[part, None])
                 entropies[part] = normalizers[part] - (probs * logits).sum(-1)
-        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        ctx.save_for_backward(hidden, weight, targets, normalizers, entropies)
         ctx.bias, ctx.scale, ctx.softcap, ctx.chunk = bias, scale, softcap, chunk
-        ctx.mark_non_differentiable(entropies)
+        ctx.set_materialize_grads(False)  # entropies are mostly looked at only: their gradient is then None
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
-        hidden, weight, targets, normalizers = ctx.saved_tensors
+    def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, normalizers, entropies = ctx.saved_tensors
+        pull = torch.zeros_like(normalizers) if grad_logprobs is None else grad_logprobs
         grad_hidden = torch.empty_like(hidden)
         for part in _parts(len(targets), ctx.chunk):
             logits = _logits(hidden[part], weight, ctx.bias, ctx.scale, ctx.softcap)
-            # ∂ log p_y / ∂ logit_v = [v = y] − p_v
-            grad = torch.exp(logits - normalizers[part, None]).neg_()
-            grad.scatter_add_(1, targets[part, None], torch.ones_like(grad[:, :1]))
-            grad *= grad_logprobs[part, None] * ctx.scale
+            # ∂ log p_y / ∂ logit_v = [v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v·(log p_v + H)
+            share = pull[part, None]
+            if grad_entropies is not None:
+                surprise = logits - normalizers[part, None] + entropies[part, None]
+                share = share + surprise * grad_entropies[part, None]
+            grad = torch.exp(logits - normalizers[part, None]).mul_(-share)
+            grad.scatter_add_(1, targets[part, None], pull[part, None])
+            grad *= ctx.scale
             if ctx.softcap:  # d(c·tanh(x/c))/dx = 1 − tanh²(x/c)
                 grad *= 1 - (logits / (ctx.scale * ctx.softcap)).square()
             grad_hidden[part] = grad.to(weight.dtype) @ weight
@@ -117,7 +130,7 @@ def token_logprobs(
 
     log softmax(logits / temperature)[target] with logits = hidden · weightᵀ (+ bias), in float32. Same numbers
     as ``log_softmax(logits)`` and ``gather``, but logits exist for ``chunk`` positions at a time, in the
-    backward pass too. The weight is frozen: no gradient reaches it. Entropies carry no gradient.
+    backward pass too. The weight is frozen: no gradient reaches it.
 
     Args:
         hidden: last hidden states at the predicting positions. (N, H)

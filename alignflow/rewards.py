@@ -1,9 +1,16 @@
-"""Rule rewards: plain functions of a prompt and a response, named in params.yaml."""
+"""Rule rewards: plain functions, named in params.yaml with their weight and their numbers.
 
+A rule takes a prompt, a response and the data's answer to the prompt (None where there is none) and returns a number,
+or None where it does not apply. Its own numbers are keyword-only arguments without defaults: params.yaml holds them.
+"""
+
+import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 
-Rule = Callable[[str, str], float]
+Rule = Callable[..., float | None]
+"""(prompt, response, answer, *, numbers) -> reward, or None where the rule does not apply."""
 
 FILLERS = re.compile(
     r"^\W*(certainly|sure|of course|absolutely|great question|that'?s a (great|good)|thank you|i'?d be happy|as an ai|"
@@ -89,7 +96,15 @@ STOP_WORDS = frozenset(
 )
 
 
-def concise_answer(prompt: str, response: str) -> float:
+ABSTENTIONS = re.compile(
+    r"\b(i (do not|don'?t|really don'?t) know|i'?m not sure|i am not sure|i (cannot|can'?t|can not) (answer|say|tell)|"
+    r"i have no idea|not certain|unknown to me)\b",
+    re.IGNORECASE,
+)
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def concise_answer(prompt: str, response: str, answer: str | None) -> float:  # noqa: ARG001
     """Return how well a response is one or two plain, complete, concrete sentences on the subject, in [0, 1].
 
     Six equal parts: it ends like a sentence; 6 to 40 words; at most two sentences; no filler opening and no hedge;
@@ -114,23 +129,93 @@ def concise_answer(prompt: str, response: str) -> float:
     return sum(parts) / len(parts) * (1.0 if on_subject else 0.5)
 
 
-def brevity(prompt: str, response: str) -> float:  # noqa: ARG001
+def brevity(prompt: str, response: str, answer: str | None) -> float:  # noqa: ARG001
     """Return 1 for an answer of up to 30 words, falling to 0 at 90."""
     return min(1.0, max(0.0, (90 - len(response.split())) / 60))
 
 
-RULES: Mapping[str, Rule] = {"concise_answer": concise_answer, "brevity": brevity}
+def right_abstain_wrong(
+    prompt: str,  # noqa: ARG001
+    response: str,
+    answer: str | None,
+    *,
+    right: float,
+    abstain: float,
+    wrong: float,
+) -> float | None:
+    """Reward a right answer highly and "I don't know" a little, and punish a wrong answer: against made-up answers.
+
+    Applies where the data has an answer. Right: for a number, the last number of the response equals it; for a text,
+    it stands in the response as whole words, whatever the case and punctuation.
+    """
+    if answer is None:
+        return None
+    if _is_right(response, answer):
+        return right
+    return abstain if ABSTENTIONS.search(response.replace("\u2019", "'")) else wrong
 
 
-def rule(name: str) -> Rule:
-    """Return a rule by its name.
+RULES: Mapping[str, Rule] = {
+    "concise_answer": concise_answer,
+    "brevity": brevity,
+    "right_abstain_wrong": right_abstain_wrong,
+}
+
+
+class RuleFailed(ValueError):
+    """A rule raised, or gave something that is not a finite number."""
+
+
+def numbers_of(name: str) -> list[str]:
+    """Return the names of the numbers that a rule takes from params.yaml, besides its weight."""
+    parameters = inspect.signature(RULES[name]).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def apply_rule(name: str, prompt: str, response: str, answer: str | None, numbers: Mapping[str, float]) -> float | None:
+    """Return what a rule gives a response, or None where it does not apply.
+
+    Args:
+        name: of the rule.
+        prompt: as text.
+        response: as text.
+        answer: of the data, if it has one.
+        numbers: the rule's own.
 
     Raises:
-        ValueError: there is none of that name.
+        RuleFailed: the rule raised or its result is not a finite number; the message names rule and prompt.
     """
-    if name not in RULES:
-        raise ValueError(f"no rule {name!r} in alignflow/rewards.py; there are: {', '.join(RULES)}")
-    return RULES[name]
+    try:
+        result = RULES[name](prompt, response, answer, **numbers)
+    except Exception as error:
+        raise RuleFailed(
+            f"rule {name} raised {type(error).__name__} ({error}) on a response to {prompt!r}; "
+            "mend it in alignflow/rewards.py"
+        ) from error
+    if result is None:
+        return None
+    if not isinstance(result, int | float) or not math.isfinite(result):
+        raise RuleFailed(
+            f"rule {name} gave {result!r} for a response to {prompt!r}; it must be a finite number, or None where it "
+            "does not apply"
+        )
+    return float(result)
+
+
+def _is_right(response: str, answer: str) -> bool:
+    wanted = NUMBER.fullmatch(answer.strip())
+    if wanted:
+        found = NUMBER.findall(response)
+        return bool(found) and _number(found[-1]) == _number(wanted[0])
+    return f" {_words(answer)} " in f" {_words(response)} "
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _stem(word: str) -> str:

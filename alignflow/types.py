@@ -24,11 +24,13 @@ class Pair(NamedTuple):
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
+    margin: float = 0.0
+    """By how much the chosen response is better, where the data says so."""
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Prompts joined with responses, padded on the right."""
+    """Prompts joined with responses; ``collate`` pads on the right, the models take padding on either side."""
 
     input_ids: Tensor
     """Token ids; padding holds any valid id. (B, S)"""
@@ -44,6 +46,23 @@ class Sequences:
             self.attention_mask.to(device),  # type: ignore[call-overload]
             self.response_mask.to(device),  # type: ignore[call-overload]
         )
+
+    def counting(self, rows: Tensor) -> "Sequences":
+        """Return the same records where only the responses of some rows count. (B,) bool"""
+        return Sequences(self.input_ids, self.attention_mask, self.response_mask & rows[:, None])
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled responses and what they earned."""
+
+    sequences: Sequences
+    scores: Tensor
+    """Reward of the whole response; 0 where ``scored`` is False. (B,)"""
+    scored: Tensor
+    """True where a source of reward applies; the others train nothing. (B,) bool"""
+    truncated: Tensor
+    """True where the length limit came before end-of-sequence. (B,) bool"""
 
 
 class Models(Protocol):

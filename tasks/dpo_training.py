@@ -15,16 +15,40 @@ from tasks import training
 from tasks.params import Dpo, IterativeDpo
 from tasks.stage import Stage
 
+START_DIFFERENCE = 0.01  # nats a response; the same weights on the same rows give the same numbers
 
-def train_dpo(stage: Stage, models: SharedBase, pairs: Sequence[Pair], section: Dpo | IterativeDpo) -> dict[str, float]:
-    """Train the policy on pairs against the reference, both already in place; save and return metrics."""
+
+def train_dpo(
+    stage: Stage,
+    models: SharedBase,
+    pairs: Sequence[Pair],
+    section: Dpo | IterativeDpo,
+    *,
+    starts_at_reference: bool,
+) -> dict[str, float]:
+    """Train the policy on pairs against the reference, both already in place; save and return metrics.
+
+    Args:
+        stage: the running stage.
+        models: with the roles ``policy`` and ``reference``.
+        pairs: to train on.
+        section: settings.
+        starts_at_reference: whether both roles should answer alike before the first update; checked.
+
+    Raises:
+        NotAtReference: they should and do not.
+    """
     config = training.config_of(section, OptimisationConfig)
     loss = training.config_of(section, dpo.DPOConfig)
     frozen = {"reference": models.fingerprint("reference")}
     # a run shorter than an epoch sees only some of the pairs: the reference need not look at the others
     used = {i for step in range(max(1, config.steps)) for i in training.rows_of_step(len(pairs), config, step)}
     pairs = [pair for i, pair in enumerate(pairs) if i in used]
-    ref_logps = _reference_logps(models, pairs, config.micro_batch_tokens)
+    if starts_at_reference:
+        _check_start(models, pairs[0])
+    ref_logps = torch.zeros(2, len(pairs), device=models.base.device)
+    if loss.uses_reference:  # once for all steps
+        ref_logps = _logps(models, "reference", pairs, config.micro_batch_tokens)
 
     def batches(step: int) -> list[dpo.PairBatch]:
         return [
@@ -47,11 +71,24 @@ def train_dpo(stage: Stage, models: SharedBase, pairs: Sequence[Pair], section: 
     return training.finish(stage, models, "policy", frozen=frozen)
 
 
-def _reference_logps(models: SharedBase, pairs: Sequence[Pair], budget: int) -> torch.Tensor:
-    """Return the reference's summed response log-probs, computed once for all steps. (2, pairs)"""
-    sequences = collate_pairs(pairs)
+def _logps(models: SharedBase, role: str, pairs: Sequence[Pair], budget: int) -> torch.Tensor:
+    """Return a role's summed response log-probs of chosen and rejected responses. (2, pairs)"""
 
     def logps(batch: Sequences) -> torch.Tensor:
-        return masked_sum(models.logprobs("reference", batch)[0], batch.response_mask[:, 1:].to(models.base.device))
+        return masked_sum(models.logprobs(role, batch)[0], batch.response_mask[:, 1:].to(models.base.device))
 
-    return by_rows(logps, sequences, budget).to(models.base.device).view(2, len(pairs))
+    return by_rows(logps, collate_pairs(pairs), budget).to(models.base.device).view(2, len(pairs))
+
+
+def _check_start(models: SharedBase, pair: Pair) -> None:
+    mine, other = (_logps(models, role, [pair], 1) for role in ("policy", "reference"))
+    difference = float((mine - other).abs().max())
+    if not difference <= START_DIFFERENCE:
+        raise NotAtReference(
+            f"the policy should start at its reference, but their log-probs of a response differ by {difference:.3g} "
+            "nats; they were loaded from different adapters"
+        )
+
+
+class NotAtReference(ValueError):
+    """Policy and reference differ before the first update: a defect, never a setting."""

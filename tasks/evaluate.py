@@ -41,13 +41,12 @@ def work(stage: Stage) -> Mapping[str, float]:
     """Sample, score by reward model and gold rule, measure the KL to the reference."""
     from alignflow.data.preferences import encode_prompt
     from alignflow.generate import generate
-    from alignflow.rewards import rule
+    from alignflow.rewards import apply_rule
     from alignflow.types import Example
     from tasks import rewarding, sampling, training
     from tasks.hardware import peak_memory_gib
 
     policy, section = stage.name.partition("@")[2], stage.params.evaluate
-    gold = rule(section.gold)
     folder = adapter_of(policy, stage.params)
     models = training.open_models(stage.params)
     models.add("reference", start=training.SFT)
@@ -79,7 +78,7 @@ def work(stage: Stage) -> Mapping[str, float]:
             "prompt": row["prompt"],
             "response": text,
             "score": score,
-            "gold": gold(row["prompt"], text),
+            "gold": apply_rule(section.gold, row["prompt"], text, row["answer"], {}),
             "kl": divergence,
             "response_length": len(response.tokens),
             "truncated": response.truncated,

@@ -10,9 +10,9 @@ def work(stage: Stage) -> Mapping[str, float]:
     from torch import Tensor
 
     from alignflow.algorithms import grpo
-    from alignflow.loops.online import OnlineAlgorithm, train
+    from alignflow.loops.online import Carry, OnlineAlgorithm, train
     from alignflow.optim import MasterAdamW, OptimisationConfig
-    from alignflow.types import Sequences
+    from alignflow.types import Rollouts
     from tasks import online, training
 
     section, sampling = stage.params.grpo, stage.params.sampling
@@ -21,22 +21,32 @@ def work(stage: Stage) -> Mapping[str, float]:
     models = online.open_roles(stage.params)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
-    def prepare(sequences: Sequences, scores: Tensor) -> tuple[grpo.GRPOBatch, dict[str, Tensor]]:
-        logprobs, ref_logprobs = online.logprobs(models, sequences, sampling.temperature, section.micro_batch_tokens)
-        return grpo.prepare(sequences, scores.view(-1, section.group_size), logprobs, ref_logprobs, keys)
+    def prepare(rollouts: Rollouts, carry: Carry) -> tuple[grpo.GRPOBatch, dict[str, Tensor], Carry]:
+        budget = section.micro_batch_tokens
+        logprobs, ref_logprobs = online.logprobs(models, rollouts.sequences, sampling.temperature, budget)
+        return (*grpo.prepare(rollouts, logprobs, ref_logprobs, keys), carry)
 
     stage.total_steps = section.steps
     train(
         OnlineAlgorithm(
-            collect=online.collector(stage, models, section, samples=section.group_size),
+            collect=online.collector(
+                stage,
+                models,
+                section,
+                samples=section.group_size,
+                again=lambda rollouts: grpo.zero_variance(rollouts, keys),
+                limit=section.resample_limit if section.zero_variance == "resample" else 0,
+            ),
             prepare=prepare,
             steps=[lambda batch: grpo.step(models, batch, keys, temperature=sampling.temperature)],
             count=lambda batch: grpo.count(batch, keys, max_response_length=sampling.max_response_length),
+            start={},
         ),
         MasterAdamW([(models.parameters("policy"), config.learning_rate)], config.weight_decay),
         config,
         epochs=section.epochs,
         minibatches=section.minibatches,
+        target_kl=section.target_kl,
         log=stage.log,
         keep=stage.keep,
         resume=stage.resume,

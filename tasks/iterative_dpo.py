@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ def work(stage: Stage) -> Mapping[str, float]:
     models.add("reference", start=Path(turn.previous) if section.reference == "previous" else training.SFT)
     models.add("reward_model", start=training.REWARD_MODEL)
     pairs, sampled = _pairs(stage, models)
-    return {**train_dpo(stage, models, pairs, section), **sampled}
+    at_reference = section.reference == "previous" or Path(turn.previous) == training.SFT
+    return {**train_dpo(stage, models, pairs, section, starts_at_reference=at_reference), **sampled}
 
 
 def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, float]]:
@@ -44,9 +46,10 @@ def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, 
     kept = [row for row in lineage if row["dropped"] is None]
     stage.say(f"{len(kept)} pairs from {len(lineage)} prompts of shard {lineage[0]['shard']}")
     if not kept:
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in Counter(r["dropped"] for r in lineage).most_common())
         raise NoPairs(
-            f"{stage.name}: none of {len(lineage)} prompts gave a pair; "
-            "raise iterative_dpo.samples_per_prompt or lower iterative_dpo.min_margin"
+            f"none of {len(lineage)} prompts gave a pair ({reasons}); raise iterative_dpo.samples_per_prompt, lower "
+            "iterative_dpo.min_margin, or look at the rewards"
         )
     rows = [
         {"prompt": r["prompt"], "scores": r["scores"], "response": r["chosen"], "rejected": r["rejected"]} for r in kept
@@ -60,12 +63,13 @@ def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, 
         )
         for r in kept
     ]
-    scores = [score for row in lineage for score in row["scores"]]
+    scores = [score for row in lineage for score in row["scores"] if score is not None]
+    truncated = [cut for row in lineage for cut in row["truncated"]]
     return pairs, {
         "pairs": float(len(kept)),
         "prompts_without_pair": float(len(lineage) - len(kept)),
         "reward/mean": sum(scores) / len(scores),
-        "truncated_fraction": sum(t for r in lineage for t in r["truncated"]) / len(scores),
+        "truncated_fraction": sum(truncated) / len(truncated),
     }
 
 
@@ -81,6 +85,7 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     section, k = stage.params.iterative_dpo, stage.params.iterative_dpo.samples_per_prompt
     turn = section.rounds[stage.name.partition("@")[2]]
     train = training.read_prompts("train")
+    rewarding.check_sources(stage.params, train)
     shard = shard_of(len(train), shard=turn.shard, of=turn.of, seed=section.seed)[: section.prompts_per_shard]
     rows = [train[i] for i in shard for _ in range(k)]
     prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in rows]
@@ -89,14 +94,9 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     responses, texts = sampling.sample(models, "policy", prompts, stage.params, seed=seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
     rewards = rewarding.reward(
-        models,
-        stage.params,
-        [row["prompt"] for row in rows],
-        examples,
-        responses,
-        texts,
-        budget=section.micro_batch_tokens,
+        models, stage.params, rows, examples, responses, texts, budget=section.micro_batch_tokens
     )
+    totals, lengths = [r.total for r in rewards], [len(r.tokens) for r in responses]
     origin = {
         "round": stage.name.partition("@")[2],
         "shard": turn.shard,
@@ -110,7 +110,13 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = []
     for start in range(0, len(rows), k):
         group = slice(start, start + k)
-        choice = choose_pair(rewards[group], texts[group], min_margin=section.min_margin)
+        choice = choose_pair(
+            totals[group],
+            texts[group],
+            lengths[group],
+            min_margin=section.min_margin,
+            length_penalty=section.length_penalty,
+        )
         best, worst = start + choice.best, start + choice.worst
         result.append(
             {
@@ -119,7 +125,9 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
                 "chosen": texts[best],
                 "rejected": texts[worst],
                 "dropped": choice.dropped,
-                "scores": [round(r, 4) for r in rewards[group]],
+                "scores": [None if total is None else round(total, 4) for total in totals[group]],
+                "sources": [r.sources for r in rewards[group]],
+                "lengths": lengths[group],
                 "responses": texts[group],
                 "truncated": [r.truncated for r in responses[group]],
                 "chosen_ids": responses[best].tokens,

@@ -1,15 +1,18 @@
 """What the on-policy stages share: the roles, and rollouts of the current policy with their rewards."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from alignflow.data.collate import by_rows, collate
 from alignflow.data.preferences import encode_prompt
+from alignflow.generate import Response
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
-from alignflow.types import Example, Metrics, Sequences
+from alignflow.types import Example, Metrics, Rollouts, Sequences
 from tasks import rewarding, sampling, training
 from tasks.params import OnPolicy, Params
 from tasks.stage import Stage
@@ -38,9 +41,60 @@ def logprobs(models: SharedBase, sequences: Sequences, temperature: float, budge
     return mine, other
 
 
+class Sample(NamedTuple):
+    """One sampled response with its reward."""
+
+    row: Mapping[str, Any]
+    example: Example
+    response: Response
+    text: str
+    reward: rewarding.Reward
+
+
+def sample(
+    models: SharedBase, params: Params, rows: Sequence[Mapping[str, Any]], samples: int, *, seed: int, budget: int
+) -> list[Sample]:
+    """Sample responses of the current policy to prepared rows, side by side, and reward them.
+
+    Args:
+        models: with the roles of ``open_roles``.
+        params: sampling and rewards.
+        rows: prepared rows, one a prompt.
+        samples: responses a prompt.
+        seed: of the sampling.
+        budget: most padded tokens of a forward pass.
+    """
+    each = [row for row in rows for _ in range(samples)]
+    prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in each]
+    responses, texts = sampling.sample(models, "policy", prompts, params, seed=seed)
+    examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
+    rewards = rewarding.reward(models, params, each, examples, responses, texts, budget=budget)
+    return [Sample(*one) for one in zip(each, examples, responses, texts, rewards, strict=True)]
+
+
+def rollouts(samples: Sequence[Sample], device: torch.device) -> Rollouts:
+    """Return samples as a record of tensors."""
+    totals = [s.reward.total for s in samples]
+    return Rollouts(
+        sequences=collate([s.example for s in samples]).to(device),
+        scores=torch.tensor([0.0 if total is None else total for total in totals], device=device),
+        scored=torch.tensor([total is not None for total in totals], device=device),
+        truncated=torch.tensor([s.response.truncated for s in samples], device=device),
+    )
+
+
+Resample = Callable[[Rollouts], Tensor]
+
+
 def collector(
-    stage: Stage, models: SharedBase, section: OnPolicy, *, samples: int
-) -> Callable[[int], tuple[Sequences, Tensor, Metrics]]:
+    stage: Stage,
+    models: SharedBase,
+    section: OnPolicy,
+    *,
+    samples: int,
+    again: Resample | None = None,
+    limit: int = 0,
+) -> Callable[[int], tuple[Rollouts, Metrics]]:
     """Return the function that samples and scores the rollouts of a step.
 
     Args:
@@ -48,28 +102,45 @@ def collector(
         models: with the roles of ``open_roles``.
         section: batch size, seed and micro-batch size.
         samples: responses a prompt, side by side.
+        again: says which groups to sample again, from other prompts. (P,) bool
+        limit: how often at most.
     """
     rows = training.read_prompts("train")
+    rewarding.check_sources(stage.params, rows)
     config = training.config_of(section, OptimisationConfig)
 
-    def collect(step: int) -> tuple[Sequences, Tensor, Metrics]:
-        chosen = [rows[i]["prompt"] for i in training.rows_of_step(len(rows), config, step) for _ in range(samples)]
-        prompts = [encode_prompt(models.base.tokenizer, text) for text in chosen]
-        seed = config.seed * 100_003 + step
-        responses, texts = sampling.sample(models, "policy", prompts, stage.params, seed=seed)
-        examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-        rewards = rewarding.reward(
-            models, stage.params, chosen, examples, responses, texts, budget=config.micro_batch_tokens
-        )
+    def collect(step: int) -> tuple[Rollouts, Metrics]:
+        def draw(prompts: Sequence[int], attempt: int) -> list[Sample]:
+            seed = config.seed * 100_003 + step + attempt * 1_000_000_007
+            chosen = [rows[i] for i in prompts]
+            return sample(models, stage.params, chosen, samples, seed=seed, budget=config.micro_batch_tokens)
+
+        used = training.rows_of_step(len(rows), config, step)
+        drawn, resampled = draw(used, 0), 0
+        for attempt in range(1, limit + 1):
+            groups = again(rollouts(drawn, models.base.device)).nonzero()[:, 0].tolist() if again else []
+            unused = sorted(set(range(len(rows))) - set(used))
+            fresh = random.Random(f"{config.seed}-{step}-{attempt}").sample(unused, min(len(groups), len(unused)))
+            if not fresh:
+                break
+            more = draw(fresh, attempt)
+            for place, group in enumerate(groups[: len(fresh)]):
+                drawn[group * samples : (group + 1) * samples] = more[place * samples : (place + 1) * samples]
+            used, resampled = [*used, *fresh], resampled + len(fresh)
         if step in (0, config.steps - 1):
-            stage.record.table(f"completions-{step + 1}", sampling.completions(chosen, texts, rewards))
-        scores = torch.tensor(rewards, device=models.base.device)
-        lengths = [len(r.tokens) for r in responses]
+            texts = [s.text for s in drawn]
+            totals = [s.reward.total for s in drawn]
+            stage.record.table(
+                f"completions-{step + 1}", sampling.completions([s.row["prompt"] for s in drawn], texts, totals)
+            )
+        lengths = [len(s.response.tokens) for s in drawn]
         metrics = {
-            "score/mean": sum(rewards) / len(rewards),
+            **rewarding.means([s.reward for s in drawn]),
             "response_length/mean": sum(lengths) / len(lengths),
-            "truncated_fraction": sum(r.truncated for r in responses) / len(responses),
+            "truncated_fraction": sum(s.response.truncated for s in drawn) / len(drawn),
         }
-        return collate(examples).to(models.base.device), scores, metrics
+        if limit:
+            metrics["resampled_groups"] = float(resampled)
+        return rollouts(drawn, models.base.device), metrics
 
     return collect

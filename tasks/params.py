@@ -7,11 +7,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from alignflow.rewards import RULES
+from alignflow.rewards import RULES, numbers_of
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -78,13 +78,33 @@ class Rewards(Section):
     """What the on-policy methods maximise: a weighted sum of sources."""
 
     reward_model: NonNegative
-    rules: dict[str, float]
-    """Weights of rule functions, by name."""
+    """Weight of the learned score."""
+    rules: dict[str, dict[str, float]]
+    """By name of a rule in alignflow/rewards.py: its ``weight`` and its own numbers. A bare number is a weight."""
     missing_eos_penalty: NonNegative
+    """Subtracted from the reward of a response that was cut off."""
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _bare_number_is_a_weight(cls, rules: Any) -> Any:
+        if not isinstance(rules, dict):
+            return rules
+        return {name: keys if isinstance(keys, dict) else {"weight": keys} for name, keys in rules.items()}
+
+    @field_validator("rules", mode="after")
+    @classmethod
+    def _rules_have_their_numbers(cls, rules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for name, keys in rules.items():
+            if name not in RULES:
+                raise ValueError(f"no rule {name!r} in alignflow/rewards.py{_suggest(name, RULES)}")
+            wanted = ["weight", *numbers_of(name)]
+            if sorted(keys) != sorted(wanted):
+                raise ValueError(f"{name} takes {', '.join(wanted)}, not {', '.join(keys) or 'nothing'}")
+        return rules
 
     @model_validator(mode="after")
     def _something_to_maximise(self) -> Self:
-        if not self.reward_model and not any(self.rules.values()):
+        if not self.reward_model and not any(rule["weight"] for rule in self.rules.values()):
             raise ValueError("no source has a weight; set rewards.reward_model or a rule above 0")
         return self
 
@@ -116,6 +136,8 @@ class RewardModel(Optimisation):
     """Bradley-Terry reward model."""
 
     center_coef: NonNegative
+    margin_coef: NonNegative
+    """Of the rows' own ``margin`` inside the loss; without effect on rows that have none."""
     cut_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
     """Share of the long rejected responses that training cuts at sampling.max_response_length, as samples are."""
     normalization_prompts: Annotated[int, Field(ge=2)]
@@ -126,8 +148,22 @@ class DpoLoss(Section):
 
     beta: Positive
     """Strength of the pull to the reference. Usual: 0.01 to 0.5."""
-    loss: Literal["sigmoid", "ipo", "hinge"]
+    loss: Literal["sigmoid", "ipo", "hinge", "robust", "simpo"]
+    """``simpo`` takes no reference and a larger beta: usual 2 to 10."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    """Probability that a label is wrong; with ``sigmoid`` it makes cDPO, with ``robust`` the unbiased loss."""
+    simpo_margin: NonNegative
+    """γ of ``simpo``, in units of its h. Usual: 0.3 to 1.6."""
+    nll_coef: NonNegative
+    """Of the chosen response's negative log-likelihood per token, added to any loss. Usual: 0 or 1."""
+
+    @model_validator(mode="after")
+    def _margin_belongs_to_simpo(self) -> Self:
+        if self.simpo_margin and self.loss != "simpo":
+            raise ValueError(f"simpo_margin: {self.simpo_margin} has no effect with loss: {self.loss}; set it to 0")
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("loss: robust needs label_smoothing above 0; without wrong labels it is sigmoid")
+        return self
 
 
 class Dpo(DpoLoss, Optimisation):
@@ -149,6 +185,8 @@ class IterativeDpo(DpoLoss, Optimisation):
     prompts_per_shard: Count
     samples_per_prompt: Annotated[int, Field(ge=2)]
     min_margin: NonNegative
+    length_penalty: NonNegative
+    """Reward units a token, subtracted from each answer's reward before best and worst are chosen."""
     reference: Literal["previous", "initial"]
     rounds: dict[str, Round]
     last: str
@@ -172,6 +210,9 @@ class OnPolicy(Optimisation):
     """Passes over each rollout batch."""
     minibatches: Count
     """Optimiser steps a pass."""
+    target_kl: Positive | None
+    """Leaves a rollout batch when the policy is further than this from the one that sampled it, nats a token.
+    Usual: null or 0.01 to 0.1."""
 
 
 class Ppo(OnPolicy):
@@ -179,16 +220,32 @@ class Ppo(OnPolicy):
 
     critic_learning_rate: Positive
     kl_coef: NonNegative
+    """Of the per-token KL penalty in the reward."""
+    kl_estimator: Literal["k1", "k3"]
+    """Of the penalty: ``k1`` is unbiased and of either sign, ``k3`` never negative."""
+    kl_target: Positive | None
+    """Nats a response; moves kl_coef after every rollout batch to hold it. null keeps kl_coef fixed."""
+    kl_gain: Positive
+    """How fast kl_coef follows; Ziegler et al. 2019 take 0.1."""
+    reward_clip: Positive | None
+    """Scores are cut to ± this, missing-end penalty included; null cuts none."""
+    whiten_rewards: bool
+    """Scales the token rewards of a rollout batch to deviation 1 around their mean."""
     clip_range: Annotated[float, Field(gt=0, lt=1)]
-    value_clip_range: Positive
+    value_clip_range: Positive | None
+    """How far a value may move from the sampling one before its loss stops falling; null clips none."""
     value_coef: Positive
+    entropy_coef: NonNegative
+    """Of the entropy bonus. Usual: 0 or 1e-4 to 1e-2."""
     gamma: Annotated[float, Field(gt=0, le=1)]
     gae_lambda: Annotated[float, Field(ge=0, le=1)]
 
     @model_validator(mode="after")
-    def _minibatches_fit(self) -> Self:
+    def _settings_fit(self) -> Self:
         if self.minibatches > self.batch_size:
             raise ValueError(f"minibatches: {self.minibatches} exceeds batch_size: {self.batch_size}")
+        if self.kl_target is not None and not self.kl_coef:
+            raise ValueError("kl_target: a coefficient of 0 stays 0; set kl_coef above 0")
         return self
 
 
@@ -199,8 +256,17 @@ class Grpo(OnPolicy):
     beta: NonNegative
     clip_range_low: Annotated[float, Field(gt=0, lt=1)]
     clip_range_high: Positive
+    """Above clip_range_low it lets unlikely tokens grow ("clip-higher"; DAPO takes 0.2 and 0.28)."""
     normalization: Literal["grpo", "dr_grpo", "dapo"]
     std_epsilon: Positive
+    """Added to a group's deviation; groups below it count as of zero variance."""
+    zero_variance: Literal["keep", "drop", "resample"]
+    """Groups whose rewards are alike: kept (the KL alone moves them), dropped from loss and denominator, or sampled
+    again from other prompts, then dropped."""
+    resample_limit: Count
+    """How often at most."""
+    mask_truncated: bool
+    """Responses that were cut off count for nothing in the loss."""
 
     @model_validator(mode="after")
     def _minibatches_fit(self) -> Self:
@@ -247,19 +313,14 @@ class Params(Section):
     compare: Compare
 
     @model_validator(mode="after")
-    def _rules_exist(self) -> Self:
-        for key, name in [
-            ("evaluate.gold", self.evaluate.gold),
-            *((f"rewards.rules.{n}", n) for n in self.rewards.rules),
-        ]:
-            if name not in RULES:
-                raise ValueError(f"{key}: no rule {name!r} in alignflow/rewards.py{_suggest(name, RULES)}")
-        return self
-
-    @model_validator(mode="after")
-    def _gold_is_not_trained_on(self) -> Self:
-        if self.evaluate.gold in self.rewards.rules:
-            raise ValueError(f"evaluate.gold: {self.evaluate.gold} is also a training reward (rewards.rules)")
+    def _gold_judges_alone(self) -> Self:
+        gold = self.evaluate.gold
+        if gold not in RULES:
+            raise ValueError(f"evaluate.gold: no rule {gold!r} in alignflow/rewards.py{_suggest(gold, RULES)}")
+        if numbers_of(gold):
+            raise ValueError(f"evaluate.gold: {gold} takes numbers ({', '.join(numbers_of(gold))}); take another rule")
+        if gold in self.rewards.rules:
+            raise ValueError(f"evaluate.gold: {gold} is also a training reward (rewards.rules)")
         return self
 
 

@@ -11,9 +11,9 @@ def work(stage: Stage) -> Mapping[str, float]:
     from torch import Tensor
 
     from alignflow.algorithms import ppo
-    from alignflow.loops.online import OnlineAlgorithm, train
+    from alignflow.loops.online import Carry, OnlineAlgorithm, train
     from alignflow.optim import MasterAdamW, OptimisationConfig
-    from alignflow.types import Sequences
+    from alignflow.types import Rollouts
     from tasks import online, rewarding, training
 
     section, temperature = stage.params.ppo, stage.params.sampling.temperature
@@ -24,10 +24,12 @@ def work(stage: Stage) -> Mapping[str, float]:
     models.standardize_head("critic", *rewarding.normalization())
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
-    def prepare(sequences: Sequences, scores: Tensor) -> tuple[ppo.PPOBatch, dict[str, Tensor]]:
-        logprobs, ref_logprobs = online.logprobs(models, sequences, temperature, section.micro_batch_tokens)
-        values = online.token_rows(partial(models.values, "critic"), sequences, section.micro_batch_tokens)
-        return ppo.prepare(sequences, scores, logprobs, ref_logprobs, values, keys)
+    def prepare(rollouts: Rollouts, carry: Carry) -> tuple[ppo.PPOBatch, dict[str, Tensor], Carry]:
+        budget = section.micro_batch_tokens
+        logprobs, ref_logprobs = online.logprobs(models, rollouts.sequences, temperature, budget)
+        values = online.token_rows(partial(models.values, "critic"), rollouts.sequences, budget)
+        batch, metrics, kl_coef = ppo.prepare(rollouts, logprobs, ref_logprobs, values, keys, kl_coef=carry["kl_coef"])
+        return batch, metrics, {"kl_coef": kl_coef}
 
     stage.total_steps = section.steps
     train(
@@ -39,6 +41,7 @@ def work(stage: Stage) -> Mapping[str, float]:
                 lambda batch: ppo.critic_step(models, batch, keys),
             ],
             count=ppo.count,
+            start={"kl_coef": keys.kl_coef},
         ),
         MasterAdamW(
             [
@@ -50,6 +53,7 @@ def work(stage: Stage) -> Mapping[str, float]:
         config,
         epochs=section.epochs,
         minibatches=section.minibatches,
+        target_kl=section.target_kl,
         log=stage.log,
         keep=stage.keep,
         resume=stage.resume,

@@ -43,7 +43,17 @@ def work(stage: Stage) -> Mapping[str, float]:
             )
         _write(
             PREPARED / f"{side}.jsonl",
-            ({"prompt_id": r.prompt_id, "prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected} for r in kept),
+            (
+                {
+                    "prompt_id": row.prompt_id,
+                    "prompt": row.prompt,
+                    "chosen": row.chosen,
+                    "rejected": row.rejected,
+                    "margin": row.margin,
+                    "answer": row.answer,
+                }
+                for row in kept
+            ),
         )
     (PREPARED / "dropped.json").write_text(json.dumps(counts, indent=2) + "\n")
     stage.say(f"{total} rows: {len(sides['train'])} to train, {len(sides['eval'])} to evaluate, {len(dropped)} dropped")
@@ -62,7 +72,7 @@ class ParamsTooTight(ValueError):
     """A setting leaves nothing to work with."""
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+def _write(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Train, evaluate on held-out pairs, normalise on responses of the reference."""
+    import torch
+
     from alignflow.algorithms import reward_model
     from alignflow.loops.offline import train
     from alignflow.optim import MasterAdamW, OptimisationConfig
-    from alignflow.types import Sequences
     from tasks import training
 
     section = stage.params.reward_model
@@ -32,15 +33,20 @@ def work(stage: Stage) -> Mapping[str, float]:
         seed=section.seed,
     )
 
-    def batches(step: int) -> list[Sequences]:
-        return [batch for _, batch in training.pair_batches(pairs, config, step, models.base.device)]
+    margins = torch.tensor([pair.margin for pair in pairs], device=models.base.device)
+
+    def batches(step: int) -> list[reward_model.RewardBatch]:
+        return [
+            reward_model.RewardBatch(batch, margins[rows])
+            for rows, batch in training.pair_batches(pairs, config, step, models.base.device)
+        ]
 
     stage.total_steps = section.steps
     train(
         batches,
         lambda batch: reward_model.step(models, batch, loss),
         reward_model.count,
-        training.tokens_of,
+        lambda batch: training.tokens_of(batch.sequences),
         MasterAdamW([(models.parameters("reward_model"), config.learning_rate)], config.weight_decay),
         config,
         log=stage.log,

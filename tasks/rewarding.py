@@ -2,15 +2,29 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from alignflow.data.collate import by_rows, collate
 from alignflow.generate import Response
 from alignflow.models.roles import SharedBase
-from alignflow.rewards import rule
+from alignflow.rewards import apply_rule
 from alignflow.types import Example
 from tasks import training
 from tasks.params import Params
+
+LEARNED = "reward_model"
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What one response earned."""
+
+    total: float | None
+    """Weighted sum of the sources that apply, less the missing end; None where none applies."""
+    sources: Mapping[str, float | None]
+    """Of each source, before its weight; None where it does not apply."""
 
 
 def normalization() -> tuple[float, float]:
@@ -29,31 +43,79 @@ def learned_scores(models: SharedBase, examples: Sequence[Example], budget: int)
 def reward(
     models: SharedBase,
     params: Params,
-    prompts: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
     examples: Sequence[Example],
     responses: Sequence[Response],
     texts: Sequence[str],
     *,
     budget: int,
-) -> list[float]:
+) -> list[Reward]:
     """Return what PPO, GRPO and iterative DPO maximise: the weighted sum of sources, less the missing end.
 
+    A source that does not apply to a row adds nothing to it; a row to which none applies has no reward at all.
+
+    Args:
+        models: with the role ``reward_model``.
+        params: weights and numbers of the sources.
+        rows: prepared row of each response.
+        examples: prompts with responses, as token ids.
+        responses: as sampled.
+        texts: of the responses.
+        budget: most padded tokens of a forward pass.
+
     Raises:
-        ValueError: a source gives a number that is not finite.
+        RuleFailed: a rule raised or gave no finite number.
+        RewardError: the reward model gave no finite number.
     """
-    weights = params.rewards
-    total = [0.0] * len(examples)
-    if weights.reward_model:
-        total = [weights.reward_model * s for s in learned_scores(models, examples, budget)]
-    for name, weight in weights.rules.items():
-        function = rule(name)
-        total = [t + weight * function(p, text) for t, p, text in zip(total, prompts, texts, strict=True)]
-    total = [t - weights.missing_eos_penalty * r.truncated for t, r in zip(total, responses, strict=True)]
-    for value, prompt in zip(total, prompts, strict=True):
-        if not math.isfinite(value):
-            raise RewardError(f"the reward of a response to {prompt!r} is {value}; look at the rules in params.yaml")
-    return total
+    keys = params.rewards
+    weights = {name: numbers["weight"] for name, numbers in keys.rules.items()}
+    sources: dict[str, list[float | None]] = {}
+    if keys.reward_model:
+        weights[LEARNED] = keys.reward_model
+        sources[LEARNED] = [*learned_scores(models, examples, budget)]
+        for value, row in zip(sources[LEARNED], rows, strict=True):
+            if value is None or not math.isfinite(value):
+                raise RewardError(f"the reward model gave {value} to a response to {row['prompt']!r}")
+    for name, numbers in keys.rules.items():
+        own = {key: value for key, value in numbers.items() if key != "weight"}
+        sources[name] = [
+            apply_rule(name, row["prompt"], text, row["answer"], own) for row, text in zip(rows, texts, strict=True)
+        ]
+    rewards = []
+    for i, response in enumerate(responses):
+        mine = {name: values[i] for name, values in sources.items()}
+        earned = [weights[name] * value for name, value in mine.items() if value is not None]
+        rewards.append(Reward(sum(earned) - keys.missing_eos_penalty * response.truncated if earned else None, mine))
+    return rewards
+
+
+def check_sources(params: Params, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Try the rules on the data's own responses before anything is sampled, if there is no learned score.
+
+    Raises:
+        RuleFailed: a rule raised or gave no finite number.
+        RewardError: no rule applies to any row, so nothing could be trained.
+    """
+    if params.rewards.reward_model:
+        return
+    for name, numbers in params.rewards.rules.items():
+        own = {key: value for key, value in numbers.items() if key != "weight"}
+        if any(apply_rule(name, row["prompt"], row["chosen"], row["answer"], own) is not None for row in rows):
+            return
+    raise RewardError(
+        f"no rule of params.yaml ({', '.join(params.rewards.rules)}) applies to any of {len(rows)} training rows; "
+        "give the data an `answer`, or set rewards.reward_model above 0"
+    )
+
+
+def means(rewards: Sequence[Reward]) -> dict[str, float]:
+    """Return ``score/mean``, and the mean of each source if there are several, over the rows they apply to."""
+    columns = {"score/mean": [r.total for r in rewards]}
+    if len(rewards[0].sources) > 1:
+        columns |= {f"score/{name}": [r.sources[name] for r in rewards] for name in rewards[0].sources}
+    applied = {name: [v for v in values if v is not None] for name, values in columns.items()}
+    return {name: sum(values) / len(values) for name, values in applied.items() if values}
 
 
 class RewardError(ValueError):
-    """A reward is not a finite number."""
+    """A response cannot be given a reward."""

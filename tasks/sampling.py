@@ -38,8 +38,8 @@ def decode(models: SharedBase, responses: Sequence[Response]) -> list[str]:
 
 
 def completions(
-    prompts: Sequence[str], texts: Sequence[str], scores: Sequence[float], most: int = 16
+    prompts: Sequence[str], texts: Sequence[str], scores: Sequence[float | None], most: int = 16
 ) -> list[dict[str, object]]:
     """Return the first few samples as rows of a table."""
     rows = zip(prompts[:most], texts[:most], scores[:most], strict=True)
-    return [{"prompt": p, "response": t, "reward": round(s, 3)} for p, t, s in rows]
+    return [{"prompt": p, "response": t, "reward": None if s is None else round(s, 3)} for p, t, s in rows]

@@ -239,6 +239,7 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, ValueError | Diverged) and type(error).__module__.split(".")[0] in {
         "alignflow",
         "tasks",
+        "__main__",  # a stage's own errors: it runs as a program
     }
 
 

@@ -42,14 +42,14 @@ def open_models(params: Params) -> SharedBase:
     return SharedBase(base, shape)
 
 
-def read_prepared(side: str) -> list[dict[str, str]]:
+def read_prepared(side: str) -> list[dict[str, Any]]:
     """Return the prepared rows of ``train`` or ``eval``."""
     return read_lines(PREPARED / f"{side}.jsonl")
 
 
-def read_prompts(side: str) -> list[dict[str, str]]:
+def read_prompts(side: str) -> list[dict[str, Any]]:
     """Return the first prepared row of each distinct prompt of ``train`` or ``eval``."""
-    first: dict[str, dict[str, str]] = {}
+    first: dict[str, dict[str, Any]] = {}
     for row in read_prepared(side):
         first.setdefault(row["prompt_id"], row)
     return list(first.values())
@@ -61,13 +61,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def encode_pairs(tokenizer: Any, rows: Sequence[Mapping[str, str]]) -> list[Pair]:
+def encode_pairs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[Pair]:
     """Return rows of texts as rows of token ids."""
     return [
         Pair(
             encode_prompt(tokenizer, row["prompt"]),
             encode_response(tokenizer, row["chosen"]),
             encode_response(tokenizer, row["rejected"]),
+            row["margin"],
         )
         for row in rows
     ]

@@ -22,12 +22,13 @@ def gae(rewards: Row, values: Row, mask: Mask, gamma: float, lam: float) -> tupl
     return advantages, returns
 
 
-def whiten(rows: list[Row], masks: list[Mask]) -> list[Row]:
+def whiten(rows: list[Row], masks: list[Mask], keep_mean: bool = False) -> list[Row]:
     counted = [v for row, mask in zip(rows, masks, strict=True) for v, m in zip(row, mask, strict=True) if m]
     mean = sum(counted) / len(counted)
     deviation = sqrt(sum((v - mean) ** 2 for v in counted) / (len(counted) - 1))
+    back = mean if keep_mean else 0.0
     return [
-        [(v - mean) / deviation if m else 0.0 for v, m in zip(row, mask, strict=True)]
+        [(v - mean) / deviation + back if m else 0.0 for v, m in zip(row, mask, strict=True)]
         for row, mask in zip(rows, masks, strict=True)
     ]
 
@@ -37,7 +38,7 @@ def sigmoid(x: float) -> float:
 
 
 def dpo(w: Row, lo: Row, ref_w: Row, ref_l: Row, beta: float, loss: str, smoothing: float) -> Row:
-    """Rafailov et al. 2023 Eq. 7 (and cDPO), Azar et al. 2023 Eq. 17, Zhao et al. 2023 on log-ratios."""
+    """Rafailov et al. 2023 Eq. 7 (and cDPO), Azar et al. 2023 Eq. 17, Liu et al. 2023 (RSO), Chowdhury et al. 2024."""
     result = []
     for pw, pl, rw, rl in zip(w, lo, ref_w, ref_l, strict=True):
         h = (pw - rw) - (pl - rl)
@@ -45,13 +46,23 @@ def dpo(w: Row, lo: Row, ref_w: Row, ref_l: Row, beta: float, loss: str, smoothi
             "sigmoid": lambda d: -log(sigmoid(beta * d)),
             "ipo": lambda d: (d - 1 / (2 * beta)) ** 2,
             "hinge": lambda d: max(0.0, 1 - beta * d),
+            "robust": lambda d: -log(sigmoid(beta * d)),
         }[loss]
-        result.append((1 - smoothing) * one(h) + smoothing * one(-h))
+        if loss == "robust":
+            result.append(((1 - smoothing) * one(h) - smoothing * one(-h)) / (1 - 2 * smoothing))
+        else:
+            result.append((1 - smoothing) * one(h) + smoothing * one(-h))
     return result
 
 
-def reward(chosen: Row, rejected: Row, center: float) -> Row:
-    return [-log(sigmoid(w - r)) + center * (w + r) ** 2 for w, r in zip(chosen, rejected, strict=True)]
+def simpo(w: Row, lo: Row, beta: float, margin: float, smoothing: float) -> Row:
+    """Meng et al. 2024 Eq. 6 on log-probs per token."""
+    hs = [beta * (pw - pl) - margin for pw, pl in zip(w, lo, strict=True)]
+    return [-(1 - smoothing) * log(sigmoid(h)) - smoothing * log(sigmoid(-h)) for h in hs]
+
+
+def reward(chosen: Row, rejected: Row, margins: Row, center: float) -> Row:
+    return [-log(sigmoid(w - r - m)) + center * (w + r) ** 2 for w, r, m in zip(chosen, rejected, margins, strict=True)]
 
 
 def clip(x: float, low: float, high: float) -> float:
@@ -68,12 +79,13 @@ def value(v: float, old: float, target: float, span: float) -> float:
     return 0.5 * max((v - target) ** 2, (clipped - target) ** 2)
 
 
-def token_rewards(score: float, logprobs: Row, ref: Row, mask: Mask, kl_coef: float) -> Row:
+def token_rewards(score: float, logprobs: Row, ref: Row, mask: Mask, kl_coef: float, estimator: str = "k1") -> Row:
+    penalty = {"k1": k1, "k3": k3}[estimator]
     last = max(t for t, counts in enumerate(mask) if counts)
     result = [0.0] * len(mask)
     for t, counts in enumerate(mask):
         if counts:
-            result[t] = -kl_coef * (logprobs[t] - ref[t]) + (score if t == last else 0.0)
+            result[t] = -kl_coef * penalty(logprobs[t], ref[t]) + (score if t == last else 0.0)
     return result
 
 

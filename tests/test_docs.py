@@ -32,3 +32,25 @@ def test_every_module_of_the_core_has_its_line_in_the_tree() -> None:
     for path in (ROOT / "alignflow").rglob("*.py"):
         if path.name != "__init__.py" and path.parent.name not in {"data"}:
             assert re.search(rf"\b{path.stem}\b", tree), f"{path.relative_to(ROOT)} is not in the README's tree"
+
+
+def test_every_equation_points_at_code_and_tests_that_exist() -> None:
+    """A cell names a file and then what is in it; a row without code names the test of a stage."""
+    rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in (ROOT / "docs/equations.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith(("| what", "|---"))
+    ]
+    assert len(rows) > 50
+    for row in rows:
+        code, tests = row[-2:]
+        assert tests, row[0]
+        for cell, folder, pattern in ((code, "alignflow", r"(def|class) {}\b"), (tests, "tests", r"def {}\(")):
+            path = None
+            for name in re.findall(r"`([^`]+)`", cell):
+                if name.endswith(".py"):
+                    path = ROOT / folder / name
+                    assert path.exists(), name
+                else:
+                    assert path is not None, f"{row[0]}: {name} has no file before it"
+                    assert re.search(pattern.format(name), path.read_text()), f"{name} is not in {path.name}"

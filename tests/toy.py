@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from alignflow.data.collate import collate
 from alignflow.ops import token_logprobs
 from alignflow.optim import OptimisationConfig
-from alignflow.types import Example, Sequences
+from alignflow.types import Example, Rollouts, Sequences
 
 CONFIG = OptimisationConfig(
     steps=6,
@@ -26,6 +26,12 @@ CONFIG = OptimisationConfig(
 def rows(lengths: Sequence[tuple[int, int]]) -> Sequences:
     """Return sequences of the given prompt and response lengths."""
     return collate([Example(tuple(range(1, p + 1)), tuple(range(1, r + 1))) for p, r in lengths])
+
+
+def rollouts(sequences: Sequences, scores: Tensor) -> Rollouts:
+    """Return rollouts that all have a score and all ended by themselves."""
+    everywhere = torch.ones(len(scores), dtype=torch.bool)
+    return Rollouts(sequences, scores, everywhere, ~everywhere)
 
 
 class Given:

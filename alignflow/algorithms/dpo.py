@@ -3,9 +3,15 @@
 L = −log σ(h),  h = β·[log π/π_ref(y_w|x) − log π/π_ref(y_l|x)]      (Rafailov et al. 2023, arXiv:2305.18290, Eq. 7)
 
 Variants of the same h: ``ipo`` (Azar et al. 2023, arXiv:2310.12036, Eq. 17) squares the distance of the log-ratio
-difference to 1/(2β), ``hinge`` (Zhao et al. 2023, arXiv:2305.10425) is max(0, 1 − h). Label smoothing ε mixes in
-the loss of the flipped label (cDPO). Log-probs are sums over response tokens; for IPO means, so that 1/(2β) does
-not depend on length.
+difference to 1/(2β); ``hinge`` (Liu et al. 2023, arXiv:2309.06657) is max(0, 1 − h). Where a label is wrong with
+probability ε, every loss mixes in that of the flipped label (for ``sigmoid`` this is cDPO: Mitchell 2023, "A note on
+DPO with noisy preferences", Eq. 3), except ``robust`` (Chowdhury et al. 2024, arXiv:2403.00409, section 3.1), which
+subtracts it so that the expectation over flips is the loss of the true labels. ``simpo`` (Meng et al. 2024,
+arXiv:2405.14734, Eq. 6) needs no reference and asks for a margin γ. Each may add α times the chosen response's
+negative log-likelihood (Pang et al. 2024, arXiv:2404.19733, Eq. 1).
+
+Log-probs are sums over response tokens; means for ``ipo``, so that 1/(2β) does not depend on length, for ``simpo``,
+and for the likelihood term, which is thus per token of its own response.
 """
 
 from dataclasses import dataclass
@@ -25,6 +31,13 @@ class DPOConfig:
     beta: float
     loss: str
     label_smoothing: float
+    simpo_margin: float
+    nll_coef: float
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss compares the policy with a reference."""
+        return self.loss != "simpo"
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class PairBatch:
 
     sequences: Sequences
     ref_logps: Tensor
-    """Summed response log-probs under the reference. (2B,)"""
+    """Summed response log-probs under the reference; of no effect where the loss uses none. (2B,)"""
 
 
 def dpo_loss(
@@ -54,8 +67,8 @@ def dpo_loss(
         ref_chosen_logps: log π_ref(y_w|x). (B,)
         ref_rejected_logps: log π_ref(y_l|x). (B,)
         beta: β.
-        loss: ``sigmoid``, ``ipo`` or ``hinge``.
-        label_smoothing: ε, the probability that a label is wrong.
+        loss: ``sigmoid``, ``ipo``, ``hinge`` or ``robust``.
+        label_smoothing: ε, the probability that a label is wrong; below ½.
 
     Returns:
         (B,)
@@ -66,15 +79,37 @@ def dpo_loss(
     logratios = (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
 
     def labelled(difference: Tensor) -> Tensor:
-        if loss == "sigmoid":
+        if loss in {"sigmoid", "robust"}:
             return -F.logsigmoid(beta * difference)
         if loss == "hinge":
             return torch.relu(1.0 - beta * difference)
         if loss == "ipo":
             return (difference - 1.0 / (2.0 * beta)).square()
-        raise ValueError(f"dpo loss {loss!r} is not one of sigmoid, ipo, hinge")
+        raise ValueError(f"dpo loss {loss!r} is not one of sigmoid, ipo, hinge, robust")
 
-    return (1.0 - label_smoothing) * labelled(logratios) + label_smoothing * labelled(-logratios)
+    true, flipped = (1.0 - label_smoothing) * labelled(logratios), label_smoothing * labelled(-logratios)
+    return (true - flipped) / (1.0 - 2.0 * label_smoothing) if loss == "robust" else true + flipped
+
+
+def simpo_loss(
+    chosen_logps: Tensor, rejected_logps: Tensor, *, beta: float, margin: float, label_smoothing: float
+) -> Tensor:
+    """Return −log σ(h) with h = β·(mean log π(y_w|x) − mean log π(y_l|x)) − γ for each pair, not reduced.
+
+    Meng et al. 2024, arXiv:2405.14734, Eq. 6. Label smoothing mixes in −log σ(−h), γ included.
+
+    Args:
+        chosen_logps: log π(y_w|x) per token. (B,)
+        rejected_logps: log π(y_l|x) per token. (B,)
+        beta: β.
+        margin: γ.
+        label_smoothing: ε, the probability that a label is wrong.
+
+    Returns:
+        (B,)
+    """
+    h = beta * (chosen_logps - rejected_logps) - margin
+    return -(1.0 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
 
 
 def count(batch: PairBatch) -> float:
@@ -85,24 +120,35 @@ def count(batch: PairBatch) -> float:
 def step(models: Models, batch: PairBatch, config: DPOConfig) -> StepOutput:
     """Return the loss of each pair. (B,)"""
     mask = batch.sequences.response_mask[:, 1:]
+    lengths = mask.sum(-1)
     logprobs, _ = models.logprobs("policy", batch.sequences)
-    logps, ref_logps = masked_sum(logprobs, mask), batch.ref_logps
-    if config.loss == "ipo":
-        lengths = mask.sum(-1)
-        logps, ref_logps = logps / lengths, ref_logps / lengths
+    summed = masked_sum(logprobs, mask)
+    means = config.loss in {"ipo", "simpo"}
+    logps, ref_logps = (summed / lengths, batch.ref_logps / lengths) if means else (summed, batch.ref_logps)
+    if not config.uses_reference:
+        ref_logps = torch.zeros_like(logps)
     chosen, rejected = logps.chunk(2)
     ref_chosen, ref_rejected = ref_logps.chunk(2)
-    losses = dpo_loss(
-        chosen,
-        rejected,
-        ref_chosen,
-        ref_rejected,
-        beta=config.beta,
-        loss=config.loss,
-        label_smoothing=config.label_smoothing,
-    )
+    if config.loss == "simpo":
+        losses = simpo_loss(
+            chosen, rejected, beta=config.beta, margin=config.simpo_margin, label_smoothing=config.label_smoothing
+        )
+    else:
+        losses = dpo_loss(
+            chosen,
+            rejected,
+            ref_chosen,
+            ref_rejected,
+            beta=config.beta,
+            loss=config.loss,
+            label_smoothing=config.label_smoothing,
+        )
+    nll = -(summed / lengths).chunk(2)[0]
+    if config.nll_coef:
+        losses = losses + config.nll_coef * nll
     chosen_rewards = config.beta * (chosen - ref_chosen).detach()
     rejected_rewards = config.beta * (rejected - ref_rejected).detach()
+    chosen_logps, rejected_logps = summed.detach().chunk(2)
     return StepOutput(
         losses=losses,
         mask=torch.ones_like(losses, dtype=torch.bool),
@@ -111,7 +157,8 @@ def step(models: Models, batch: PairBatch, config: DPOConfig) -> StepOutput:
             "rewards/margin": chosen_rewards - rejected_rewards,
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
-            "logps/chosen": chosen.detach(),
-            "logps/rejected": rejected.detach(),
+            "logps/chosen": chosen_logps,
+            "logps/rejected": rejected_logps,
+            "nll": nll.detach(),
         },
     )

@@ -5,8 +5,13 @@ L   = −min(ρ_t Â, clip(ρ_t, 1−ε_low, 1+ε_high) Â) + β·k3(π, π_ref)
 
 The KL is the always-positive estimator on the current log-probs, inside the loss. How tokens are weighted is the
 ``normalization``: ``grpo`` averages over the tokens of a response, then over responses; ``dapo`` over all tokens of
-the batch (Yu et al. 2025, arXiv:2503.14476); ``dr_grpo`` divides by responses × the longest allowed length and does
-not divide advantages by the deviation (Liu et al. 2025, arXiv:2503.20783). Log-ratios are clamped to ±20.
+the batch (Yu et al. 2025, arXiv:2503.14476, Eq. 12); ``dr_grpo`` divides by responses × the longest allowed length and
+does not divide advantages by the deviation (Liu et al. 2025, arXiv:2503.20783, section 3.2). Log-ratios are clamped
+to ±20.
+
+Some responses may count for nothing: those without a score; by choice those cut off at the length limit (DAPO,
+section 3.4), and those of groups whose scores are all alike, which the KL alone would move (DAPO, Eq. 11, samples
+others instead). They leave the loss and its denominator.
 """
 
 from dataclasses import dataclass
@@ -16,7 +21,7 @@ from torch import Tensor
 
 from alignflow.advantages import group_relative
 from alignflow.ops import kl_k1, kl_k3, masked_sum
-from alignflow.types import Models, Sequences, StepOutput
+from alignflow.types import Models, Rollouts, Sequences, StepOutput
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,11 @@ class GRPOConfig:
     beta: float
     clip_range_low: float
     clip_range_high: float
+    group_size: int
     normalization: str
     std_epsilon: float
+    zero_variance: str
+    mask_truncated: bool
 
 
 @dataclass(frozen=True)
@@ -73,35 +81,56 @@ def grpo_loss(
     return -torch.minimum(unclipped, clipped) + beta * kl_k3(logprobs, ref_logprobs)
 
 
+def zero_variance(rollouts: Rollouts, config: GRPOConfig) -> Tensor:
+    """Return which groups are (nearly) equal in score: deviation below ``std_epsilon``. (P,) bool"""
+    return _advantages(rollouts, config)[1] < config.std_epsilon
+
+
 def prepare(
-    sequences: Sequences, scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, config: GRPOConfig
+    rollouts: Rollouts, logprobs: Tensor, ref_logprobs: Tensor, config: GRPOConfig
 ) -> tuple[GRPOBatch, dict[str, Tensor]]:
     """Return the whole rollout batch ready for updates, and its metrics.
 
     Args:
-        sequences: P·G rows, the G responses of a prompt side by side.
-        scores: reward of each response. (P, G)
+        rollouts: P·G rows, the G responses of a prompt side by side.
         logprobs: log π at sampling time, at the sampling temperature. (P·G, S-1)
         ref_logprobs: log π_ref of the same tokens. (P·G, S-1)
         config: keys of the update.
     """
-    mask = sequences.response_mask[:, 1:]
-    advantages = group_relative(scores, epsilon=config.std_epsilon, scale=config.normalization != "dr_grpo")
+    advantages, std = _advantages(rollouts, config)
+    uniform = std < config.std_epsilon
+    counted = rollouts.scored
+    if config.zero_variance != "keep":
+        counted = counted & ~uniform.repeat_interleave(config.group_size)
+    if config.mask_truncated:
+        counted = counted & ~rollouts.truncated
     metrics = {
-        "kl/reference": masked_sum(kl_k1(logprobs, ref_logprobs), mask),
-        "reward/mean": scores,
-        "group_std": scores.std(1),
-        "zero_variance_fraction": (scores.std(1) < config.std_epsilon).float(),
+        "kl/reference": masked_sum(kl_k1(logprobs, ref_logprobs), rollouts.sequences.response_mask[:, 1:]),
+        "reward/mean": rollouts.scores[rollouts.scored],
+        "group_std": std,
+        "zero_variance_fraction": uniform.float(),
+        "counted_fraction": counted.float(),
     }
-    return GRPOBatch(sequences, logprobs, ref_logprobs, advantages.flatten()), metrics
+    batch = GRPOBatch(rollouts.sequences.counting(counted), logprobs, ref_logprobs, advantages.flatten())
+    return batch, metrics
+
+
+def _advantages(rollouts: Rollouts, config: GRPOConfig) -> tuple[Tensor, Tensor]:
+    return group_relative(
+        rollouts.scores.view(-1, config.group_size),
+        rollouts.scored.view(-1, config.group_size),
+        epsilon=config.std_epsilon,
+        scale=config.normalization != "dr_grpo",
+    )
 
 
 def count(batch: GRPOBatch, config: GRPOConfig, *, max_response_length: int) -> float:
     """Return the share of the denominator that a micro-batch brings; see ``normalization``."""
+    mask = batch.sequences.response_mask[:, 1:]
     if config.normalization == "dapo":
-        return float(batch.sequences.response_mask[:, 1:].sum())
-    responses = len(batch.advantages)
-    return float(responses * max_response_length if config.normalization == "dr_grpo" else responses)
+        return float(mask.sum())
+    responses = float(mask.any(1).sum())
+    return responses * max_response_length if config.normalization == "dr_grpo" else responses
 
 
 def step(models: Models, batch: GRPOBatch, config: GRPOConfig, *, temperature: float) -> StepOutput:
@@ -126,7 +155,7 @@ def step(models: Models, batch: GRPOBatch, config: GRPOConfig, *, temperature: f
         losses=losses,
         mask=mask,
         metrics={
-            "entropy": entropy[mask],
+            "entropy": entropy.detach()[mask],
             "kl/approx": kl_k3(batch.old_logprobs, logprobs.detach())[mask],
             "clip_fraction": outside.float()[mask],
         },

@@ -1,11 +1,12 @@
 """Proximal policy optimisation with a critic and a KL penalty to the reference in the reward.
 
-r_t = −kl_coef·(log π_old − log π_ref)(y_t) + [t = T]·score          (Ziegler et al. 2019, arXiv:1909.08593)
-L   = −min(ρ_t Â_t, clip(ρ_t, 1−ε, 1+ε) Â_t) + c_v·½·max((V_t − R_t)², (V_t^clip − R_t)²)
+r_t = −kl_coef·KL̂(π_old, π_ref)(y_t) + [t = T]·score                 (Ziegler et al. 2019, arXiv:1909.08593)
+L   = −min(ρ_t Â_t, clip(ρ_t, 1−ε, 1+ε) Â_t) − c_H·H_t + c_v·½·max((V_t − R_t)², (V_t^clip − R_t)²)
                                                                     (Schulman et al. 2017, arXiv:1707.06347, Eq. 7, 9)
-Departures: no entropy bonus; the critic has its own adapter over the shared base, so the two terms share no
-trained weight; advantages are whitened over the whole rollout batch; the loss is a mean over all response tokens
-of the optimiser batch; log-ratios are clamped to ±20 before exp.
+The clipped value loss is not in the paper but in its authors' code (Huang et al. 2022, "The 37 implementation details
+of proximal policy optimization"). Departures: the critic has its own adapter over the shared base, so policy and value
+terms share no trained weight; advantages are whitened over the whole rollout batch; the loss is a mean over all
+response tokens of the optimiser batch; log-ratios are clamped to ±20 before exp.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from alignflow.advantages import gae
-from alignflow.ops import kl_k1, kl_k3, masked_sum, whiten
-from alignflow.types import Models, Sequences, StepOutput
+from alignflow.ops import KL_ESTIMATORS, kl_k1, kl_k3, masked_sum, whiten
+from alignflow.types import Models, Rollouts, Sequences, StepOutput
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,15 @@ class PPOConfig:
     """Keys of the update."""
 
     kl_coef: float
+    kl_estimator: str
+    kl_target: float | None
+    kl_gain: float
+    reward_clip: float | None
+    whiten_rewards: bool
     clip_range: float
-    value_clip_range: float
+    value_clip_range: float | None
     value_coef: float
+    entropy_coef: float
     gamma: float
     gae_lambda: float
 
@@ -42,7 +49,9 @@ class PPOBatch:
     returns: Tensor
 
 
-def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
+def token_rewards(
+    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, kl_coef: float, kl_estimator: str
+) -> Tensor:
     """Return the reward of each token: minus the KL penalty, plus the score on the last response token.
 
     Args:
@@ -51,14 +60,29 @@ def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: 
         ref_logprobs: log π_ref of the same. (B, T)
         mask: True at response tokens. (B, T)
         kl_coef: weight of the penalty.
+        kl_estimator: ``k1`` (with it the optimum is π_ref·exp(score/kl_coef)/Z) or ``k3`` (never a bonus).
 
     Returns:
         Zero where the mask is False. (B, T)
     """
-    rewards = torch.where(mask, -kl_coef * kl_k1(logprobs, ref_logprobs), 0.0)
+    rewards = torch.where(mask, -kl_coef * KL_ESTIMATORS[kl_estimator](logprobs, ref_logprobs), 0.0)
     position = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask, position, -1).max(-1, keepdim=True).values
     return torch.where(mask & (position == last), rewards + scores[:, None], rewards)
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, *, target: float, gain: float) -> float:
+    """Return the next coefficient: kl_coef·(1 + K·clip((kl − target)/target, −0.2, 0.2)).
+
+    Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
+
+    Args:
+        kl_coef: the present coefficient.
+        kl: mean KL to the reference of the present rollout batch, nats a response.
+        target: KL to hold, nats a response.
+        gain: K; the paper takes 0.1.
+    """
+    return kl_coef * (1.0 + gain * min(0.2, max(-0.2, (kl - target) / target)))
 
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_range: float) -> Tensor:
@@ -69,42 +93,65 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, c
     return -torch.minimum(unclipped, clipped)
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip_range: float) -> Tensor:
-    """Return ½·max((V − R)², (V_clip − R)²) of each token, V_clip within ±range of the old value. (B, T) each"""
-    clipped = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
-    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, value_clip_range: float | None) -> Tensor:
+    """Return ½·max((V − R)², (V_clip − R)²) of each token, V_clip within ±range of the old value. (B, T) each
+
+    Without a range it is ½·(V − R)².
+    """
+    squares = (values - returns).square()
+    if value_clip_range is not None:
+        clipped = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
+        squares = torch.maximum(squares, (clipped - returns).square())
+    return 0.5 * squares
 
 
 def prepare(
-    sequences: Sequences,
-    scores: Tensor,
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    values: Tensor,
-    config: PPOConfig,
-) -> tuple[PPOBatch, dict[str, Tensor]]:
-    """Return the whole rollout batch ready for updates, advantages whitened over all its tokens, and metrics.
+    rollouts: Rollouts, logprobs: Tensor, ref_logprobs: Tensor, values: Tensor, config: PPOConfig, *, kl_coef: float
+) -> tuple[PPOBatch, dict[str, Tensor], float]:
+    """Return the whole rollout batch ready for updates, its metrics, and the next batch's ``kl_coef``.
+
+    Advantages are whitened over all tokens of the batch. Responses without a score count for nothing.
 
     Args:
-        sequences: prompts with sampled responses. B rows
-        scores: reward of each response. (B,)
+        rollouts: prompts with sampled responses and their scores. B rows
         logprobs: log π at sampling time, at the sampling temperature. (B, S-1)
         ref_logprobs: log π_ref of the same tokens. (B, S-1)
         values: critic's value before each token. (B, S-1)
         config: keys of the update.
+        kl_coef: weight of the KL penalty, which the controller may have moved from ``config.kl_coef``.
     """
+    sequences = rollouts.sequences.counting(rollouts.scored)
     mask = sequences.response_mask[:, 1:]
-    rewards = token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef=config.kl_coef)
+    span = float("inf") if config.reward_clip is None else config.reward_clip
+    rewards = token_rewards(
+        rollouts.scores.clamp(-span, span),
+        logprobs,
+        ref_logprobs,
+        mask,
+        kl_coef=kl_coef,
+        kl_estimator=config.kl_estimator,
+    )
+    if config.whiten_rewards:
+        rewards = whiten(rewards, mask, keep_mean=True)
     advantages, returns = gae(rewards, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
-    residual = (returns - values)[mask]
-    variance = returns[mask].var(correction=0).clamp(min=1e-8)
+    kl = masked_sum(kl_k1(logprobs, ref_logprobs), rollouts.sequences.response_mask[:, 1:])
     metrics = {
-        "kl/reference": masked_sum(kl_k1(logprobs, ref_logprobs), mask),
-        "reward/mean": masked_sum(rewards, mask),
-        "explained_variance": 1.0 - residual.var(correction=0) / variance,
+        "kl/reference": kl,
+        "kl_coef": torch.tensor(kl_coef),
+        "reward/mean": masked_sum(rewards, mask)[rollouts.scored],
+        "counted_fraction": rollouts.scored.float(),
+        "explained_variance": _explained(values[mask], returns[mask]),
     }
     batch = PPOBatch(sequences, logprobs, ref_logprobs, values, whiten(advantages, mask), returns)
-    return batch, metrics
+    if config.kl_target is None:
+        return batch, metrics, kl_coef
+    return batch, metrics, adapted_kl_coef(kl_coef, float(kl.mean()), target=config.kl_target, gain=config.kl_gain)
+
+
+def _explained(values: Tensor, returns: Tensor) -> Tensor:
+    if not len(returns):
+        return returns
+    return 1.0 - (returns - values).var(correction=0) / returns.var(correction=0).clamp(min=1e-8)
 
 
 def count(batch: PPOBatch) -> float:
@@ -113,18 +160,18 @@ def count(batch: PPOBatch) -> float:
 
 
 def policy_step(models: Models, batch: PPOBatch, config: PPOConfig, *, temperature: float) -> StepOutput:
-    """Return the clipped surrogate loss of each response token. (B, S-1)"""
+    """Return the clipped surrogate loss of each response token, less the entropy bonus. (B, S-1)"""
     mask = batch.sequences.response_mask[:, 1:]
     logprobs, entropy = models.logprobs("policy", batch.sequences, temperature, entropy=True)
     assert entropy is not None
     losses = policy_loss(logprobs, batch.old_logprobs, batch.advantages, clip_range=config.clip_range)
     ratio = torch.exp(logprobs.detach() - batch.old_logprobs)
     return StepOutput(
-        losses=losses,
+        losses=losses - config.entropy_coef * entropy if config.entropy_coef else losses,
         mask=mask,
         metrics={
             "policy_loss": losses.detach()[mask],
-            "entropy": entropy[mask],
+            "entropy": entropy.detach()[mask],
             "kl/approx": kl_k3(batch.old_logprobs, logprobs.detach())[mask],
             "clip_fraction": ((ratio - 1.0).abs() > config.clip_range).float()[mask],
         },

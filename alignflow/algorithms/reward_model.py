@@ -1,8 +1,9 @@
 """Bradley-Terry reward model: a scalar on the last response token of each of a pair.
 
-L = −log σ(r(x, y_w) − r(x, y_l)) + c·(r(x, y_w) + r(x, y_l))²
+L = −log σ(r(x, y_w) − r(x, y_l) − m) + c·(r(x, y_w) + r(x, y_l))²
 
-The first term is Eq. 1 of Ouyang et al. 2022 (arXiv:2203.02155) for one pair; the second keeps scores centred
+The first term is Eq. 1 of Ouyang et al. 2022 (arXiv:2203.02155) for one pair, with the margin of Eq. 2 of Touvron et
+al. 2023 (arXiv:2307.09288) for data that says by how much a response is better; the second keeps scores centred
 (Eisenstein et al. 2023, arXiv:2312.09244). Scores and loss are float32.
 """
 
@@ -22,20 +23,32 @@ class RewardModelConfig:
     """Keys of the loss."""
 
     center_coef: float
+    margin_coef: float
 
 
-def reward_loss(chosen_scores: Tensor, rejected_scores: Tensor, *, center_coef: float) -> Tensor:
-    """Return −log σ(r_w − r_l) + c·(r_w + r_l)² for each pair, not reduced.
+@dataclass(frozen=True)
+class RewardBatch:
+    """All chosen rows, then all rejected rows, with how much better the chosen ones are said to be."""
+
+    sequences: Sequences
+    margins: Tensor
+    """As the data states them, 0 where it does not. (B,)"""
+
+
+def reward_loss(chosen_scores: Tensor, rejected_scores: Tensor, margins: Tensor, *, center_coef: float) -> Tensor:
+    """Return −log σ(r_w − r_l − m) + c·(r_w + r_l)² for each pair, not reduced.
 
     Args:
         chosen_scores: score of the preferred response. (B,)
         rejected_scores: score of the other. (B,)
+        margins: m, by how much the scores should differ at least. (B,)
         center_coef: c.
 
     Returns:
         Loss of each pair, nats for c = 0. (B,)
     """
-    return -F.logsigmoid(chosen_scores - rejected_scores) + center_coef * (chosen_scores + rejected_scores).square()
+    preference = -F.logsigmoid(chosen_scores - rejected_scores - margins)
+    return preference + center_coef * (chosen_scores + rejected_scores).square()
 
 
 def cut_rejected(pairs: Sequence[Pair], *, limit: int, fraction: float, seed: int) -> list[Pair]:
@@ -58,15 +71,15 @@ def cut_rejected(pairs: Sequence[Pair], *, limit: int, fraction: float, seed: in
     ]
 
 
-def count(batch: Sequences) -> float:
+def count(batch: RewardBatch) -> float:
     """Return the pairs of a micro-batch: the share of the denominator it brings."""
-    return len(batch.input_ids) / 2
+    return float(len(batch.margins))
 
 
-def step(models: Models, batch: Sequences, config: RewardModelConfig) -> StepOutput:
-    """Return the loss of each pair; the batch holds all chosen rows, then all rejected rows. (B,)"""
-    chosen, rejected = models.scores("reward_model", batch).chunk(2)
-    losses = reward_loss(chosen, rejected, center_coef=config.center_coef)
+def step(models: Models, batch: RewardBatch, config: RewardModelConfig) -> StepOutput:
+    """Return the loss of each pair. (B,)"""
+    chosen, rejected = models.scores("reward_model", batch.sequences).chunk(2)
+    losses = reward_loss(chosen, rejected, config.margin_coef * batch.margins, center_coef=config.center_coef)
     return StepOutput(
         losses=losses,
         mask=torch.ones_like(losses, dtype=torch.bool),

@@ -13,7 +13,14 @@ Batch = TypeVar("Batch")
 
 
 def collate(examples: Sequence[Example]) -> Sequences:
-    """Join each prompt with its response and pad on the right with token 0, which no mask lets count."""
+    """Join each prompt with its response and pad on the right with token 0, which no mask lets count.
+
+    Raises:
+        ValueError: a prompt or a response has no token, so nothing could be predicted.
+    """
+    for row, example in enumerate(examples):
+        if not (example.prompt and example.response):
+            raise ValueError(f"row {row} has an empty {'response' if example.prompt else 'prompt'}")
     longest = max(len(e.prompt) + len(e.response) for e in examples)
     input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
     attention_mask = torch.zeros(len(examples), longest, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ class Preference:
     rejected: str
     line: int
     """Line of the file, from 1."""
+    margin: float = 0.0
+    """By how much the preferred response is better, where the row says so."""
+    answer: str | None = None
+    """The right answer to the prompt, for rules that ask for one."""
 
     @property
     def prompt_id(self) -> str:
@@ -39,7 +44,7 @@ class Dropped:
 
 
 def read(path: Path) -> tuple[list[Preference], list[Dropped]]:
-    """Read a JSONL file of ``prompt``, ``chosen`` and ``rejected`` texts.
+    """Read a JSONL file of ``prompt``, ``chosen`` and ``rejected`` texts, and perhaps ``margin`` and ``answer``.
 
     Rows that are broken, empty, repeated, equal on both sides or that contradict an earlier row are dropped.
 
@@ -121,13 +126,20 @@ def _parse(line: bytes, number: int) -> Preference | str:
         return "not UTF-8"
     except (json.JSONDecodeError, RecursionError):
         return "broken JSON"
-    if not isinstance(row, dict):
-        return "not an object"
+    return _record(row, number) if isinstance(row, dict) else "not an object"
+
+
+def _record(row: dict[str, Any], number: int) -> Preference | str:
     texts = [row.get(key) for key in ("prompt", "chosen", "rejected")]
+    margin, answer = row.get("margin", 0.0), row.get("answer")
     if not all(isinstance(text, str) for text in texts):
         return "prompt, chosen or rejected is missing or not a text"
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin < math.inf:
+        return "margin is not a number of at least 0"
+    if answer is not None and not isinstance(answer, str):
+        return "answer is not a text"
     prompt, chosen, rejected = (str(text).strip() for text in texts)
-    return Preference(prompt, chosen, rejected, number)
+    return Preference(prompt, chosen, rejected, number, float(margin), (answer or "").strip() or None)
 
 
 def _fault(row: Preference, seen: set[tuple[str, str, str]]) -> str | None:

@@ -1,9 +1,9 @@
 """Training on the policy's own samples: sample, score, prepare, then a few epochs of minibatches."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,25 +12,43 @@ from alignflow.checkpoint import Keep, State
 from alignflow.data.collate import micro_batches, sequence_lengths, take_rows
 from alignflow.loops.update import Diverged, Means, update
 from alignflow.optim import MasterAdamW, OptimisationConfig, learning_rate_factor
-from alignflow.types import Log, Metrics, Sequences, StepOutput
+from alignflow.types import Log, Metrics, Rollouts, Sequences, StepOutput
 
-Batch = TypeVar("Batch")
 
-FIRST_UPDATE_KL = 0.02  # nats a token; bfloat16 forwards of different batch shapes differ by about a tenth of it
+class Prepared(Protocol):
+    """A rollout batch ready for updates."""
+
+    @property
+    def sequences(self) -> Sequences:
+        """Rows whose response mask is all False train nothing."""
+        ...
+
+
+Batch = TypeVar("Batch", bound=Prepared)
+Carry = Mapping[str, float]
+"""What an algorithm hands from one rollout batch to the next; part of a checkpoint."""
+
+# nats a token, of the first update's policy to the one that sampled: bfloat16 forwards of other batch shapes differ
+# by about a tenth of it
+FIRST_UPDATE_KL = 0.02
+# nats a response, of the policy to its reference before any update: equal weights on equal rows give 0
+START_KL = 0.01
 
 
 @dataclass(frozen=True)
 class OnlineAlgorithm(Generic[Batch]):
     """What the loop needs of PPO or GRPO, already bound to models and settings."""
 
-    collect: Callable[[int], tuple[Sequences, Tensor, Metrics]]
-    """Sample and score for a step (from 0): sequences, scores (B,) and metrics; a pure function of the step."""
-    prepare: Callable[[Sequences, Tensor], tuple[Batch, dict[str, Tensor]]]
+    collect: Callable[[int], tuple[Rollouts, Metrics]]
+    """Sample and score for a step (from 0); a pure function of step and policy."""
+    prepare: Callable[[Rollouts, Carry], tuple[Batch, dict[str, Tensor], Carry]]
     """Log-probs, values and advantages of the whole rollout batch."""
     steps: Sequence[Callable[[Batch], StepOutput]]
     """Losses to add up in each update."""
     count: Callable[[Batch], float]
     """What a micro-batch adds to the denominator of the loss."""
+    start: Carry
+    """What is carried into the first rollout batch."""
 
 
 def train(
@@ -40,6 +58,7 @@ def train(
     *,
     epochs: int,
     minibatches: int,
+    target_kl: float | None,
     log: Log,
     keep: Keep,
     resume: State | None = None,
@@ -52,27 +71,33 @@ def train(
         config: steps, schedule and micro-batch size.
         epochs: passes over each rollout batch.
         minibatches: optimiser steps a pass.
+        target_kl: a rollout batch is left after the update that found the policy further than this from the one
+            that sampled, nats a token; None never.
         log: receives (step, metrics), once a rollout batch.
         keep: called after every rollout batch with a function that returns the state to save.
         resume: a state to continue from.
 
     Raises:
-        Diverged: a loss is not finite, or the first update does not start from the sampling policy.
+        Diverged: a loss is not finite, the policy does not start at its reference, or the first update does not
+            start from the policy that sampled.
     """
-    done = 0
+    done, carry = 0, algorithm.start
     if resume is not None:
         optimizer.restore(resume["optimizer"])
-        done = resume["step"]
+        done, carry = resume["step"], resume["carry"]
     for k in range(done, config.steps):
         began = time.monotonic()
-        sequences, scores, sampled = algorithm.collect(k)
-        batch, prepared = algorithm.prepare(sequences, scores)
+        rollouts, sampled = algorithm.collect(k)
+        batch, prepared, carry = algorithm.prepare(rollouts, carry)
+        if k == 0:
+            _check_start(prepared["kl/reference"])
         means = Means()
         means.add(prepared)
         factor = learning_rate_factor(k, config.steps, config.warmup_fraction)
-        metrics: dict[str, float] = {}
-        for index, rows in enumerate(_minibatches(len(scores), epochs, minibatches, seed=(config.seed, k))):
-            parts = micro_batches(sequence_lengths(sequences), rows, config.micro_batch_tokens)
+        lengths = sequence_lengths(batch.sequences)
+        updates = 0
+        for rows in _minibatches(batch.sequences, epochs, minibatches, seed=(config.seed, k)):
+            parts = micro_batches(lengths, rows, config.micro_batch_tokens)
             part_means = Means()
             try:
                 metrics = update(
@@ -87,23 +112,37 @@ def train(
             except Diverged as error:
                 raise Diverged(f"step {k + 1}: {error}; lower the learning rate or look at the rewards") from None
             updated = part_means.result()
-            if index == 0 and updated["kl/approx"] > FIRST_UPDATE_KL:
+            if updates == 0 and updated["kl/approx"] > FIRST_UPDATE_KL:
                 raise Diverged(
                     f"step {k + 1}: the first update should start from the policy that sampled, "
                     f"but its KL to it is {updated['kl/approx']:.3f} nats a token"
                 )
             means.add({name: torch.tensor(value) for name, value in {**metrics, **updated}.items()})
-        tokens = int(sequences.attention_mask.sum())
+            updates += 1
+            if target_kl is not None and updated["kl/approx"] > target_kl:
+                break
+        tokens = int(rollouts.sequences.attention_mask.sum())
         speed = {"tokens": float(tokens), "tokens_per_second": tokens / (time.monotonic() - began)}
-        log(k + 1, {**sampled, **means.result(), "lr": factor * config.learning_rate, **speed})
-        keep(k + 1, lambda at=k + 1: {"step": at, "optimizer": optimizer.state()})  # type: ignore[misc]
+        rest = {"updates": float(updates), "lr": factor * config.learning_rate, **speed}
+        log(k + 1, {**sampled, **means.result(), **rest})
+        keep(k + 1, lambda at=k + 1, carry=carry: {"step": at, "optimizer": optimizer.state(), "carry": carry})  # type: ignore[misc]
 
 
-def _minibatches(rows: int, epochs: int, minibatches: int, *, seed: tuple[int, int]) -> list[list[int]]:
-    """Return the rows of every optimiser step: each epoch shuffles all rows and deals them out."""
+def _check_start(kl: Tensor) -> None:
+    distance = float(kl.abs().mean())
+    if distance > START_KL:
+        raise Diverged(
+            f"the policy should start at its reference, but is {distance:.3f} nats a response away; "
+            "they were loaded from different adapters"
+        )
+
+
+def _minibatches(sequences: Sequences, epochs: int, minibatches: int, *, seed: tuple[int, int]) -> list[list[int]]:
+    """Return the rows of every optimiser step: each epoch shuffles the rows that count and deals them out."""
+    rows = sequences.response_mask.any(1).nonzero()[:, 0].tolist()
     generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
     result = []
     for _ in range(epochs):
-        order = torch.randperm(rows, generator=generator).tolist()
-        result += [order[i::minibatches] for i in range(minibatches)]
+        order = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+        result += [order[i::minibatches] for i in range(min(minibatches, len(rows)))]
     return result

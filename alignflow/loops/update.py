@@ -64,15 +64,15 @@ def update(
     """
     denominator = max(1.0, sum(count(batch) for batch in micro_batches))
     loss = 0.0
-    for batch in micro_batches:
+    for number, batch in enumerate(micro_batches, start=1):
         for step in steps:
             output = step(batch)
             total = torch.where(output.mask, output.losses, 0.0).sum() / denominator
+            if not math.isfinite(float(total.detach())):
+                raise Diverged(f"the loss of micro-batch {number} of {len(micro_batches)} is {float(total.detach())}")
             total.backward()  # type: ignore[no-untyped-call]
             loss += float(total.detach())
             means.add(output.metrics)
-    if not math.isfinite(loss):
-        raise Diverged(f"the loss is {loss}")
     norm = optimizer.step(factor=factor, max_grad_norm=max_grad_norm)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient norm is {norm}")

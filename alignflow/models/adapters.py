@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from alignflow.models.base import BaseIdentity
 
 HEAD = "score"  # what transformers calls the scalar head of a sequence classifier
+HEAD_KEY = f"base_model.model.{HEAD}."
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,23 @@ class AdapterShape:
     target_modules: str | tuple[str, ...]
 
 
-def attach(model: Any, name: str, shape: AdapterShape) -> Any:
+class Head(NamedTuple):
+    """A saved scalar head."""
+
+    weight: Tensor
+    bias: float | None
+
+
+def attach(model: Any, name: str, shape: AdapterShape, *, seed: int) -> Any:
     """Return the PEFT model with one more, fresh adapter: B = 0, so that it changes nothing yet.
 
     No dropout: the ratio of policy to reference must not depend on chance.
+
+    Raises:
+        ValueError: the shape adapts the output embedding.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     targets = shape.target_modules
     config = LoraConfig(
@@ -40,10 +52,24 @@ def attach(model: Any, name: str, shape: AdapterShape) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )
-    if isinstance(model, PeftModel):
-        model.add_adapter(name, config)
-        return model
-    return get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # PEFT draws A from the global generator
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            f"lora.target_modules in params.yaml ({targets}) names the output embedding, whose adapter the log-probs "
+            "would miss: they take the base model's own; leave it out"
+        )
+    return model
+
+
+def belongs(key: str, name: str) -> bool:
+    """Return whether a parameter is part of an adapter; its name is the last part where tables are adapted."""
+    return f".{name}." in f"{key}."
 
 
 def lora_layers(model: Any) -> list[Any]:
@@ -78,8 +104,11 @@ def dense(layer: Any, name: str) -> nn.Linear | None:
     return plain
 
 
-def save(model: Any, name: str, folder: Path, *, identity: BaseIdentity, head: Tensor | None) -> None:
-    """Write one adapter as a PEFT folder; with a head, as a sequence classifier that plain PEFT loads."""
+def save(model: Any, name: str, folder: Path, *, identity: BaseIdentity, head: nn.Linear | None) -> None:
+    """Write one adapter as a PEFT folder; with a head, as a sequence classifier that plain PEFT loads.
+
+    Such a classifier has no bias: plain PEFT leaves the head's aside, ``load_weights`` returns it.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -90,7 +119,7 @@ def save(model: Any, name: str, folder: Path, *, identity: BaseIdentity, head: T
     config.revision = identity.revision
     config.inference_mode = True
     if head is not None:
-        weights[f"base_model.model.{HEAD}.weight"] = head
+        weights |= {HEAD_KEY + key: value for key, value in head.state_dict().items()}
         config.task_type, config.modules_to_save = "SEQ_CLS", [HEAD]
     config.target_modules = sorted(config.target_modules)  # a set has no order, and the file's hash must not change
     contiguous = {key: value.detach().cpu().contiguous() for key, value in sorted(weights.items())}
@@ -98,8 +127,8 @@ def save(model: Any, name: str, folder: Path, *, identity: BaseIdentity, head: T
     config.save_pretrained(folder)
 
 
-def load_weights(model: Any, name: str, folder: Path) -> Tensor | None:
-    """Load a folder into an attached adapter of the same shape; return the head's weight if it has one.
+def load_weights(model: Any, name: str, folder: Path) -> Head | None:
+    """Load a folder into an attached adapter of the same shape; return the head if it has one.
 
     Raises:
         ValueError: the folder holds no adapter, or one of another shape.
@@ -117,20 +146,20 @@ def load_weights(model: Any, name: str, folder: Path) -> Tensor | None:
             f"but params.yaml has lora.rank {mine.r} and lora.alpha {mine.lora_alpha}"
         )
     weights = load_file(path)
-    head = weights.pop(f"base_model.model.{HEAD}.weight", None)
+    head, bias = (weights.pop(HEAD_KEY + key, None) for key in ("weight", "bias"))
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except RuntimeError as error:
         raise ValueError(
             f"{folder} holds an adapter of another shape than params.yaml's lora section: {error}"
         ) from error
-    missing = [key for key in result.missing_keys if f".{name}." in key]
+    missing = [key for key in result.missing_keys if belongs(key, name)]
     if missing or result.unexpected_keys:
         raise ValueError(
             f"{folder} does not fit this base or params.yaml's lora section: "
             f"{len(missing)} tensors missing, {len(result.unexpected_keys)} unknown"
         )
-    return head
+    return None if head is None else Head(head, None if bias is None else float(bias))
 
 
 def fingerprint(parameters: Sequence[Tensor]) -> str:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 def scalar_head(hidden_size: int, *, seed: int, device: torch.device, bias: float | None = None) -> nn.Linear:
     """Return a float32 linear map to one number, small at the start: std 1/√(H+1).
 
-    Stiennon et al. 2020, arXiv:2009.01325, appendix B. A reward model's head has no bias: a constant cannot order
-    two responses. A critic's has one, to predict the mean.
+    As in the summarisation models that Huang et al. 2024, arXiv:2403.17031, reproduce. A reward model's head has no
+    bias: a constant cannot order two responses. A critic's has one, to predict the mean.
     """
     head = nn.Linear(hidden_size, 1, bias=bias is not None, dtype=torch.float32)
     with torch.no_grad():

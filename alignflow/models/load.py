@@ -1,4 +1,4 @@
-"""Load the base model once, 4-bit or not, with its tokenizer."""
+"""Load the base model once, 4-bit or not, with its tokenizer; and what differs between architectures."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,10 @@ class LoadedBase:
 
 class UnsupportedModel(ValueError):
     """The architecture does something that the fast log-probs would miss."""
+
+
+class TooLong(ValueError):
+    """A sequence is longer than the model has positions."""
 
 
 def load_tokenizer(identity: BaseIdentity) -> Any:
@@ -87,6 +91,41 @@ def decoder_of(model: Any) -> Any:
 def softcap_of(model: Any) -> float:
     """Return the cap of c·tanh(logits / c) that some models apply, or 0."""
     return float(getattr(model.config, "final_logit_softcapping", None) or 0.0)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Return each real token's index among its row's real tokens, on whichever side the padding lies. (B, S) int64
+
+    Padding gets the index of a neighbour, so that no column can leave the model's table.
+    """
+    positions: Tensor = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+    return positions
+
+
+def learned_positions(model: Any) -> int | None:
+    """Return how many positions a model has learned; None where they are computed (e.g. rotary) and just go on."""
+    count = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    words = set(model.get_input_embeddings().modules())
+    tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding) and m not in words]
+    # some tables keep up to two rows for themselves before the first position
+    return count if count and any(count <= rows <= count + 2 for rows in tables) else None
+
+
+def check_length(length: int, limit: int | None) -> None:
+    """Refuse a sequence that does not fit, where the model itself would fail in a lookup (on a GPU: for good).
+
+    Args:
+        length: tokens of the sequence.
+        limit: as ``learned_positions`` says.
+
+    Raises:
+        TooLong: it is longer than the limit.
+    """
+    if limit is not None and length > limit:
+        raise TooLong(
+            f"a sequence of up to {length} tokens does not fit the base model, which has learned {limit} positions; "
+            "lower max_prompt_length or max_response_length in params.yaml, or take another base.model"
+        )
 
 
 def _keep_trainable_layout(model: nn.Module) -> None:

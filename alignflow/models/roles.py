@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from alignflow.models import adapters
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.heads import last_response_index, scalar_head
-from alignflow.models.load import LoadedBase, decoder_of, softcap_of
+from alignflow.models.load import LoadedBase, check_length, decoder_of, learned_positions, position_ids, softcap_of
 from alignflow.ops import token_logprobs
 from alignflow.types import Sequences
 
@@ -31,6 +31,7 @@ class SharedBase:
         self.base = base
         self.shape = shape
         self.heads: dict[str, nn.Linear] = {}
+        self._longest = learned_positions(base.model)
         self._peft: Any = None
         self._layers: list[Any] = []
         self._trained: set[str] = set()
@@ -47,15 +48,17 @@ class SharedBase:
             role: its name.
             start: adapter folder to start from.
             trained: whether its adapter and head receive gradients.
-            seed: of a fresh adapter.
+            seed: of a fresh adapter; the state of torch's own generators stays as it is.
+
+        Raises:
+            ValueError: the folder's adapter has another shape, or the shape adapts the output embedding.
         """
-        torch.manual_seed(seed)
-        self._peft = adapters.attach(self._peft or self.base.model, role, self.shape)
+        self._peft = adapters.attach(self._peft or self.base.model, role, self.shape, seed=seed)
         self._layers = adapters.lora_layers(self._peft)
         if start is not None:
             head = adapters.load_weights(self._peft, role, start)
             if head is not None:
-                self.add_head(role, weight=head)
+                self.add_head(role, weight=head.weight, bias=head.bias)
         for parameter in self.parameters(role, heads=False):
             parameter.data = parameter.data.to(self.base.dtype)
         if trained:
@@ -64,9 +67,9 @@ class SharedBase:
         if role in self.heads:
             self.heads[role].requires_grad_(trained)
 
-    def add_head(self, role: str, *, weight: Tensor | None = None, seed: int = 0) -> None:
-        """Give a role a scalar head: the given weight (1, H), or a small random one."""
-        head = scalar_head(self.base.model.config.hidden_size, seed=seed, device=self.base.device)
+    def add_head(self, role: str, *, weight: Tensor | None = None, bias: float | None = None, seed: int = 0) -> None:
+        """Give a role a scalar head: the given weight (1, H), or a small random one; and a bias if one is given."""
+        head = scalar_head(self.base.model.config.hidden_size, seed=seed, device=self.base.device, bias=bias)
         if weight is not None:
             with torch.no_grad():
                 head.weight.copy_(weight)
@@ -74,15 +77,11 @@ class SharedBase:
 
     def standardize_head(self, role: str, mean: float, std: float) -> None:
         """Replace a role's head by one that gives (score − mean) / std: a critic that predicts normalised scores."""
-        weight = self.heads[role].weight.detach() / std
-        self.heads[role] = scalar_head(weight.shape[1], seed=0, device=self.base.device, bias=-mean / std)
-        with torch.no_grad():
-            self.heads[role].weight.copy_(weight)
-        self.heads[role].requires_grad_(role in self._trained)
+        self.add_head(role, weight=self.heads[role].weight.detach() / std, bias=-mean / std)
 
     def parameters(self, role: str, *, heads: bool = True) -> list[Parameter]:
         """Return the parameters of a role's adapter and head."""
-        own = [p for name, p in self._peft.named_parameters() if f".{role}." in name]
+        own = [p for name, p in self._peft.named_parameters() if adapters.belongs(name, role)]
         return own + (list(self.heads[role].parameters()) if heads and role in self.heads else [])
 
     @contextmanager
@@ -136,11 +135,23 @@ class SharedBase:
     # -- forwards ----------------------------------------------------------------------------------------------
 
     def hidden(self, role: str, batch: Sequences) -> Tensor:
-        """Return the last hidden states of a role. (B, S, H)"""
+        """Return the last hidden states of a role. (B, S, H)
+
+        Real tokens get the same states wherever the padding lies and whatever it holds.
+
+        Raises:
+            TooLong: a row does not fit the model's learned positions.
+        """
         batch = batch.to(self.base.device)
+        positions = position_ids(batch.attention_mask)
+        if self._longest is not None:  # the question waits for the device
+            check_length(int(positions.max()) + 1, self._longest)
         with self.role(role):
             states: Tensor = decoder_of(self.base.model)(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask.long(),
+                position_ids=positions,
+                use_cache=False,
             ).last_hidden_state
         return states
 
@@ -190,13 +201,16 @@ class SharedBase:
     # -- files -------------------------------------------------------------------------------------------------
 
     def save(self, role: str, folder: Path) -> None:
-        """Write a role as a plain PEFT folder with the tokenizer beside it; with its head, as a classifier."""
+        """Write a role as a plain PEFT folder with the tokenizer beside it; with its head, as a classifier.
+
+        A head's bias comes back in ``add``; plain classifiers have none and score without it.
+        """
         adapters.save(
             self._peft,
             role,
             folder,
             identity=self.base.identity,
-            head=self.heads[role].weight if role in self.heads else None,
+            head=self.heads.get(role),
         )
         self.base.tokenizer.save_pretrained(folder)
 

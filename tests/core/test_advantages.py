@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from alignflow.advantages import gae, group_relative
 from tests import reference
@@ -53,37 +54,60 @@ def test_lambda_one_and_gamma_one_give_the_return_to_go():
     close(returns, [[6.0, 5, 3]])
 
 
+def relative(scores: Tensor, epsilon: float = 0.01, scale: bool = True) -> Tensor:
+    return group_relative(scores, torch.ones_like(scores).bool(), epsilon=epsilon, scale=scale)[0]
+
+
 def test_group_advantages_by_hand():
     """Scores 1, 2, 3: mean 2, unbiased deviation 1, epsilon 0.25, so -0.8, 0, 0.8; unscaled -1, 0, 1."""
-    scores = torch.tensor([[1.0, 2, 3]])
-    close(group_relative(scores, epsilon=0.25, scale=True), [[-0.8, 0, 0.8]])
-    close(group_relative(scores, epsilon=0.25, scale=False), [[-1.0, 0, 1]])
+    scores, mask = torch.tensor([[1.0, 2, 3]]), torch.ones(1, 3).bool()
+    for scale, expected in ((True, [[-0.8, 0, 0.8]]), (False, [[-1.0, 0, 1]])):
+        advantages, std = group_relative(scores, mask, epsilon=0.25, scale=scale)
+        close(advantages, expected)
+        close(std, [1.0])
 
 
 @pytest.mark.parametrize("scale", [True, False])
 def test_groups_equal_the_loop_one_by_one(scale: bool):
     scores = torch.randn(4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = [reference.group_advantages(row, 0.01, scale) for row in scores.tolist()]
-    close(group_relative(scores, epsilon=0.01, scale=scale), expected, FLOAT64)
+    close(relative(scores, scale=scale), expected, FLOAT64)
 
 
 @pytest.mark.parametrize("scale", [True, False])
 def test_a_constant_added_to_all_scores_changes_no_advantage(scale: bool):
     scores = torch.randn(4, 5, generator=torch.Generator().manual_seed(3))
-    shifted = group_relative(scores + 3.0, epsilon=0.01, scale=scale)
-    close(shifted, group_relative(scores, epsilon=0.01, scale=scale))
+    close(relative(scores + 3.0, scale=scale), relative(scores, scale=scale))
 
 
 def test_nearly_equal_scores_do_not_explode():
     """A spread of 1e-5 against epsilon 1e-2 stays below 2e-3; without epsilon it would be 0.7."""
-    advantages = group_relative(torch.tensor([[0.5, 0.5 + 1e-5]]), epsilon=0.01, scale=True)
-    assert advantages.abs().max() < 2e-3
+    assert relative(torch.tensor([[0.5, 0.5 + 1e-5]])).abs().max() < 2e-3
 
 
 def test_equal_scores_give_no_advantage():
-    close(group_relative(torch.full((2, 3), 0.1), epsilon=0.01, scale=True), torch.zeros(2, 3), LOOSE * 1e-3)
+    close(relative(torch.full((2, 3), 0.1)), torch.zeros(2, 3), LOOSE * 1e-3)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_responses_without_a_score_leave_the_group_and_have_no_advantage(scale: bool):
+    """Scores 1, 3 and one without: as the group (1, 3); what the masked entry holds changes nothing."""
+    mask = torch.tensor([[True, False, True]])
+    for poison in (0.0, 1e9, math.nan):
+        scores = torch.tensor([[1.0, poison, 3.0]], dtype=torch.float64)
+        advantages, std = group_relative(scores, mask, epsilon=0.01, scale=scale)
+        low, high = reference.group_advantages([1.0, 3.0], 0.01, scale)
+        close(advantages, [[low, 0.0, high]], FLOAT64)
+        close(std, [math.sqrt(2)], FLOAT64)
+
+
+@pytest.mark.parametrize("scored", [[True, False, False], [False, False, False]])
+def test_a_group_with_fewer_than_two_scores_has_no_advantage_and_no_nan(scored: list[bool]):
+    advantages, std = group_relative(torch.tensor([[5.0, 1, 2]]), torch.tensor([scored]), epsilon=0.01, scale=True)
+    close(advantages, torch.zeros(1, 3), EXACT)
+    close(std, [0.0], EXACT)
 
 
 def test_a_group_of_one_is_refused():
     with pytest.raises(ValueError, match="group_size"):
-        group_relative(torch.ones(3, 1), epsilon=0.01, scale=True)
+        relative(torch.ones(3, 1))

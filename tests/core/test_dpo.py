@@ -1,17 +1,19 @@
 """The DPO losses and their step."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from alignflow.algorithms.dpo import DPOConfig, PairBatch, count, dpo_loss, step
+from alignflow.algorithms.dpo import DPOConfig, PairBatch, count, dpo_loss, simpo_loss, step
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
 from tests.toy import Given, random_like, rows
 
-LOSSES = ["sigmoid", "ipo", "hinge"]
+LOSSES = ["sigmoid", "ipo", "hinge"]  # robust at no label noise is sigmoid; it has tests of its own
+ALL = [*LOSSES, "robust"]
 
 
 def logps(seed: int = 0, size: int = 6) -> list[Tensor]:
@@ -34,7 +36,7 @@ def test_losses_by_hand():
     close(loss_of(values, "ipo", 0.5), [4.0], FLOAT64)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ALL)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("beta", [0.05, 0.7])
 def test_losses_equal_the_loop(loss: str, smoothing: float, beta: float):
@@ -67,10 +69,43 @@ def test_a_flipped_label_swaps_the_loss(loss: str):
     close(loss_of([w, lo, rw, rl], loss, smoothing=1.0), loss_of([lo, w, rl, rw], loss), FLOAT64)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ALL)
 def test_losses_pass_gradcheck(loss: str):
     values = [v.requires_grad_() for v in logps()]
     assert torch.autograd.gradcheck(lambda *v: loss_of(list(v), loss, 0.3, 0.1), values)
+
+
+def test_robust_loss_over_flipped_labels_is_on_average_that_of_the_true_labels():
+    """Unbiasedness: (1 - e) robust(w, l) + e robust(l, w) = sigmoid(w, l), for any e."""
+    w, lo, rw, rl = logps()
+    for e in (0.1, 0.4):
+        seen = (1 - e) * loss_of([w, lo, rw, rl], "robust", smoothing=e) + e * loss_of(
+            [lo, w, rl, rw], "robust", smoothing=e
+        )
+        close(seen, loss_of([w, lo, rw, rl]), FLOAT64)
+
+
+def test_smoothed_labels_are_least_where_the_policy_gives_them_their_odds():
+    """cDPO: the derivative of -(1 - e) log s(h) - e log s(-h) is s(h) - (1 - e), zero at h = log((1 - e) / e)."""
+    h = torch.tensor([math.log(0.9 / 0.1)], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(1, dtype=torch.float64)
+    loss_of([h, zero, zero, zero], beta=1.0, smoothing=0.1).sum().backward()
+    close(h.grad, [0.0], FLOAT64)
+
+
+def test_simpo_by_hand():
+    """Per-token log-probs -1 and -2, beta 2, margin 0.5: h = 1.5; smoothing 1 turns its sign."""
+    w, lo = torch.tensor([-1.0]).double(), torch.tensor([-2.0]).double()
+    close(simpo_loss(w, lo, beta=2.0, margin=0.5, label_smoothing=0.0), [math.log1p(math.exp(-1.5))], FLOAT64)
+    close(simpo_loss(w, lo, beta=2.0, margin=0.5, label_smoothing=1.0), [math.log1p(math.exp(1.5))], FLOAT64)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_simpo_equals_the_loop_and_passes_gradcheck(smoothing: float):
+    w, lo, *_ = logps()
+    keys = {"beta": 2.5, "margin": 1.2, "label_smoothing": smoothing}
+    close(simpo_loss(w, lo, **keys), reference.simpo(w.tolist(), lo.tolist(), 2.5, 1.2, smoothing), FLOAT64)
+    assert torch.autograd.gradcheck(lambda a, b: simpo_loss(a, b, **keys), (w.requires_grad_(), lo.requires_grad_()))
 
 
 def test_hopeless_pairs_stay_finite():
@@ -79,7 +114,7 @@ def test_hopeless_pairs_stay_finite():
 
 
 def test_an_unknown_loss_is_refused_by_name():
-    with pytest.raises(ValueError, match="'kto' is not one of sigmoid, ipo, hinge"):
+    with pytest.raises(ValueError, match="'kto' is not one of sigmoid, ipo, hinge, robust"):
         loss_of(logps(), "kto")
 
 
@@ -91,7 +126,7 @@ def batch_of(loss: str) -> tuple[Given, PairBatch, DPOConfig, list[list[float]]]
     noise = random_like(sequences, 1)
     ref = torch.tensor([-1.0, -2, -3, -4], dtype=torch.float64)
     kept = [[x for x, m in zip(r, k, strict=True) if m] for r, k in _zip(noise, sequences.response_mask[:, 1:])]
-    return Given(noise), PairBatch(sequences, ref), DPOConfig(0.4, loss, 0.0), kept
+    return Given(noise), PairBatch(sequences, ref), DPOConfig(0.4, loss, 0.0, 0.0, 0.0), kept
 
 
 def _zip(a: Tensor, b: Tensor) -> zip:
@@ -109,6 +144,36 @@ def test_a_step_sums_response_tokens_and_takes_means_for_ipo(loss: str):
     close(output.losses, reference.dpo(mine[:2], mine[2:], ref[:2], ref[2:], 0.4, loss, 0.0), FLOAT64)
     assert output.mask.all()
     assert count(batch) == 2
+
+
+def test_a_simpo_step_takes_means_and_no_reference():
+    models, batch, config, kept = batch_of("simpo")
+    config = replace(config, simpo_margin=0.3)
+    assert not config.uses_reference
+    assert DPOConfig(0.4, "sigmoid", 0.0, 0.0, 0.0).uses_reference
+    mine = [sum(k) / len(k) for k in kept]
+    output = step(models, batch, config)
+    close(output.losses, reference.simpo(mine[:2], mine[2:], 0.4, 0.3, 0.0), FLOAT64)
+    close(output.metrics["rewards/chosen"], [0.4 * m for m in mine[:2]], FLOAT64)
+    other = step(models, PairBatch(batch.sequences, batch.ref_logps + 5), config)
+    close(other.losses, output.losses, EXACT)
+
+
+@pytest.mark.parametrize("loss", [*ALL, "simpo"])
+def test_the_likelihood_term_is_per_token_of_the_chosen_response(loss: str):
+    models, batch, config, kept = batch_of(loss)
+    plain, more = step(models, batch, config), step(models, batch, replace(config, nll_coef=0.7))
+    nll = [-sum(k) / len(k) for k in kept[:2]]
+    close(more.losses - plain.losses, [0.7 * n for n in nll], FLOAT64)
+    close(plain.metrics["nll"], nll, FLOAT64)
+
+
+@pytest.mark.parametrize("loss", [*ALL, "simpo"])
+def test_the_metrics_log_sums_whatever_the_loss_takes(loss: str):
+    models, batch, config, kept = batch_of(loss)
+    metrics = step(models, batch, config).metrics
+    close(metrics["logps/chosen"], [sum(k) for k in kept[:2]], FLOAT64)
+    close(metrics["logps/rejected"], [sum(k) for k in kept[2:]], FLOAT64)
 
 
 def test_swapping_a_pair_flips_its_margin_and_accuracy():

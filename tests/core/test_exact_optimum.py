@@ -1,12 +1,15 @@
 """One token, three actions: everything is enumerated, so the optimum is known in closed form.
 
 pi_ref = (.5, .3, .2), r = (1, 0, .5), beta = .5. DPO and PPO reach pi_ref exp(r / beta) / Z. GRPO does not: with
-k3 inside the loss and G = 2 its fixed point is b pi_ref / (b + mean r - r), b = beta G / (G - 1).
+k3 inside the loss and G = 2 its fixed point is b pi_ref / (b + mean r - r), b = beta G / (G - 1). Iterative DPO's
+limit depends on its reference.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -22,13 +25,31 @@ BETA = 0.5
 ACTIONS = range(3)
 
 
-def solve(objective: Callable[[Tensor], Tensor], steps: int, rate: float) -> Tensor:
+def least(objective: Callable[[Tensor], Tensor], start: Tensor = REF) -> Tensor:
+    """Return the policy of least expected loss, where the loss is a plain function of the policy."""
+    logits = start.log().clone().requires_grad_()
+    solver = torch.optim.LBFGS(
+        [logits], max_iter=500, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = objective(logits.log_softmax(0))
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return logits.detach().softmax(0)
+
+
+def follow(objective: Callable[[Tensor], Tensor], steps: int, rate: float) -> Tensor:
+    """Return where gradient steps end, for objectives whose sampling weights are held in each step."""
     logits = REF.log().clone().requires_grad_()
     for _ in range(steps):
         (grad,) = torch.autograd.grad(objective(logits.log_softmax(0)), logits)
         with torch.no_grad():
             logits -= rate * grad
-    return logits.softmax(0)
+    return logits.detach().softmax(0)
 
 
 def boltzmann() -> list[float]:
@@ -37,28 +58,68 @@ def boltzmann() -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def test_dpo_on_bradley_terry_preferences_reaches_the_boltzmann_policy():
-    first = torch.tensor([i for i in ACTIONS for j in ACTIONS if i != j])
-    second = torch.tensor([j for i in ACTIONS for j in ACTIONS if i != j])
-    preferred = torch.tensor(
-        [1 / (1 + math.exp(REWARD[j] - REWARD[i])) for i, j in zip(first.tolist(), second.tolist(), strict=True)]
-    )
+FIRST = torch.tensor([i for i in ACTIONS for j in ACTIONS if i != j])
+SECOND = torch.tensor([j for i in ACTIONS for j in ACTIONS if i != j])
+PREFERRED = torch.sigmoid(REWARD[FIRST] - REWARD[SECOND])  # Bradley-Terry
+
+
+def dpo_objective(reference: Tensor, weights: Tensor, loss: str = "sigmoid", smoothing: float = 0.0) -> Any:
+    """Return the expected DPO loss as a function of the policy's log-probs. weights: of each ordered pair (6,)"""
 
     def objective(logprobs: Tensor) -> Tensor:
         losses = dpo_loss(
-            logprobs[first],
-            logprobs[second],
-            REF.log()[first],
-            REF.log()[second],
+            logprobs[FIRST],
+            logprobs[SECOND],
+            reference.log()[FIRST],
+            reference.log()[SECOND],
             beta=BETA,
-            loss="sigmoid",
-            label_smoothing=0.0,
+            loss=loss,
+            label_smoothing=smoothing,
         )
-        return (preferred * losses).sum()
+        return (weights * losses).sum()
 
-    found = solve(objective, 600, 4.0)
+    return objective
+
+
+def test_dpo_on_bradley_terry_preferences_reaches_the_boltzmann_policy():
+    found = least(dpo_objective(REF, PREFERRED))
     close(found, boltzmann(), 1e-6)
     close(found, [0.814, 0.066, 0.120], 1e-3)
+
+
+def test_robust_dpo_on_labels_of_which_a_fifth_is_flipped_still_reaches_it():
+    """The noise mixes each preference with its opposite; cDPO on the same labels ends elsewhere."""
+    noisy = 0.8 * PREFERRED + 0.2 * (1 - PREFERRED)
+    close(least(dpo_objective(REF, noisy, "robust", 0.2)), boltzmann(), 1e-6)
+    assert abs(float(least(dpo_objective(REF, noisy, "sigmoid", 0.2))[0]) - boltzmann()[0]) > 0.1
+
+
+def test_ipo_matches_each_log_ratio_to_its_preference():
+    """Azar et al. 2023: with two actions the minimiser has h = (p - (1 - p)) / (2 beta), p the preference."""
+    pair = (FIRST < 2) & (SECOND < 2)
+    found = least(dpo_objective(REF, PREFERRED * pair, "ipo"))
+    h = float((found.log() - REF.log())[0] - (found.log() - REF.log())[1])
+    p = 1 / (1 + math.exp(-1.0))
+    close(h, (2 * p - 1) / (2 * BETA), 1e-6)
+
+
+@pytest.mark.parametrize("anchor", ["previous", "initial"])
+def test_iterative_dpo_sharpens_round_by_round_or_stays_with_its_first_reference(anchor: str):
+    """Pairs are sampled from the current policy and labelled by Bradley-Terry; sampling does not move the optimum.
+
+    A round's optimum is reference * exp(r / beta) / Z. With the previous round as reference m rounds multiply it m
+    times, pi_m = pi_0 exp(m r / beta) / Z, and the limit is the best action alone; with the initial one all rounds
+    end at the same policy.
+    """
+    policy = REF
+    for turn in (1, 2, 3):
+        sampled = policy[FIRST] * policy[SECOND]
+        weights = PREFERRED * sampled / sampled.sum() * 6
+        reference = policy if anchor == "previous" else REF
+        policy = least(dpo_objective(reference, weights), start=reference)
+        powers = turn if anchor == "previous" else 1
+        expected = REF * torch.exp(powers * REWARD / BETA)
+        close(policy, expected / expected.sum(), 1e-6)
 
 
 def test_ppo_with_the_penalty_in_the_reward_reaches_the_boltzmann_policy():
@@ -66,11 +127,11 @@ def test_ppo_with_the_penalty_in_the_reward_reaches_the_boltzmann_policy():
 
     def objective(logprobs: Tensor) -> Tensor:
         old = logprobs.detach()
-        rewards = token_rewards(REWARD, old[:, None], REF.log()[:, None], mask, kl_coef=BETA)
+        rewards = token_rewards(REWARD, old[:, None], REF.log()[:, None], mask, kl_coef=BETA, kl_estimator="k1")
         advantages = rewards - (old.exp()[:, None] * rewards).sum()
         return (old.exp()[:, None] * policy_loss(logprobs[:, None], old[:, None], advantages, clip_range=0.2)).sum()
 
-    close(solve(objective, 1500, 1.0), boltzmann(), 1e-6)
+    close(follow(objective, 1500, 1.0), boltzmann(), 1e-6)
 
 
 def test_grpo_with_k3_in_the_loss_has_its_own_fixed_point():
@@ -83,7 +144,8 @@ def test_grpo_with_k3_in_the_loss_has_its_own_fixed_point():
 
     def objective(logprobs: Tensor) -> Tensor:
         old = logprobs.detach()
-        advantages = group_relative(REWARD[groups], epsilon=0.01, scale=False)
+        everyone = torch.ones_like(groups, dtype=torch.bool)
+        advantages, _ = group_relative(REWARD[groups], everyone, epsilon=0.01, scale=False)
         chosen = logprobs[groups].reshape(-1, 1)
         losses = grpo_loss(
             chosen,
@@ -96,7 +158,7 @@ def test_grpo_with_k3_in_the_loss_has_its_own_fixed_point():
         ).view(9, 2)
         return (old.exp()[groups].prod(1) * losses.mean(1)).sum()
 
-    found = solve(objective, 3000, 1.0).detach()
+    found = follow(objective, 3000, 1.0)
     close(found, [0.668, 0.172, 0.160], 1e-3)
     mean, slope = float((found * REWARD).sum()), BETA * 2
     close(found, slope * REF / (slope + mean - REWARD), 1e-6)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from alignflow.generate import Response, _choose, generate
+from alignflow.models.load import TooLong
 from alignflow.models.roles import SharedBase
 from tests.close import close
-from tests.tiny import disturb, open_base
+from tests.tiny import disturb, open_base, write_model
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [5, 6, 7]]
 NEVER = [255]
@@ -77,6 +78,15 @@ def test_an_end_on_the_last_allowed_token_is_not_cut_off(models: SharedBase):
     tokens = sample(models, PROMPTS[:1])[0].tokens
     assert tokens[7] not in tokens[:7]
     assert sample(models, PROMPTS[:1], eos_ids=[tokens[7]])[0] == Response(tokens, truncated=False)
+
+
+def test_learned_positions_must_hold_the_longest_prompt_with_the_longest_response(tmp_path: Path):
+    model = open_base(write_model(tmp_path, "gpt2", max_position_embeddings=16)).base.model
+    settings: dict[str, Any] = {"eos_ids": NEVER, "temperature": 1.0, "seed": 1, "rows": 64}
+    found = generate(model, [[5], [7] * 10], max_response_length=6, **settings)
+    assert [len(r.tokens) for r in found] == [6, 6]
+    with pytest.raises(TooLong, match=r"17 tokens .* 16 positions"):
+        generate(model, [[5], [7] * 10], max_response_length=7, **settings)
 
 
 def test_no_prompt_gives_no_response(models: SharedBase):

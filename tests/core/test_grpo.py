@@ -7,16 +7,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignflow.algorithms.grpo import GRPOBatch, GRPOConfig, count, grpo_loss, prepare, step
-from alignflow.loops.online import take_rows
+from alignflow.algorithms.grpo import GRPOBatch, GRPOConfig, count, grpo_loss, prepare, step, zero_variance
+from alignflow.data.collate import take_rows
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
-from tests.toy import Given, random_like, rows
+from tests.toy import Given, random_like, rollouts, rows
 
-CONFIG = GRPOConfig(beta=0.04, clip_range_low=0.2, clip_range_high=0.3, normalization="dapo", std_epsilon=0.01)
+CONFIG = GRPOConfig(
+    beta=0.04,
+    clip_range_low=0.2,
+    clip_range_high=0.3,
+    group_size=2,
+    normalization="dapo",
+    std_epsilon=0.01,
+    zero_variance="keep",
+    mask_truncated=False,
+)
 BATCH = rows([(2, 3), (2, 1), (4, 6), (4, 2)])  # two prompts, two answers each
 MASK = BATCH.response_mask[:, 1:]
 SCORES = torch.tensor([[1.0, -1], [0.2, 0.5]], dtype=torch.float64)
+ROLLOUTS = rollouts(BATCH, SCORES.flatten())
 LONGEST = 8
 
 
@@ -26,7 +36,7 @@ def draw(seed: int) -> Tensor:
 
 def prepared(normalization: str = "dapo") -> tuple[GRPOBatch, GRPOConfig]:
     config = replace(CONFIG, normalization=normalization)
-    return prepare(BATCH, SCORES, draw(1), draw(2), config)[0], config
+    return prepare(ROLLOUTS, draw(1), draw(2), config)[0], config
 
 
 def reduced(models: Given, batch: GRPOBatch, config: GRPOConfig) -> Tensor:
@@ -91,17 +101,74 @@ def test_the_first_update_has_ratio_one():
     assert output.metrics["kl/approx"].eq(0).all()
 
 
+def test_a_prompt_that_comes_twice_makes_two_groups():
+    """All four responses answer the same prompt; still each pair is its own baseline."""
+    same = rows([(2, 3), (2, 3), (2, 3), (2, 3)])
+    zeros = torch.zeros(4, 4)
+    batch, _ = prepare(rollouts(same, SCORES.flatten()), zeros, zeros, CONFIG)
+    close(
+        batch.advantages, [a for row in SCORES.tolist() for a in reference.group_advantages(row, 0.01, True)], FLOAT64
+    )
+
+
 def test_a_constant_added_to_the_scores_changes_nothing():
-    there, here = (prepare(BATCH, SCORES + c, draw(1), draw(2), CONFIG)[0].advantages for c in (0.0, 7.0))
+    there, here = (
+        prepare(rollouts(BATCH, SCORES.flatten() + c), draw(1), draw(2), CONFIG)[0].advantages for c in (0.0, 7.0)
+    )
     close(here, there, FLOAT64)
 
 
+EQUAL = rollouts(BATCH, torch.tensor([0.3, 0.3, 0.0, 1.0], dtype=torch.float64))  # the first group is alike
+
+
 def test_groups_of_equal_scores_are_counted_and_push_nowhere():
-    """The first group is equal; what is left of its loss is the KL alone."""
-    scores = torch.tensor([[0.3, 0.3], [0.0, 1.0]], dtype=torch.float64)
-    batch, metrics = prepare(BATCH, scores, draw(1), draw(2), CONFIG)
+    """What is left of the first group's loss is the KL alone."""
+    batch, metrics = prepare(EQUAL, draw(1), draw(2), CONFIG)
     close(metrics["zero_variance_fraction"], [1.0, 0.0], EXACT)
+    close(metrics["counted_fraction"], [1.0] * 4, EXACT)
     close(batch.advantages[:2], [0.0, 0.0], FLOAT64)
+    assert zero_variance(EQUAL, CONFIG).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("choice", ["drop", "resample"])
+@pytest.mark.parametrize("normalization", ["grpo", "dapo", "dr_grpo"])
+def test_dropped_groups_leave_the_loss_and_its_denominator(choice: str, normalization: str):
+    """As if the second group had been alone."""
+    config = replace(CONFIG, zero_variance=choice, normalization=normalization)
+    batch, metrics = prepare(EQUAL, draw(1), draw(2), config)
+    close(metrics["counted_fraction"], [0.0, 0.0, 1.0, 1.0], EXACT)
+    alone = prepare(rollouts(take_rows(BATCH, [2, 3]), EQUAL.scores[2:]), draw(1)[2:], draw(2)[2:], config)[0]
+    close(reduced(Given(draw(3)), batch, config), reduced(Given(draw(3)[2:]), alone, config), FLOAT64)
+    kept = reduced(Given(draw(3)), prepare(EQUAL, draw(1), draw(2), replace(config, zero_variance="keep"))[0], config)
+    assert abs(float(kept - reduced(Given(draw(3)), batch, config))) > 1e-3
+
+
+def test_cut_off_responses_keep_their_say_in_the_group_and_leave_the_loss():
+    cut = replace(ROLLOUTS, truncated=torch.tensor([False, True, False, False]))
+    whole = prepare(cut, draw(1), draw(2), CONFIG)[0]
+    masked, metrics = prepare(cut, draw(1), draw(2), replace(CONFIG, mask_truncated=True))
+    close(masked.advantages, whole.advantages, EXACT)
+    close(metrics["counted_fraction"], [1.0, 0.0, 1.0, 1.0], EXACT)
+    expected = reduced(Given(draw(3)[[0, 2, 3]]), take_rows(whole, [0, 2, 3]), CONFIG)
+    close(reduced(Given(draw(3)), masked, CONFIG), expected, FLOAT64)
+
+
+def test_responses_without_a_score_leave_group_and_loss():
+    """One of two is left in the first group: it has no advantage, and the other leaves the loss."""
+    given = replace(ROLLOUTS, scored=torch.tensor([True, False, True, True]))
+    given = replace(given, scores=given.scores.masked_fill(~given.scored, math.nan))
+    batch, metrics = prepare(given, draw(1), draw(2), CONFIG)
+    close(batch.advantages[:2], [0.0, 0.0], EXACT)
+    close(metrics["counted_fraction"], [1.0, 0.0, 1.0, 1.0], EXACT)
+    close(metrics["reward/mean"], given.scores[given.scored], EXACT)
+    assert reduced(Given(draw(3)), batch, CONFIG).isfinite()
+
+
+def test_without_beta_the_reference_is_of_no_effect():
+    batch, config = prepared()
+    config = replace(config, beta=0.0)
+    other = replace(batch, ref_logprobs=batch.ref_logprobs - 30)
+    close(reduced(Given(draw(3)), other, config), reduced(Given(draw(3)), batch, config), EXACT)
 
 
 def test_loss_passes_gradcheck_and_padding_may_hold_anything():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignflow.algorithms.iterative_dpo import choose_pair, shard_of
+from alignflow.algorithms.iterative_dpo import Choice, choose_pair, shard_of
 
 
 @settings(max_examples=50, deadline=None)
@@ -20,9 +20,13 @@ def test_a_shard_depends_on_the_seed_and_on_nothing_else():
     assert shard_of(30, shard=2, of=3, seed=1) != shard_of(30, shard=2, of=3, seed=2)
 
 
+def choose(scores: list[float | None], texts: list[str], min_margin: float = 0.5, penalty: float = 0.0) -> Choice:
+    lengths = [len(text) for text in texts]
+    return choose_pair(scores, texts, lengths, min_margin=min_margin, length_penalty=penalty)
+
+
 def test_the_best_is_paired_with_the_worst():
-    choice = choose_pair([0.1, 0.9, -0.5, 0.2], ["a", "b", "c", "d"], min_margin=0.5)
-    assert (choice.best, choice.worst, choice.dropped) == (1, 2, None)
+    assert choose([0.1, 0.9, -0.5, 0.2], ["a", "b", "c", "d"]) == Choice(1, 2, None)
 
 
 @pytest.mark.parametrize(
@@ -32,11 +36,38 @@ def test_the_best_is_paired_with_the_worst():
         ([1.0, 0.0], [" same", "same\n"], "equal texts"),
         ([1.0, 0.75], ["a", "b"], "margin too small"),
         ([1.0, 0.5], ["a", "b"], None),  # 0.5 is the least that counts
+        ([1.0, None], ["a", "b"], "fewer than two answers with a reward"),
+        ([None, None], ["a", "b"], "fewer than two answers with a reward"),
+        ([1.0, 0.0], ["", " "], "all answers empty"),
     ],
 )
-def test_ties_equal_texts_and_small_margins_give_no_pair(scores: list[float], texts: list[str], reason: str | None):
-    assert choose_pair(scores, texts, min_margin=0.5).dropped == reason
+def test_what_teaches_nothing_gives_no_pair(scores: list[float | None], texts: list[str], reason: str | None):
+    assert choose(scores, texts).dropped == reason
 
 
 def test_a_tie_gives_no_pair_even_without_a_margin():
-    assert choose_pair([2.0, 2.0], ["a", "b"], min_margin=0.0).dropped == "tie"
+    assert choose([2.0, 2.0], ["a", "b"], min_margin=0.0).dropped == "tie"
+
+
+def test_answers_without_a_reward_are_left_out():
+    assert choose([None, 0.2, 3.0, -1.0, None], list("abcde")) == Choice(2, 3, None)
+
+
+def test_an_empty_answer_may_be_the_worst_and_never_the_best():
+    assert choose([5.0, 2.0, 1.0], ["", "b", "c"]) == Choice(1, 2, None)
+    assert choose([-5.0, 2.0, 1.0], ["", "b", "c"]) == Choice(1, 0, None)
+    assert choose([2.0, 1.0], ["", "b"]).dropped == "tie"  # the empty one would win: nothing is learned from it
+
+
+def test_a_length_penalty_turns_the_choice_to_short_answers():
+    """Scores 3, 2.5, 0 at 40, 10 and 5 tokens: less 0.05 a token they are 1, 2 and -0.25."""
+    texts = ["x" * 40, "y" * 10, "z" * 5]
+    assert choose([3.0, 2.5, 0.0], texts) == Choice(0, 2, None)
+    assert choose([3.0, 2.5, 0.0], texts, penalty=0.05) == Choice(1, 2, None)
+
+
+def test_tie_and_margin_are_of_the_corrected_scores():
+    """1 and 1.5 at 10 and 20 tokens: equal at 0.05 a token, 0.4 apart at 0.01."""
+    texts = ["x" * 10, "y" * 20]
+    assert choose([1.0, 1.5], texts, penalty=0.05).dropped == "tie"
+    assert choose([1.0, 1.5], texts, penalty=0.01).dropped == "margin too small"

@@ -51,16 +51,17 @@ def test_dpo_learns_eight_pairs(tiny: Path, quantization: tuple[str, str]):
     mask = batch.response_mask[:, 1:]
     ref = by_rows(lambda b: masked_sum(models.logprobs("reference", b)[0], b.response_mask[:, 1:]), batch, 64)
     close(ref, masked_sum(models.logprobs("policy", batch)[0], mask), 0.05)
-    before, config = models.fingerprint("reference"), dpo.DPOConfig(0.3, "sigmoid", 0.0)
+    before, config = models.fingerprint("reference"), dpo.DPOConfig(0.3, "sigmoid", 0.0, 0.0, 0.0)
     step = lambda b: dpo.step(models, b, config)  # noqa: E731
     assert _learn(models, "policy", step, dpo.PairBatch(batch, ref), dpo.count) == 1.0
     assert models.fingerprint("reference") == before
 
 
 def test_the_reward_model_learns_eight_pairs(tiny: Path):
-    models, batch = open_base(tiny), collate_pairs(_eight_pairs())
+    models, sequences = open_base(tiny), collate_pairs(_eight_pairs())
     models.add("reward_model", trained=True)
     models.add_head("reward_model", seed=1)
-    config = reward_model.RewardModelConfig(0.01)
+    config = reward_model.RewardModelConfig(0.01, 1.0)
     step = lambda b: reward_model.step(models, b, config)  # noqa: E731
+    batch = reward_model.RewardBatch(sequences, torch.zeros(8))
     assert _learn(models, "reward_model", step, batch, reward_model.count) == 1.0

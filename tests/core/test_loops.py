@@ -14,9 +14,9 @@ from alignflow.data.collate import sequence_lengths, take_rows
 from alignflow.loops import offline, online
 from alignflow.loops.update import Diverged
 from alignflow.optim import MasterAdamW
-from alignflow.types import Sequences
+from alignflow.types import Rollouts, Sequences
 from tests.close import EXACT, close
-from tests.toy import CONFIG, Bigram, rows
+from tests.toy import CONFIG, Bigram, rollouts, rows
 
 
 def never(step: int, state: Callable[[], dict[str, Any]]) -> None:
@@ -58,21 +58,22 @@ def _offline(models: Bigram, **given: Any) -> list[tuple[int, float]]:
     return log
 
 
-def _online(models: Bigram, **given: Any) -> list[tuple[int, float]]:
-    keys = grpo.GRPOConfig(0.1, 0.2, 0.2, "dapo", 0.01)
-    log: list[tuple[int, float]] = []
+def _online(models: Bigram, **given: Any) -> list[tuple[int, float, float]]:
+    keys = grpo.GRPOConfig(0.1, 0.2, 0.2, 2, "dapo", 0.01, given.pop("zero_variance", "keep"), mask_truncated=False)
+    alike = given.pop("alike", False)
+    log: list[tuple[int, float, float]] = []
 
-    def collect(step: int) -> tuple[Sequences, Tensor, dict[str, float]]:
+    def collect(step: int) -> tuple[Rollouts, dict[str, float]]:
         generator = torch.Generator().manual_seed(step)
         ids = torch.randint(1, 12, BATCH.input_ids.shape, generator=generator)
         batch = replace(BATCH, input_ids=torch.where(BATCH.attention_mask, ids, 0))
         scores = (batch.input_ids == 3).where(batch.response_mask, False).sum(1).float()
-        return batch, scores, {"score/mean": float(scores.mean())}
+        return rollouts(batch, 0 * scores if alike else scores), {"score/mean": float(scores.mean())}
 
-    def prepare(batch: Sequences, scores: Tensor) -> tuple[grpo.GRPOBatch, dict[str, Tensor]]:
+    def prepare(given: Rollouts, carry: online.Carry) -> tuple[grpo.GRPOBatch, dict[str, Tensor], online.Carry]:
         with torch.no_grad():
-            mine, other = (models.logprobs(role, batch)[0] for role in ("policy", "reference"))
-        return grpo.prepare(batch, scores.view(3, 2), mine, other, keys)
+            mine, other = (models.logprobs(role, given.sequences)[0] for role in ("policy", "reference"))
+        return (*grpo.prepare(given, mine, other, keys), {"batches": carry["batches"] + 1})
 
     online.train(
         online.OnlineAlgorithm(
@@ -80,12 +81,14 @@ def _online(models: Bigram, **given: Any) -> list[tuple[int, float]]:
             prepare=prepare,
             steps=[lambda batch: grpo.step(models, batch, keys, temperature=1.0)],
             count=lambda batch: grpo.count(batch, keys, max_response_length=8),
+            start={"batches": 0.0},
         ),
         MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay),
         given.pop("config", CONFIG),
         epochs=2,
         minibatches=2,
-        log=lambda step, metrics: log.append((step, metrics["loss"])),
+        target_kl=given.pop("target_kl", None),
+        log=lambda step, metrics: log.append((step, metrics.get("loss", 0.0), metrics["updates"])),
         keep=given.pop("keep", never),
         **given,
     )
@@ -93,10 +96,10 @@ def _online(models: Bigram, **given: Any) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("loop", [_offline, _online])
-def test_a_resumed_run_equals_an_uninterrupted_one(loop: Callable[..., list[tuple[int, float]]]):
+def test_a_resumed_run_equals_an_uninterrupted_one(loop: Callable[..., list[Any]]):
     whole, resumed, keeper = Bigram(), Bigram(), Keeper(3)
     log = loop(whole, keep=keeper)
-    assert [step for step, _ in log] == [1, 2, 3, 4, 5, 6]
+    assert [entry[0] for entry in log] == [1, 2, 3, 4, 5, 6]
     assert loop(resumed, resume=keeper.load()) == log[3:]
     close(resumed.table, whole.table, EXACT)
     assert not whole.table.equal(whole.start)
@@ -116,11 +119,46 @@ def test_micro_batches_change_nothing_online():
     close(small.table, large.table, 1e-5)
 
 
-def test_every_epoch_deals_each_row_once():
-    cut = online._minibatches(7, 2, 3, seed=(1, 4))
+def test_every_epoch_deals_each_row_that_counts_once():
+    batch = rows([(1, 1)] * 8).counting(torch.arange(8) != 5)
+    cut = online._minibatches(batch, 2, 3, seed=(1, 4))
     for epoch in (cut[:3], cut[3:]):
-        assert sorted(row for part in epoch for row in part) == list(range(7))
+        assert sorted(row for part in epoch for row in part) == [0, 1, 2, 3, 4, 6, 7]
     assert cut[:3] != cut[3:]
+
+
+def test_no_minibatch_is_empty_when_few_rows_count():
+    batch = rows([(1, 1)] * 4)
+    assert [len(part) for part in online._minibatches(batch.counting(torch.arange(4) < 2), 1, 3, seed=(1, 0))] == [1, 1]
+    assert online._minibatches(batch.counting(torch.zeros(4).bool()), 2, 3, seed=(1, 0)) == []
+
+
+def test_a_rollout_batch_in_which_nothing_counts_changes_nothing_and_is_logged():
+    models = Bigram()
+    log = _online(models, alike=True, zero_variance="drop")
+    assert [(step, updates) for step, _, updates in log] == [(k, 0.0) for k in range(1, 7)]
+    close(models.table, models.start, EXACT)
+
+
+def test_a_policy_too_far_from_the_one_that_sampled_leaves_the_rollout_batch():
+    """Two epochs of two minibatches are four updates; a bound nothing can keep stops after two: the first has KL 0."""
+    assert {updates for _, _, updates in _online(Bigram())} == {4.0}
+    assert {updates for _, _, updates in _online(Bigram(), target_kl=1e-12)} == {2.0}
+    assert {updates for _, _, updates in _online(Bigram(), target_kl=100.0)} == {4.0}
+
+
+def test_what_is_carried_over_is_part_of_a_checkpoint():
+    keeper = Keeper(3)
+    _online(Bigram(), keep=keeper)
+    assert keeper.load()["carry"] == {"batches": 3.0}
+
+
+def test_a_policy_that_does_not_start_at_its_reference_stops_the_run():
+    models = Bigram()
+    models.start = models.start + torch.randn(12, 12, generator=torch.Generator().manual_seed(3))
+    with pytest.raises(Diverged, match="start at its reference"):
+        _online(models)
+    close(models.table, Bigram().table, EXACT)
 
 
 def test_a_first_update_away_from_the_sampling_policy_stops_the_run():

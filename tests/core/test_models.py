@@ -8,10 +8,13 @@ from torch import Tensor
 
 from alignflow.data.collate import take_rows
 from alignflow.models.adapters import AdapterShape
+from alignflow.models.heads import scalar_head
+from alignflow.models.load import TooLong, UnsupportedModel
 from alignflow.models.roles import SharedBase
 from alignflow.types import Sequences
 from tests.close import EXACT, FLOAT32, close
-from tests.tiny import disturb, open_base, some_rows
+from tests.tiny import disturb, four_roles, open_base, some_rows, write_model
+from tests.toy import rows
 
 KINDS = [("none", "float32"), ("nf4", "bfloat16")]
 ROUGH = 0.15  # bfloat16 keeps 8 bits, and batches of another shape sum in another order
@@ -20,16 +23,6 @@ ROUGH = 0.15  # bfloat16 keeps 8 bits, and batches of another shape sum in anoth
 @pytest.fixture(params=KINDS, ids=["float32", "nf4"])
 def models(request: pytest.FixtureRequest, tiny: Path) -> SharedBase:
     return four_roles(tiny, *request.param)
-
-
-def four_roles(tiny: Path, quantization: str = "none", dtype: str = "float32") -> SharedBase:
-    models = open_base(tiny, quantization, dtype)
-    for seed, role in enumerate(("policy", "reference", "reward_model", "critic")):
-        models.add(role, trained=role in {"policy", "critic"})
-        disturb(models, role, seed)
-    models.add_head("reward_model", seed=1)
-    models.add_head("critic", seed=2)
-    return models
 
 
 def within(models: SharedBase) -> float:
@@ -164,7 +157,8 @@ def test_the_shared_base_answers_like_separate_models(tiny: Path):
         alone.add(role)
         disturb(alone, role, seed)
         if role in shared.heads:
-            alone.add_head(role, weight=shared.heads[role].weight)
+            bias = shared.heads[role].bias
+            alone.add_head(role, weight=shared.heads[role].weight, bias=None if bias is None else bias.item())
         close(logprobs(alone, role), logprobs(shared, role), EXACT)
         with torch.no_grad():
             if role == "reward_model":
@@ -246,9 +240,106 @@ def test_an_adapter_of_another_shape_is_refused_with_the_reason(tiny: Path, tmp_
         SharedBase(open_base(tiny).base, shape).add("policy", start=tmp_path)
 
 
+@pytest.mark.parametrize("targets", [("q_proj", "lm_head"), r".*(q_proj|lm_head)"])
+def test_an_adapter_of_the_output_embedding_is_refused(tiny: Path, targets: tuple[str, ...] | str):
+    base = open_base(tiny).base
+    with pytest.raises(ValueError, match=r"lora.target_modules in params.yaml .* output embedding"):
+        SharedBase(base, AdapterShape(4, 8, targets)).add("policy")
+
+
+def test_an_adapter_of_the_input_embedding_is_trained_and_comes_back(tiny: Path, tmp_path: Path):
+    shape = AdapterShape(4, 8, ("embed_tokens", "q_proj"))
+    models, other = SharedBase(open_base(tiny).base, shape), SharedBase(open_base(tiny).base, shape)
+    models.add("policy", trained=True)
+    assert len(models.parameters("policy")) == 2 + 2 * 2
+    disturb(models, "policy")
+    before, after = logprobs(models, "base"), models.logprobs("policy", some_rows())[0]
+    assert not after.equal(before)
+    after.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in models.parameters("policy"))
+    models.save("policy", tmp_path)
+    other.add("policy", start=tmp_path)
+    close(logprobs(other, "policy"), after, EXACT)
+
+
+def test_a_critic_comes_back_with_the_bias_of_its_head(tiny: Path, tmp_path: Path):
+    models, other, batch = four_roles(tiny), open_base(tiny), some_rows()
+    models.standardize_head("critic", 0.3, 2.0)
+    models.save("critic", tmp_path)
+    other.add("critic", start=tmp_path, trained=True)
+    assert other.heads["critic"].bias.requires_grad
+    with torch.no_grad():
+        close(other.values("critic", batch), models.values("critic", batch), EXACT)
+
+
+def test_a_critic_scores_without_its_bias_in_plain_peft(tiny: Path, tmp_path: Path):
+    from peft import AutoPeftModelForSequenceClassification
+
+    models, batch = four_roles(tiny), take_rows(some_rows(), [2])
+    models.save("critic", tmp_path)
+    plain = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1, dtype=torch.float32).eval()
+    with torch.no_grad():
+        found = plain(input_ids=batch.input_ids).logits[:, 0]
+        close(found, models.scores("critic", batch) - models.heads["critic"].bias)
+
+
+def test_adding_a_role_leaves_the_state_of_random_numbers_and_its_seed_decides_alone(tiny: Path):
+    first, second, third = (open_base(tiny) for _ in range(3))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first.add("policy", seed=1)
+    assert torch.get_rng_state().equal(before)
+    torch.manual_seed(6)
+    second.add("policy", seed=1)
+    third.add("policy", seed=2)
+    assert first.fingerprint("policy") == second.fingerprint("policy") != third.fingerprint("policy")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_a_sequence_longer_than_learned_positions_is_refused_with_both_numbers(tmp_path: Path, family: str):
+    models = open_base(
+        write_model(tmp_path, family, max_position_embeddings=16, **({"ffn_dim": 128} if family == "opt" else {}))
+    )
+    fits, too_long = rows([(10, 6)]), rows([(2, 2), (10, 7)])
+    assert logprobs(models, "base", fits).isfinite().all()
+    with pytest.raises(TooLong, match=r"17 tokens .* 16 positions.*params.yaml"):
+        logprobs(models, "base", too_long)
+
+
+def test_padding_takes_no_learned_position(tmp_path: Path):
+    models, batch = open_base(write_model(tmp_path, "gpt2", max_position_embeddings=16)), rows([(10, 6)])
+    wide = Sequences(
+        *(torch.nn.functional.pad(t, (4, 4)) for t in (batch.input_ids, batch.attention_mask, batch.response_mask))
+    )
+    close(logprobs(models, "base", wide)[:, 4:-4], logprobs(models, "base", batch))
+
+
+def test_rotary_positions_have_no_end(tmp_path: Path):
+    models = open_base(write_model(tmp_path, max_position_embeddings=16))
+    assert logprobs(models, "base", rows([(30, 5)])).isfinite().all()
+
+
+def test_a_model_that_changes_its_logits_in_an_unknown_way_is_refused(tmp_path: Path):
+    """Granite divides them by a number of its configuration."""
+    assert open_base(write_model(tmp_path / "one", "granite", logits_scaling=1.0))
+    with pytest.raises(UnsupportedModel, match=r"Granite.* changes its logits"):
+        open_base(write_model(tmp_path / "eight", "granite", logits_scaling=8.0))
+
+
 def test_a_folder_without_adapter_is_refused(tiny: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="holds no adapter"):
         open_base(tiny).add("policy", start=tmp_path)
+
+
+def test_a_fresh_score_head_is_small_and_float32_in_four_bits_too(tiny: Path):
+    """4,096 draws of deviation 1 / sqrt(4097): their own deviation is within 5 % of it."""
+    head = scalar_head(4096, seed=1, device=torch.device("cpu"))
+    close(head.weight.std() * 4097**0.5, 1.0, 0.05)
+    assert head.bias is None
+    models = four_roles(tiny, "nf4", "bfloat16")
+    assert models.heads["reward_model"].weight.dtype == torch.float32
+    assert models.scores("reward_model", some_rows()).dtype == torch.float32
+    assert models.values("critic", some_rows()).dtype == torch.float32
 
 
 def test_a_standardised_head_gives_the_normalised_score(tiny: Path):

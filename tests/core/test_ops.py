@@ -60,6 +60,15 @@ def test_kl_estimators_by_hand():
     close(kl_k3(p, q), [0.5 + math.log(2) - 1], FLOAT64)
 
 
+def test_whitening_around_the_mean_leaves_it():
+    """Values 1, 2, 6: mean 3, deviation sqrt(7); with the mean kept they average 3 again."""
+    values = torch.tensor([[1.0, 2, 6, math.nan]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, True, False]])
+    found = whiten(values, mask, keep_mean=True)
+    close(found, [[3 - 2 / math.sqrt(7), 3 - 1 / math.sqrt(7), 3 + 3 / math.sqrt(7), 0.0]], 1e-7)
+    close(whiten(values, mask.cumsum(1).eq(1) & mask, keep_mean=True), [[1.0, 0, 0, 0]], FLOAT64)
+
+
 def test_both_estimators_average_to_the_kl_and_k3_is_never_negative():
     """Sum of p times the estimator over the whole distribution is KL(p||q), with no sampling."""
     generator = torch.Generator().manual_seed(2)
@@ -85,16 +94,19 @@ def test_k3_passes_gradcheck():
     assert torch.autograd.gradcheck(kl_k3, (values[0].requires_grad_(), values[1].requires_grad_()))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
+@pytest.mark.parametrize("pulls", [(1.0, 0.0), (0.0, 1.0), (1.0, 0.3)], ids=["logprobs", "entropy", "both"])
+@pytest.mark.parametrize("chunk", [1, 3, 64])
 @pytest.mark.parametrize(("temperature", "softcap"), [(1.0, 0.0), (0.7, 0.0), (1.0, 2.0), (1.3, 2.0)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_chunked_logprobs_equal_log_softmax_and_gather(chunk: int, temperature: float, softcap: float, bias: bool):
+def test_chunked_logprobs_and_entropies_equal_the_plain_form_with_their_gradients(
+    chunk: int, temperature: float, softcap: float, bias: bool, pulls: tuple[float, float]
+):
     generator = torch.Generator().manual_seed(4)
     hidden = torch.randn(7, 6, generator=generator)
     weight = torch.randn(11, 6, generator=generator)
     b = torch.randn(11, generator=generator) if bias else None
     targets = torch.randint(11, (7,), generator=generator)
-    upstream = torch.randn(7, generator=generator)
+    first, second = torch.randn(2, 7, generator=generator)
     ours, plain = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
 
     logits = torch.nn.functional.linear(plain, weight.double(), None if b is None else b.double())
@@ -102,16 +114,18 @@ def test_chunked_logprobs_equal_log_softmax_and_gather(chunk: int, temperature: 
         logits = softcap * torch.tanh(logits / softcap)
     full = torch.log_softmax(logits / temperature, -1)
     expected = full[torch.arange(7), targets]
-    (expected * upstream.double()).sum().backward()
+    uncertainty = -(full.exp() * full).sum(-1)
+    (pulls[0] * (expected * first.double()).sum() + pulls[1] * (uncertainty * second.double()).sum()).backward()
 
     logprobs, entropy = token_logprobs(
         ours, weight, targets, bias=b, temperature=temperature, softcap=softcap, chunk=chunk, entropy=True
     )
-    (logprobs * upstream).sum().backward()
+    parts = [(pull, values, up) for pull, values, up in zip(pulls, (logprobs, entropy), (first, second), strict=True)]
+    sum(pull * (values * up).sum() for pull, values, up in parts if pull).backward()
     assert ours.grad is not None
     assert plain.grad is not None
     close(logprobs, expected)
-    close(entropy, -(full.exp() * full).sum(-1))
+    close(entropy, uncertainty)
     close(ours.grad, plain.grad, FLOAT32)
 
 

@@ -1,6 +1,8 @@
 """PPO: token rewards, clipped losses, preparation and the two steps."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from alignflow.algorithms.ppo import (
     PPOBatch,
     PPOConfig,
+    adapted_kl_coef,
     count,
     critic_step,
     policy_loss,
@@ -17,11 +20,26 @@ from alignflow.algorithms.ppo import (
     token_rewards,
     value_loss,
 )
+from alignflow.data.collate import take_rows
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
-from tests.toy import Given, random_like, rows
+from tests.toy import Given, random_like, rollouts, rows
 
-CONFIG = PPOConfig(kl_coef=0.1, clip_range=0.2, value_clip_range=0.3, value_coef=0.5, gamma=0.9, gae_lambda=0.8)
+CONFIG = PPOConfig(
+    kl_coef=0.1,
+    kl_estimator="k1",
+    kl_target=None,
+    kl_gain=0.1,
+    reward_clip=None,
+    whiten_rewards=False,
+    clip_range=0.2,
+    value_clip_range=0.3,
+    value_coef=0.5,
+    entropy_coef=0.0,
+    gamma=0.9,
+    gae_lambda=0.8,
+)
+SCORES = torch.tensor([1.0, -2, 0.5, 3], dtype=torch.float64)
 BATCH = rows([(2, 3), (5, 1), (1, 6), (3, 2)])
 MASK = BATCH.response_mask[:, 1:]
 
@@ -38,18 +56,32 @@ def test_the_score_falls_on_the_last_response_token_and_the_penalty_on_all():
         torch.zeros(1, 3),
         torch.tensor([[True, True, False]]),
         kl_coef=0.5,
+        kl_estimator="k1",
     )
     close(rewards, [[-0.5, 11.0, 0.0]], EXACT)
 
 
-def test_token_rewards_equal_the_loop():
-    scores = torch.tensor([1.0, -2, 0.5, 3], dtype=torch.float64)
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_token_rewards_equal_the_loop(estimator: str):
     mine, ref = draw(1), draw(2)
     expected = [
-        reference.token_rewards(s, a, b, m, 0.1)
-        for s, a, b, m in zip(scores.tolist(), mine.tolist(), ref.tolist(), MASK.tolist(), strict=True)
+        reference.token_rewards(s, a, b, m, 0.1, estimator)
+        for s, a, b, m in zip(SCORES.tolist(), mine.tolist(), ref.tolist(), MASK.tolist(), strict=True)
     ]
-    close(token_rewards(scores, mine, ref, MASK, kl_coef=0.1), expected, FLOAT64)
+    close(token_rewards(SCORES, mine, ref, MASK, kl_coef=0.1, kl_estimator=estimator), expected, FLOAT64)
+
+
+def test_the_k3_penalty_never_rewards_a_token():
+    mine, ref = draw(1, 2.0), draw(2, 2.0)
+    zero = torch.zeros(4)
+    assert token_rewards(zero, mine, ref, MASK, kl_coef=0.1, kl_estimator="k3").le(0).all()
+    assert token_rewards(zero, mine, ref, MASK, kl_coef=0.1, kl_estimator="k1").gt(0).any()
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(6.0, 1.0), (6.6, 1.01), (5.4, 0.99), (60.0, 1.02), (-60.0, 0.98)])
+def test_the_kl_coefficient_follows_the_target_by_at_most_a_fifth_of_the_gain(kl: float, factor: float):
+    """Target 6, gain 0.1: an error of 10 % moves it by 1 %, and never more than 2 %."""
+    close(adapted_kl_coef(0.3, kl, target=6.0, gain=0.1), 0.3 * factor, FLOAT64)
 
 
 def test_policy_loss_by_hand():
@@ -63,6 +95,7 @@ def test_value_loss_by_hand():
     """Old 0, range 0.3. V 1, R 1: clipped to 0.3, so 0.7^2 / 2. V 1, R 0: the unclipped 1 / 2 is larger."""
     zero = torch.zeros(1, 2)
     close(value_loss(torch.ones(1, 2), zero, torch.tensor([[1.0, 0]]), value_clip_range=0.3), [[0.245, 0.5]])
+    close(value_loss(torch.ones(1, 2), zero, torch.tensor([[1.0, 0]]), value_clip_range=None), [[0.0, 0.5]])
 
 
 def test_losses_equal_the_loops():
@@ -85,9 +118,82 @@ def test_losses_pass_gradcheck():
     assert torch.autograd.gradcheck(lambda x: value_loss(x, old, other, value_clip_range=0.2), (new,))
 
 
-def prepared(poison: float = 0.0) -> tuple[PPOBatch, dict[str, Tensor]]:
-    scores = torch.tensor([1.0, -2, 0.5, 3], dtype=torch.float64)
-    return prepare(BATCH, scores, *(draw(s).masked_fill(~MASK, poison) for s in (1, 2, 3)), CONFIG)
+def prepared(poison: float = 0.0, **changes: Any) -> tuple[PPOBatch, dict[str, Tensor]]:
+    config = replace(CONFIG, **changes)
+    columns = (draw(s).masked_fill(~MASK, poison) for s in (1, 2, 3))
+    return prepare(rollouts(BATCH, SCORES), *columns, config, kl_coef=config.kl_coef)[:2]
+
+
+def loop_rewards(scores: list[float]) -> list[list[float]]:
+    columns = (scores, draw(1).tolist(), draw(2).tolist(), MASK.tolist())
+    return [reference.token_rewards(s, a, b, m, 0.1) for s, a, b, m in zip(*columns, strict=True)]
+
+
+def loop_returns(rewards: list[list[float]]) -> list[list[float]]:
+    columns = (rewards, draw(3).tolist(), MASK.tolist())
+    return [reference.gae(r, v, m, 0.9, 0.8)[1] for r, v, m in zip(*columns, strict=True)]
+
+
+def test_scores_are_clipped_before_the_penalty_is_taken():
+    """Clip 1: scores 1, -2, 0.5, 3 count as 1, -1, 0.5, 1."""
+    batch, _ = prepared(reward_clip=1.0)
+    close(batch.returns, loop_returns(loop_rewards([1.0, -1.0, 0.5, 1.0])), FLOAT64)
+
+
+def test_whitened_rewards_have_deviation_one_around_their_own_mean():
+    batch, metrics = prepared(whiten_rewards=True)
+    rewards = reference.whiten(loop_rewards(SCORES.tolist()), MASK.tolist(), keep_mean=True)
+    close(batch.returns, loop_returns(rewards), 1e-6)
+    close(metrics["reward/mean"], [sum(row) for row in rewards], 1e-6)
+
+
+def test_the_controller_moves_the_next_coefficient_and_uses_the_present_one():
+    """Mean KL against target 0.01: the clipped error is +0.2 or -0.2, gain 0.5, so 1.1 or 0.9 times."""
+    columns = [draw(s) for s in (1, 2, 3)]
+    config = replace(CONFIG, kl_target=0.01, kl_gain=0.5)
+    batch, metrics, following = prepare(rollouts(BATCH, SCORES), *columns, config, kl_coef=0.1)
+    sign = 1 if float(metrics["kl/reference"].mean()) > 0.01 else -1
+    close(following, 0.1 * (1 + sign * 0.1), FLOAT64)
+    close(metrics["kl_coef"], 0.1)
+    close(batch.returns, prepared()[0].returns, EXACT)
+    assert prepare(rollouts(BATCH, SCORES), *columns, CONFIG, kl_coef=0.7)[2] == 0.7
+
+
+def test_responses_without_a_score_count_for_nothing():
+    """As if the rollout batch had the other rows only."""
+    given = replace(rollouts(BATCH, SCORES), scored=torch.tensor([True, False, True, True]))
+    given = replace(given, scores=SCORES.masked_fill(~given.scored, math.nan))
+    columns = [draw(s) for s in (1, 2, 3)]
+    batch, metrics, _ = prepare(given, *columns, CONFIG, kl_coef=0.1)
+    kept = [0, 2, 3]
+    others = rollouts(take_rows(BATCH, kept), SCORES[kept])
+    alone, expected, _ = prepare(others, *(c[kept] for c in columns), CONFIG, kl_coef=0.1)
+    close(batch.advantages[kept], alone.advantages, FLOAT64)
+    close(batch.returns[kept], alone.returns, FLOAT64)
+    assert not batch.sequences.response_mask[1].any()
+    assert count(batch) == count(alone)
+    for name in ("reward/mean", "explained_variance"):
+        close(metrics[name], expected[name], FLOAT64)
+    close(metrics["counted_fraction"], [1.0, 0.0, 1.0, 1.0], EXACT)
+
+
+def test_a_batch_without_any_score_gives_no_nan_and_keeps_the_coefficient_moving_by_its_kl():
+    given = replace(rollouts(BATCH, SCORES), scored=torch.zeros(4, dtype=torch.bool))
+    config = replace(CONFIG, kl_target=1000.0)
+    batch, metrics, following = prepare(given, *(draw(s) for s in (1, 2, 3)), config, kl_coef=0.1)
+    assert all(value.isfinite().all() for value in metrics.values())
+    close(batch.advantages, torch.zeros_like(batch.advantages), EXACT)
+    close(following, 0.1 * 0.98, FLOAT64)
+
+
+def test_the_entropy_bonus_is_taken_off_every_token():
+    """``Given`` answers entropy 1 at every token."""
+    batch, _ = prepared()
+    plain, more = (
+        policy_step(Given(draw(4)), batch, replace(CONFIG, entropy_coef=c), temperature=1.0) for c in (0.0, 0.25)
+    )
+    close(more.losses[MASK], plain.losses[MASK] - 0.25, FLOAT64)
+    close(more.metrics["policy_loss"], plain.metrics["policy_loss"], EXACT)
 
 
 def test_preparation_equals_rewards_gae_and_whitening_in_loops():
@@ -155,7 +261,7 @@ def test_an_immediate_end_gives_no_nan():
     """Each response is one token: one reward, one advantage, no future."""
     batch = rows([(3, 1), (2, 1)])
     zeros = torch.zeros(2, 3)
-    found, metrics = prepare(batch, torch.tensor([1.0, -1.0]), zeros, zeros, zeros, CONFIG)
+    found, metrics, _ = prepare(rollouts(batch, torch.tensor([1.0, -1.0])), zeros, zeros, zeros, CONFIG, kl_coef=0.1)
     assert found.advantages.isfinite().all()
     assert all(m.isfinite().all() for m in metrics.values())
     close(found.returns.sum(1), [1.0, -1.0])
@@ -165,6 +271,6 @@ def test_permuting_the_rows_permutes_the_result():
     order = torch.tensor([2, 0, 3, 1])
     batch, _ = prepared()
     turned = type(BATCH)(*(x[order] for x in (BATCH.input_ids, BATCH.attention_mask, BATCH.response_mask)))
-    scores = torch.tensor([1.0, -2, 0.5, 3], dtype=torch.float64)[order]
-    again, _ = prepare(turned, scores, *(draw(s)[order] for s in (1, 2, 3)), CONFIG)
+    columns = (draw(s)[order] for s in (1, 2, 3))
+    again, *_ = prepare(rollouts(turned, SCORES[order]), *columns, CONFIG, kl_coef=0.1)
     close(again.advantages, batch.advantages[order], FLOAT64)

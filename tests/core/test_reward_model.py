@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from alignflow.algorithms.reward_model import RewardModelConfig, count, cut_rejected, reward_loss, step
+from alignflow.algorithms.reward_model import RewardBatch, RewardModelConfig, count, cut_rejected, reward_loss, step
 from alignflow.evaluation import calibration_error
 from alignflow.types import Pair
 from tests import reference
@@ -18,40 +18,51 @@ def pairs() -> torch.Tensor:
 
 
 def test_loss_by_hand():
-    """Scores 2 and -1: log(1 + e^-3) plus 0.5 times (2 - 1)^2."""
-    loss = reward_loss(torch.tensor([2.0]).double(), torch.tensor([-1.0]).double(), center_coef=0.5)
-    close(loss, [math.log1p(math.exp(-3)) + 0.5], FLOAT64)
+    """Scores 2 and -1: log(1 + e^-3) plus 0.5 times (2 - 1)^2; a margin of 1 asks for e^-2."""
+    w, r = torch.tensor([2.0]).double(), torch.tensor([-1.0]).double()
+    close(reward_loss(w, r, torch.zeros(1), center_coef=0.5), [math.log1p(math.exp(-3)) + 0.5], FLOAT64)
+    close(reward_loss(w, r, torch.ones(1), center_coef=0.5), [math.log1p(math.exp(-2)) + 0.5], FLOAT64)
 
 
 @pytest.mark.parametrize("center", [0.0, 0.01, 1.0])
 def test_loss_equals_the_loop(center: float):
     chosen, rejected = pairs()
-    expected = reference.reward(chosen.tolist(), rejected.tolist(), center)
-    close(reward_loss(chosen, rejected, center_coef=center), expected, FLOAT64)
+    margins = chosen.abs()
+    expected = reference.reward(chosen.tolist(), rejected.tolist(), margins.tolist(), center)
+    close(reward_loss(chosen, rejected, margins, center_coef=center), expected, FLOAT64)
 
 
 def test_equal_scores_give_log_two_and_a_shift_changes_nothing_without_centring():
     chosen, rejected = pairs()
-    close(reward_loss(chosen, chosen, center_coef=0.0), [math.log(2)] * 7, FLOAT64)
-    shifted = reward_loss(chosen + 5, rejected + 5, center_coef=0.0)
-    close(shifted, reward_loss(chosen, rejected, center_coef=0.0), FLOAT64)
+    none = torch.zeros(7)
+    close(reward_loss(chosen, chosen, none, center_coef=0.0), [math.log(2)] * 7, FLOAT64)
+    shifted = reward_loss(chosen + 5, rejected + 5, none, center_coef=0.0)
+    close(shifted, reward_loss(chosen, rejected, none, center_coef=0.0), FLOAT64)
 
 
 def test_loss_passes_gradcheck():
     chosen, rejected = pairs()
     assert torch.autograd.gradcheck(
-        lambda a, b: reward_loss(a, b, center_coef=0.1), (chosen.requires_grad_(), rejected.requires_grad_())
+        lambda a, b: reward_loss(a, b, torch.full((7,), 0.5), center_coef=0.1),
+        (chosen.requires_grad_(), rejected.requires_grad_()),
     )
 
 
 def test_a_step_takes_chosen_rows_first():
     """Two pairs: 3 against 1 is right, 0 against 2 is wrong; margins 2 and -2."""
-    batch = rows([(1, 2), (1, 3), (1, 2), (1, 1)])
-    output = step(Given(scores=torch.tensor([3.0, 0, 1, 2])), batch, RewardModelConfig(0.0))
+    batch = RewardBatch(rows([(1, 2), (1, 3), (1, 2), (1, 1)]), torch.zeros(2))
+    output = step(Given(scores=torch.tensor([3.0, 0, 1, 2])), batch, RewardModelConfig(0.0, 1.0))
     close(output.losses, [math.log1p(math.exp(-2)), math.log1p(math.exp(2))])
     close(output.metrics["rewards/accuracy"], [1.0, 0.0], EXACT)
     close(output.metrics["rewards/margin"], [2.0, -2.0], EXACT)
     assert count(batch) == 2
+
+
+def test_margins_of_the_data_are_weighed_by_their_coefficient():
+    """Margins 4 and 0 at coefficient 1/2: h = 2 - 2 = 0 and -2 - 0 = -2."""
+    batch = RewardBatch(rows([(1, 2), (1, 3), (1, 2), (1, 1)]), torch.tensor([4.0, 0.0]))
+    output = step(Given(scores=torch.tensor([3.0, 0, 1, 2])), batch, RewardModelConfig(0.0, 0.5))
+    close(output.losses, [math.log(2), math.log1p(math.exp(2))])
 
 
 def test_calibration_by_hand():

@@ -75,13 +75,39 @@ def test_no_number_has_a_default():
         (r"  gae_lambda: .*\n", "", r"missing key ppo\.gae_lambda"),
         (r"  gamma: .*\n", "  gamma: 1.5\n", r"ppo\.gamma: .*less than or equal to 1.*1\.5"),
         (r"  kl_coef: \S+", "  kl_coef: .inf", r"ppo\.kl_coef: .*finite"),
-        (r"  loss: .*\n", "  loss: sigmoidal\n", r"dpo\.loss: .*'sigmoid', 'ipo' or 'hinge'.*'sigmoidal'"),
+        (
+            r"  loss: .*\n",
+            "  loss: sigmoidal\n",
+            r"dpo\.loss: .*'sigmoid', 'ipo', 'hinge', 'robust' or 'simpo'.*'sigmoidal'",
+        ),
+        (
+            r"  simpo_margin: 0.0 # .*",
+            "  simpo_margin: 0.5",
+            r"dpo: simpo_margin: 0\.5 has no effect with loss: sigmoid",
+        ),
+        (r"  loss: .*\n", "  loss: robust\n", r"dpo: loss: robust needs label_smoothing above 0"),
+        (r"  label_smoothing: 0.0 # .*", "  label_smoothing: 0.5", r"dpo\.label_smoothing: .*less than 0\.5"),
+        (r"  beta: 0.1\n", "  beta: 0.0\n", r"dpo\.beta: .*greater than 0"),
+        (r"  nll_coef: 0.0 # .*", "  nll_coef: -1.0", r"dpo\.nll_coef: .*greater than or equal to 0"),
+        (r"  kl_estimator: .*", "  kl_estimator: k2", r"ppo\.kl_estimator: .*'k1' or 'k3'"),
+        (r"  reward_clip: .*", "  reward_clip: 0.0", r"ppo\.reward_clip: .*greater than 0"),
+        (r"  zero_variance: .*", "  zero_variance: skip", r"grpo\.zero_variance: .*'keep', 'drop' or 'resample'"),
+        (r"  length_penalty: \S+", "  length_penalty: -0.1", r"iterative_dpo\.length_penalty"),
+        (r"  margin_coef: \S+", "  margin_coef: -0.1", r"reward_model\.margin_coef"),
         (r"  group_size: .*", "  group_size: 1", r"grpo\.group_size: .*greater than or equal to 2"),
         (r"  shards: \d+", "  shards: 17", r"iterative_dpo: .*alignflow set iterative_dpo\.shards=17"),
         (r"  rules: .*", "  rules: {concise_answer: 1.0}", r"params\.yaml: evaluate\.gold: concise_answer is also"),
         (r"  epochs: \d+", "  epochs: two", r"ppo\.epochs: .*integer.*'two'"),
         (r"gold: concise_answer", "gold: consise_answer", r"evaluate\.gold: no rule .* did you mean concise_answer"),
-        (r"  rules: .*", "  rules: {brevty: 1.0}", r"rewards\.rules\.brevty: no rule .* did you mean brevity"),
+        (r"  rules: .*", "  rules: {brevty: 1.0}", r"rewards\.rules: no rule 'brevty' .* did you mean brevity"),
+        (r"  rules: .*", "  rules: {brevity: {wait: 1}}", r"rewards\.rules: brevity takes weight, not wait"),
+        (
+            r"  rules: .*",
+            "  rules: {right_abstain_wrong: 1.0}",
+            r"rewards\.rules: right_abstain_wrong takes weight, right, abstain, wrong, not weight",
+        ),
+        (r"  rules: .*", "  rules: [brevity]", r"rewards\.rules: .*dictionary"),
+        (r"gold: concise_answer", "gold: right_abstain_wrong", r"evaluate\.gold: .* takes numbers \(right, abstain"),
         (r"  reward_model: \d.*\n  rules: .*", "  reward_model: 0.0\n  rules: {}", r"rewards: no source has a weight"),
         (r"base:", "base: [", r"not valid YAML"),
     ],
@@ -127,7 +153,17 @@ def test_new_shards_rewrite_the_rounds(path: Path):
 
 def test_a_reward_rule_may_be_added_by_its_name(path: Path):
     params.override(path, ["rewards.rules.brevity=0.5"])
-    assert params.load(path).rewards.rules["brevity"] == 0.5
+    assert params.load(path).rewards.rules["brevity"] == {"weight": 0.5}
+    params.override(path, ["rewards.rules.right_abstain_wrong={weight: 2, right: 1, abstain: 0.1, wrong: -1}"])
+    params.override(path, ["rewards.rules.right_abstain_wrong.wrong=-3"])
+    assert params.load(path).rewards.rules["right_abstain_wrong"]["wrong"] == -3.0
+
+
+def test_a_kl_target_needs_a_coefficient_to_move(path: Path):
+    with pytest.raises(params.ParamsError, match=r"ppo: kl_target: .* set kl_coef above 0"):
+        params.override(path, ["ppo.kl_target=6", "ppo.kl_coef=0"])
+    params.override(path, ["ppo.kl_target=6"])
+    assert params.load(path).ppo.kl_target == 6.0
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Every stage in the order of the pipeline, on the tiny model and twenty pairs, run as its program runs it."""
 
+import csv
 import json
+import re
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alignflow import rewards
+from alignflow.models.roles import SharedBase
+from alignflow.optim import MasterAdamW
 from tasks import params
 from tasks.stage import Stage
 from tasks.workspace import home
 from tests.close import EXACT, close
+from tests.tiny import disturb
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -59,7 +65,11 @@ def set_up(folder: Path, tiny: Path) -> None:
     shutil.copy(ROOT / "params.yaml", folder)
     params.override(folder / "params.yaml", SMALL)
     (folder / "data").mkdir()
-    rows = [{"prompt": f"what is {i}?", "chosen": f"it is {i}.", "rejected": f"who knows {i}"} for i in range(20)]
+    rows = [
+        {"prompt": f"what is {i}?", "chosen": f"it is {i}.", "rejected": f"who knows {i}", "margin": i / 10}
+        | ({"answer": str(i)} if i % 3 else {})
+        for i in range(20)
+    ]
     (folder / "data/preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -156,6 +166,158 @@ def test_rounds_of_iterative_dpo_sample_other_prompts_and_keep_their_lineage(pla
             scores = dict(zip(row["responses"], row["scores"], strict=True))
             assert scores[row["chosen"]] == max(row["scores"])
             assert scores[row["rejected"]] == min(row["scores"])
+
+
+MIXED = [
+    "rewards.reward_model=0.5",
+    "rewards.rules.right_abstain_wrong={weight: 1, right: 1, abstain: 0.1, wrong: -1}",
+    "rewards.missing_eos_penalty=0",
+]
+OPTIONS = {
+    "ppo": [
+        "ppo.kl_target=1",
+        "ppo.whiten_rewards=true",
+        "ppo.reward_clip=2",
+        "ppo.entropy_coef=0.01",
+        "ppo.target_kl=1",
+    ],
+    "grpo": ["grpo.zero_variance=resample", "grpo.mask_truncated=false", "grpo.normalization=dr_grpo"],
+    "iterative_dpo": ["iterative_dpo.length_penalty=0.01", "iterative_dpo.loss=simpo", "iterative_dpo.nll_coef=1"],
+}
+
+
+@pytest.fixture
+def settings(place: Path) -> Iterator[Callable[..., None]]:
+    """Set keys for one test; params and artifacts of the other tests come back after it."""
+    kept = Path("params.yaml").read_text()
+    shutil.copytree("artifacts", "kept")
+    yield lambda *keys: params.override(Path("params.yaml"), keys)
+    Path("params.yaml").write_text(kept)
+    shutil.rmtree("artifacts")
+    shutil.move("kept", "artifacts")
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "iterative_dpo"])
+def test_mixed_rewards_that_do_not_apply_to_every_row_serve_every_method(settings: Callable[..., None], name: str):
+    """A third of the prompts has no answer: their answers are judged by the reward model alone."""
+    settings(*MIXED, *OPTIONS[name])
+    found = stage(name, *(["round-1"] if name == "iterative_dpo" else []))
+    assert found["loss"] == found["loss"]
+    if name == "iterative_dpo":
+        sources = [source for row in rounds()[:3] for source in row["sources"]]
+        assert {tuple(source) for source in sources} == {("reward_model", "right_abstain_wrong")}
+    else:
+        assert {"score/mean", "score/reward_model", "score/right_abstain_wrong"} <= set(found)
+
+
+def test_rewards_by_rules_alone_leave_out_prompts_to_which_none_applies(
+    settings: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    settings(*MIXED, "rewards.reward_model=0", "rewards.rules.right_abstain_wrong.weight=2")
+    assert stage("ppo")["score/mean"] <= 2
+    assert stage("grpo")["counted_fraction"] <= 1
+    with pytest.raises(SystemExit) as failed:  # the tiny model is wrong everywhere, or has nothing to be right about
+        stage("iterative_dpo", "round-1")
+    assert failed.value.code == 1
+    dropped = {row["dropped"] for row in rounds()[:3]}
+    assert dropped == {"tie", "fewer than two answers with a reward"}
+    said = capsys.readouterr().err
+    assert all(reason in said for reason in dropped)
+
+
+def test_groups_that_stay_alike_are_sampled_again_and_then_dropped(settings: Callable[..., None]):
+    """A rule that gives every answer the same: nothing is trained, and it is said."""
+    before = weights("artifacts/sft")
+    alike = "rewards.rules.right_abstain_wrong={weight: 1, right: -1, abstain: -1, wrong: -1}"
+    settings(*MIXED, alike, "rewards.reward_model=0", "grpo.zero_variance=resample", "grpo.resample_limit=2")
+    found = stage("grpo")
+    assert found["resampled_groups"] == 4  # both groups, twice
+    assert found["updates"] == 0
+    after = weights("artifacts/grpo")
+    assert all(tensor.equal(before[name]) for name, tensor in after.items())
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "iterative_dpo"])
+def test_a_rule_that_raises_stops_the_stage_with_one_line(
+    settings: Callable[..., None], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    settings("rewards.rules.brevity=1")
+    monkeypatch.setitem(rewards.RULES, "brevity", lambda prompt, response, answer: {}[prompt])
+    with pytest.raises(SystemExit) as failed:
+        stage(name, *(["round-1"] if name == "iterative_dpo" else []))
+    assert failed.value.code == 1
+    said = capsys.readouterr().err
+    assert "rule brevity raised KeyError" in said
+    assert "what is" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("reference", "at_reference"), [("previous", True), ("initial", False)])
+def test_the_reference_of_a_round_is_the_one_that_is_asked_for(
+    settings: Callable[..., None], reference: str, at_reference: bool
+):
+    """Round 2 starts from round 1: so its first margin is 0 against the previous model, and not against SFT."""
+    settings("iterative_dpo.learning_rate=1e-2", f"iterative_dpo.reference={reference}")
+    stage("iterative_dpo", "round-1")
+    stage("iterative_dpo", "round-2")
+    with Path("plots/iterative_dpo/round-2.csv").open() as lines:
+        first = next(csv.DictReader(lines))
+    assert (abs(float(first["rewards/chosen"])) < 1e-6) == at_reference
+
+
+def test_a_run_that_diverges_stops_with_one_line_and_saves_nothing(
+    settings: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    settings("dpo.learning_rate=1e30", "dpo.max_grad_norm=1e30")
+    with pytest.raises(SystemExit) as failed:
+        stage("dpo")
+    assert failed.value.code == 1
+    assert re.search(r"\[dpo\] error: step \d: the .* is (nan|inf).*lower the learning rate", capsys.readouterr().err)
+    assert not Path("artifacts/dpo").exists()
+
+
+@pytest.mark.parametrize("name", ["dpo", "ppo", "grpo", "reward_model"])
+def test_a_reference_that_was_trained_is_noticed_and_nothing_is_saved(
+    settings: Callable[..., None], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Every optimiser step moves one weight of the reference too."""
+    opened: list[SharedBase] = []
+    add, step = SharedBase.add, MasterAdamW.step
+
+    def seen(self: SharedBase, role: str, **more: Any) -> None:
+        opened.append(self)
+        add(self, role, **more)
+
+    def leaking(self: MasterAdamW, **keys: float) -> float:
+        with torch.no_grad():
+            opened[-1].parameters("reference")[0].add_(1e-3)
+        return step(self, **keys)
+
+    monkeypatch.setattr(SharedBase, "add", seen)
+    monkeypatch.setattr(MasterAdamW, "step", leaking)
+    with pytest.raises(SystemExit) as failed:
+        stage(name)
+    assert failed.value.code == 1
+    assert "the weights of reference changed" in capsys.readouterr().err
+    assert not Path(f"artifacts/{name}/adapter_model.safetensors").exists()
+
+
+def test_a_policy_that_starts_elsewhere_than_its_reference_is_noticed(
+    settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    add = SharedBase.add
+
+    def wrong(self: SharedBase, role: str, *, start: Path | None = None, **more: Any) -> None:
+        add(self, role, start=start, **more)
+        if role == "reference":
+            disturb(self, role)
+
+    monkeypatch.setattr(SharedBase, "add", wrong)
+    for name in ("dpo", "grpo"):
+        with pytest.raises(SystemExit) as failed:
+            stage(name)
+        assert failed.value.code == 1
+        assert "should start at its reference" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("policy", ["base", "reference", "dpo", "iterative_dpo"])

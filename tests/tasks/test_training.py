@@ -1,14 +1,16 @@
 """What the training stages share: the order of rows, prepared files, rewards."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from alignflow.generate import Response
 from alignflow.types import Example, Pair
-from tasks import params, rewarding, training
+from tasks import online, params, rewarding, training
 from tests.close import close
 from tests.toy import CONFIG, Given
 
@@ -57,26 +59,82 @@ def test_a_prompt_with_several_pairs_is_one_prompt(prepared: Path):
     assert found == ["a0", "b1", "c3"]
 
 
-def reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: dict[str, float], learned: float) -> list[float]:
-    found = params.load(FILE).model_dump()
-    found["rewards"] = {"reward_model": learned, "rules": rules, "missing_eos_penalty": 0.5}
+ROWS = [{"prompt": "p", "answer": "Rome"}, {"prompt": "q", "answer": None}]
+RULE = {"weight": 2.0, "right": 1.0, "abstain": 0.0, "wrong": -1.0}
+
+
+@pytest.fixture
+def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[rewarding.Reward]]:
+    """Two responses, of 60 words and of one, with raw scores 3 and 0; the second was cut off."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "artifacts/reward_model"
     folder.mkdir(parents=True)
     (folder / "normalization.json").write_text('{"mean": 1.0, "std": 2.0}')
-    return rewarding.reward(
-        Given(scores=torch.tensor([3.0, 0.0])),  # type: ignore[arg-type]
-        params.Params.model_validate(found),
-        ["p", "q"],
-        [Example((1,), (2,)), Example((1,), (3,))],
-        [Response((2,), truncated=False), Response((3,), truncated=True)],
-        ["word " * 60, "word"],
-        budget=1000,
-    )
+
+    def reward(learned: float, rules: dict[str, Any], scores: Sequence[float] = (3.0, 0.0)) -> list[rewarding.Reward]:
+        found = params.load(FILE).model_dump()
+        found["rewards"] = {"reward_model": learned, "rules": rules, "missing_eos_penalty": 0.5}
+        return rewarding.reward(
+            Given(scores=torch.tensor(scores)),  # type: ignore[arg-type]
+            params.Params.model_validate(found),
+            ROWS,
+            [Example((1,), (2,)), Example((1,), (3,))],
+            [Response((2,), truncated=False), Response((3,), truncated=True)],
+            ["Rome " * 60, "word"],
+            budget=1000,
+        )
+
+    return reward
 
 
-def test_the_reward_is_the_weighted_sum_of_sources_less_the_missing_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_reward_is_the_weighted_sum_of_sources_less_the_missing_end(earned: Callable[..., list[rewarding.Reward]]):
     """Scores (3 - 1) / 2 = 1 and -0.5, times 2; brevity of 60 words 0.5 and of one 1, times 4; 0.5 off the second."""
-    close(reward(tmp_path, monkeypatch, {"brevity": 4.0}, 2.0), [2 + 2, -1 + 4 - 0.5])
+    rewards = earned(2.0, {"brevity": 4.0})
+    close([r.total for r in rewards], [2 + 2, -1 + 4 - 0.5])
+    assert [r.sources["brevity"] for r in rewards] == [0.5, 1.0]
+    close(rewarding.means(rewards)["score/mean"], (4 + 2.5) / 2)
+    close(rewarding.means(rewards)["score/brevity"], 0.75)
+    close(rewarding.means(rewards)["score/reward_model"], 0.25)
+
+
+def test_a_source_that_does_not_apply_adds_nothing(earned: Callable[..., list[rewarding.Reward]]):
+    """The second row has no answer: it keeps its learned score alone."""
+    rewards = earned(1.0, {"right_abstain_wrong": RULE})
+    close([r.total for r in rewards], [1 + 2, -0.5 - 0.5])
+    assert rewards[1].sources["right_abstain_wrong"] is None
+    assert rewarding.means(rewards)["score/right_abstain_wrong"] == 1.0
+
+
+def test_a_row_to_which_no_source_applies_has_no_reward(earned: Callable[..., list[rewarding.Reward]]):
+    rewards = earned(0.0, {"right_abstain_wrong": RULE})
+    assert [r.total for r in rewards] == [2.0, None]
+    assert rewarding.means(rewards) == {"score/mean": 2.0}
+    found = online.rollouts(
+        [
+            online.Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1), "", reward)
+            for i, (row, reward) in enumerate(zip(ROWS, rewards, strict=True))
+        ],
+        torch.device("cpu"),
+    )
+    assert found.scores.tolist() == [2.0, 0.0]
+    assert found.scored.tolist() == [True, False]
+    assert found.truncated.tolist() == [False, True]
+
+
+def rules_alone(rules: dict[str, Any]) -> params.Params:
+    found = params.load(FILE).model_dump()
+    found["rewards"] = {"reward_model": 0.0, "rules": rules, "missing_eos_penalty": 0.5}
+    return params.Params.model_validate(found)
+
+
+def test_rules_that_apply_to_no_row_of_the_data_are_refused_before_anything_is_sampled():
+    rows = [{"prompt": "p", "chosen": "c", "answer": None}, {"prompt": "q", "chosen": "d", "answer": "Rome"}]
+    rewarding.check_sources(rules_alone({"right_abstain_wrong": RULE}), rows)
+    rewarding.check_sources(rules_alone({"right_abstain_wrong": RULE, "brevity": {"weight": 1.0}}), rows[:1])
+    with pytest.raises(rewarding.RewardError, match=r"right_abstain_wrong.* any of 1 training rows.*answer"):
+        rewarding.check_sources(rules_alone({"right_abstain_wrong": RULE}), rows[:1])
+
+
+def test_a_reward_model_that_gives_nan_stops_the_run(earned: Callable[..., list[rewarding.Reward]]):
+    with pytest.raises(rewarding.RewardError, match=r"reward model gave nan.*'q'"):
+        earned(1.0, {}, scores=(3.0, float("nan")))
