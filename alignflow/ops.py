@@ -76,8 +76,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             normalizers[part] = torch.logsumexp(logits, -1)
             logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normalizers[part]
             if entropy:
-                probs = torch.exp(logits - normalizers[part, None])
-                entropies[part] = normalizers[part] - (probs * logits).sum(-1)
+                logp = logits - normalizers[part, None]  # not Z − Σ p·logit, which cancels where logits are large
+                entropies[part] = -(logp.exp() * logp).sum(-1)
         ctx.save_for_backward(hidden, weight, targets, normalizers, entropies)
         ctx.bias, ctx.scale, ctx.softcap, ctx.chunk = bias, scale, softcap, chunk
         ctx.set_materialize_grads(False)  # entropies are mostly looked at only: their gradient is then None

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.params import Params, load
 from tasks.stage import Stage, run
@@ -41,7 +41,6 @@ def work(stage: Stage) -> Mapping[str, float]:
     """Sample, score by reward model and gold rule, measure the KL to the reference."""
     from alignflow.data.preferences import encode_prompt
     from alignflow.generate import generate
-    from alignflow.rewards import apply_rule
     from alignflow.types import Example
     from tasks import rewarding, sampling, training
     from tasks.hardware import peak_memory_gib
@@ -78,7 +77,7 @@ def work(stage: Stage) -> Mapping[str, float]:
             "prompt": row["prompt"],
             "response": text,
             "score": score,
-            "gold": apply_rule(section.gold, row["prompt"], text, row["answer"], {}),
+            "gold": _judge(section.gold, row, text),
             "kl": divergence,
             "response_length": len(response.tokens),
             "truncated": response.truncated,
@@ -103,6 +102,26 @@ def work(stage: Stage) -> Mapping[str, float]:
         "truncated_fraction": mean("truncated"),
         "peak_memory_gib": peak_memory_gib(),
     }
+
+
+def _judge(rule: str, row: Mapping[str, Any], text: str) -> float:
+    """Return what the rule judge gives an answer.
+
+    Raises:
+        NoJudgement: it does not apply to the row.
+    """
+    from alignflow.rewards import apply_rule
+
+    value = apply_rule(rule, row["prompt"], text, row["answer"], {})
+    if value is None:
+        raise NoJudgement(
+            f"evaluate.gold: {rule} does not apply to {row['prompt']!r}; take a rule that judges every row"
+        )
+    return value
+
+
+class NoJudgement(ValueError):
+    """The rule judge leaves a row out."""
 
 
 def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: int) -> list[float]:

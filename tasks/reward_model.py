@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from alignflow.models.roles import SharedBase
 
 
+LEAST_SPREAD = 1e-6  # of raw scores; below it normalised scores would be rounding errors
+
+
 def work(stage: Stage) -> Mapping[str, float]:
     """Train, evaluate on held-out pairs, normalise on responses of the reference."""
     import torch
@@ -99,10 +102,19 @@ def _normalization(stage: Stage, models: "SharedBase") -> dict[str, float]:
     raw = by_rows(
         lambda batch: models.scores("reward_model", batch), collate(examples), section.micro_batch_tokens
     ).tolist()
-    mean, std = statistics.fmean(raw), max(statistics.stdev(raw), 1e-6)
+    mean, std = statistics.fmean(raw), statistics.stdev(raw)
+    if not std > LEAST_SPREAD:
+        raise NoSpread(
+            f"the reward model gives all {len(raw)} responses of the reference the same score ({mean:.3g}); "
+            "train it longer (reward_model.steps, reward_model.learning_rate) or look at the data"
+        )
     scored = [(value - mean) / std for value in raw]
     stage.record.table("reference responses", sampling.completions([r["prompt"] for r in rows], texts, scored))
     return {"mean": mean, "std": std}
+
+
+class NoSpread(ValueError):
+    """A reward model that tells no two responses apart cannot be normalised."""
 
 
 if __name__ == "__main__":

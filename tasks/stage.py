@@ -154,6 +154,8 @@ def run(
         sys.exit(INTERRUPTED)
     except Exception as error:
         stage.record.finish("FAILED", {})
+        if stage.checkpoint.exists():
+            stage.say("the last good state is kept; the same command continues there, other settings start anew")
         if not _is_users(error):
             raise
         _fail(name, error)

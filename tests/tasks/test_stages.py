@@ -252,6 +252,49 @@ def test_a_rule_that_raises_stops_the_stage_with_one_line(
     assert "Traceback" not in said
 
 
+def test_what_was_computed_before_a_rule_raised_is_not_lost(
+    settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The rule fails in the second rollout batch of four prompts; mended, the stage continues after the first."""
+    settings("rewards.rules.brevity=1")
+    calls: list[str] = []
+
+    def failing(prompt: str, response: str, answer: str | None) -> float:
+        calls.append(prompt)
+        return 0.0 if len(calls) <= 4 else {}[prompt]
+
+    monkeypatch.setattr("tasks.stage.SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setitem(rewards.RULES, "brevity", failing)  # type: ignore[misc]
+        with pytest.raises(SystemExit):
+            stage("ppo")
+        assert "the last good state is kept" in capsys.readouterr().out
+    assert stage("ppo")["steps"] == 2
+    assert "continues after step 1" in capsys.readouterr().out
+
+
+def test_a_reward_model_that_tells_nothing_apart_is_refused(
+    settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(
+        SharedBase, "scores", lambda self, role, batch: self.hidden(role, batch)[:, 0, 0].float() * 0 + 3
+    )
+    with pytest.raises(SystemExit) as failed:
+        stage("reward_model")
+    assert failed.value.code == 1
+    assert "the same score (3)" in capsys.readouterr().err
+
+
+def test_a_judge_that_leaves_a_row_out_is_refused(
+    settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(rewards.RULES, "concise_answer", lambda prompt, response, answer: None)  # type: ignore[misc]
+    with pytest.raises(SystemExit) as failed:
+        stage("evaluate", "reference")
+    assert failed.value.code == 1
+    assert "evaluate.gold: concise_answer does not apply to 'what is" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("reference", "at_reference"), [("previous", True), ("initial", False)])
 def test_the_reference_of_a_round_is_the_one_that_is_asked_for(
     settings: Callable[..., None], reference: str, at_reference: bool
