@@ -81,6 +81,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, targets, normalizers, entropies)
         ctx.bias, ctx.scale, ctx.softcap, ctx.chunk = bias, scale, softcap, chunk
         ctx.set_materialize_grads(False)  # entropies are mostly looked at only: their gradient is then None
+        if not entropy:
+            ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""Models that are tables, so that an algorithm's step runs without a network; and rows of masks."""
+"""Models that are tables, so that an algorithm's step runs without a network; rows of masks; checks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class Given:
         self.temperatures.append(temperature)
         mask = batch.response_mask[:, 1:]
         shown = torch.where(mask, self._logprobs, 0.0)
-        return shown, torch.ones_like(shown).where(mask, 0.0) if entropy else None
+        return shown, torch.full_like(shown, 2.0).where(mask, 0.0) if entropy else None
 
     def scores(self, role: str, batch: Sequences) -> Tensor:
         assert role == "reward_model"
@@ -60,6 +60,16 @@ class Given:
         assert role == "critic"
         assert self._values is not None
         return torch.where(batch.response_mask[:, 1:], self._values, 0.0)
+
+
+class Uncertain(Given):
+    """Answers with log-probs and with entropies that carry a gradient, as a model's do."""
+
+    def logprobs(
+        self, role: str, batch: Sequences, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        shown, found = super().logprobs(role, batch, temperature, entropy)
+        return shown, None if found is None else found.requires_grad_()
 
 
 def random_like(batch: Sequences, seed: int, scale: float = 0.3) -> Tensor:
@@ -89,3 +99,10 @@ class Bigram:
         )
         zeros = torch.zeros(mask.shape)
         return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, found) if entropy else None
+
+
+def plain_numbers(metrics: Mapping[str, Tensor]) -> None:
+    """Check that metrics can be averaged as they are and keep no graph alive."""
+    for name, values in metrics.items():
+        assert values.is_floating_point(), name
+        assert not values.requires_grad, name

@@ -23,7 +23,9 @@ class Choice:
 
 
 def shard_of(count: int, *, shard: int, of: int, seed: int) -> list[int]:
-    """Return the indices of one of m disjoint shards that together cover all prompts.
+    """Return the indices of one of m disjoint shards that together cover all prompts, in random order.
+
+    So the first few of a shard are a fair sample of it.
 
     Args:
         count: prompts in all.
@@ -33,7 +35,7 @@ def shard_of(count: int, *, shard: int, of: int, seed: int) -> list[int]:
     """
     order = list(range(count))
     random.Random(seed).shuffle(order)
-    return sorted(order[shard - 1 :: of])
+    return order[shard - 1 :: of]
 
 
 def choose_pair(

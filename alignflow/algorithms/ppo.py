@@ -43,7 +43,6 @@ class PPOBatch:
 
     sequences: Sequences
     old_logprobs: Tensor
-    ref_logprobs: Tensor
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -68,7 +67,7 @@ def token_rewards(
     rewards = torch.where(mask, -kl_coef * KL_ESTIMATORS[kl_estimator](logprobs, ref_logprobs), 0.0)
     position = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask, position, -1).max(-1, keepdim=True).values
-    return torch.where(mask & (position == last), rewards + scores[:, None], rewards)
+    return torch.where(position == last, rewards + scores[:, None], rewards)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, *, target: float, gain: float) -> float:
@@ -142,7 +141,7 @@ def prepare(
         "counted_fraction": rollouts.scored.float(),
         "explained_variance": _explained(values[mask], returns[mask]),
     }
-    batch = PPOBatch(sequences, logprobs, ref_logprobs, values, whiten(advantages, mask), returns)
+    batch = PPOBatch(sequences, logprobs, values, whiten(advantages, mask), returns)
     if config.kl_target is None:
         return batch, metrics, kl_coef
     return batch, metrics, adapted_kl_coef(kl_coef, float(kl.mean()), target=config.kl_target, gain=config.kl_gain)

@@ -10,7 +10,7 @@ from torch import Tensor
 from alignflow.algorithms.dpo import DPOConfig, PairBatch, count, dpo_loss, simpo_loss, step
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
-from tests.toy import Given, random_like, rows
+from tests.toy import Given, plain_numbers, random_like, rows
 
 LOSSES = ["sigmoid", "ipo", "hinge"]  # robust at no label noise is sigmoid; it has tests of its own
 ALL = [*LOSSES, "robust"]
@@ -197,3 +197,29 @@ def test_padding_may_hold_anything_in_a_step():
     dirty = Given(models._logprobs)
     dirty.logprobs = lambda *_, **__: (models._logprobs.masked_fill(~mask, math.nan), None)  # type: ignore[method-assign, union-attr]
     close(step(dirty, batch, config).losses, step(models, batch, config).losses, EXACT)
+
+
+def test_rewards_are_beta_times_the_log_ratio_of_each_side():
+    models, batch, config, kept = batch_of("sigmoid")
+    ratios = [sum(k) - r for k, r in zip(kept, [-1.0, -2, -3, -4], strict=True)]
+    metrics = step(models, batch, config).metrics
+    close(metrics["rewards/chosen"], [0.4 * r for r in ratios[:2]], FLOAT64)
+    close(metrics["rewards/rejected"], [0.4 * r for r in ratios[2:]], FLOAT64)
+
+
+def test_the_first_half_of_the_rows_is_chosen():
+    """Three pairs of one token each, log-probs -1 to -6: the first three rows are chosen."""
+    sequences = rows([(1, 1)] * 6)
+    models = Given(-torch.arange(1.0, 7.0)[:, None])
+    batch = PairBatch(sequences, torch.zeros(6))
+    output = step(models, batch, DPOConfig(0.4, "sigmoid", 0.0, 0.0, 0.0))
+    assert count(batch) == 3
+    close(output.metrics["nll"], [1.0, 2.0, 3.0], EXACT)
+
+
+def test_metrics_keep_no_graph():
+    models, batch, config, _ = batch_of("sigmoid")
+    assert models._logprobs is not None
+    output = step(Given(models._logprobs.requires_grad_()), batch, config)
+    assert output.losses.requires_grad
+    plain_numbers(output.metrics)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from alignflow.algorithms.grpo import GRPOBatch, GRPOConfig, count, grpo_loss, p
 from alignflow.data.collate import take_rows
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
-from tests.toy import Given, random_like, rollouts, rows
+from tests.toy import Given, Uncertain, plain_numbers, random_like, rollouts, rows
 
 CONFIG = GRPOConfig(
     beta=0.04,
@@ -196,3 +197,77 @@ def test_clip_higher_counts_each_side_by_its_own_range():
     metrics = step(Given(batch.old_logprobs + change), batch, config, temperature=1.0).metrics
     expected = (torch.arange(4) % 2).float()[:, None].expand_as(MASK)[MASK]
     close(metrics["clip_fraction"], expected, EXACT)
+
+
+def test_log_ratios_are_held_within_twenty():
+    """Beyond, the ratio is e^20 (unclipped where A < 0) or e^-20 (unclipped where A > 0)."""
+    new, old = torch.tensor([[30.0], [-30.0]], dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+    signs = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    found = grpo_loss(new, old, new, signs, beta=0.0, clip_range_low=0.2, clip_range_high=0.3)
+    close(found[0], [math.exp(20)], FLOAT64)
+    close(found[1] * 1e9, [-math.exp(-20) * 1e9], FLOAT64)
+
+
+def test_a_deviation_of_exactly_epsilon_is_not_called_zero():
+    """Scores 2, 0, 0, 0 as one group of four: squares 2.25 + 3 * 0.25 = 3, so the deviation is 1."""
+    config = replace(CONFIG, group_size=4, std_epsilon=1.0)
+    given = rollouts(BATCH, torch.tensor([2.0, 0, 0, 0], dtype=torch.float64))
+    assert zero_variance(given, config).tolist() == [False]
+    close(prepare(given, draw(1), draw(2), config)[1]["zero_variance_fraction"], [0.0], EXACT)
+    wider = replace(config, std_epsilon=1.5)
+    assert zero_variance(given, wider).tolist() == [True]
+
+
+def test_the_preparation_logs_the_kl_to_the_reference_and_the_deviations():
+    """KL of a response is the sum of log pi - log pi_ref; deviations sqrt(2) and 0.3 / sqrt(2)."""
+    metrics = prepare(ROLLOUTS, draw(1), draw(2), CONFIG)[1]
+    expected = [sum(a) - sum(b) for a, b in zip(draw(1).tolist(), draw(2).tolist(), strict=True)]
+    close(metrics["kl/reference"], expected, FLOAT64)
+    close(metrics["group_std"], [math.sqrt(2), 0.3 / math.sqrt(2)], FLOAT64)
+
+
+def test_shares_of_the_denominator_by_hand():
+    """Responses of 1 and 3 tokens after one token of prompt: 4 tokens, 2 responses, 2 times the longest allowed 8."""
+    batch, config = prepared()
+    few = replace(batch, sequences=rows([(1, 1), (1, 3)]))
+    shares = {"dapo": 4.0, "grpo": 2.0, "dr_grpo": 16.0}
+    for name, share in shares.items():
+        assert count(few, replace(config, normalization=name), max_response_length=LONGEST) == share
+
+
+def test_a_response_that_counts_for_nothing_has_finite_losses():
+    batch, config = prepared("grpo")
+    mute = replace(batch, sequences=BATCH.counting(torch.tensor([True, False, True, True])))
+    assert step(Given(draw(3)), mute, config, temperature=1.0).losses.isfinite().all()
+
+
+def test_a_step_logs_what_it_saw_at_its_temperature_and_keeps_no_graph():
+    """``Uncertain`` answers entropy 2 at every token; the KL to the sampling policy is its own k3."""
+    batch, config = prepared()
+    models = Uncertain((batch.old_logprobs + draw(9)).requires_grad_())
+    output = step(models, batch, config, temperature=0.9)
+    assert models.temperatures == [0.9]
+    close(output.metrics["entropy"], [2.0] * 12, EXACT)
+    close(output.metrics["kl/approx"], [math.exp(d) - d - 1 for d in draw(9)[MASK].tolist()], 1e-6)
+    assert output.losses.requires_grad
+    plain_numbers(output.metrics)
+    plain_numbers(prepare(ROLLOUTS, draw(1), draw(2), CONFIG)[1])
+
+
+def test_only_what_passes_a_range_counts_as_clipped():
+    """Ratio 1 with ranges of 0 is on both bounds; 1.2 and 0.9 are inside 0.8 to 1.3, 1.5 and 0.5 are not."""
+    batch, config = prepared()
+    tight = replace(config, clip_range_low=0.0, clip_range_high=0.0)
+    cases = ((1.0, tight, 0.0), (1.2, config, 0.0), (0.9, config, 0.0), (1.5, config, 1.0), (0.5, config, 1.0))
+    for ratio, keys, expected in cases:
+        models = Given(batch.old_logprobs + math.log(ratio))
+        close(step(models, batch, keys, temperature=1.0).metrics["clip_fraction"], [expected] * 12, EXACT)
+
+
+@pytest.mark.parametrize("changes", [{"zero_variance": "drop"}, {"mask_truncated": True}])
+def test_what_has_no_score_stays_out_whatever_else_is_left_out(changes: dict[str, Any]):
+    """One group of four unlike scores of which the second is missing; nothing is cut off."""
+    given = rollouts(BATCH, torch.tensor([2.0, 0, 1, 0], dtype=torch.float64))
+    given = replace(given, scored=torch.tensor([True, False, True, True]))
+    metrics = prepare(given, draw(1), draw(2), replace(CONFIG, group_size=4, **changes))[1]
+    close(metrics["counted_fraction"], [1.0, 0.0, 1.0, 1.0], EXACT)

@@ -15,6 +15,12 @@ def test_shards_are_disjoint_and_cover_all_prompts(count: int, shards: int, seed
     assert max(map(len, cut)) - min(map(len, cut)) <= 1
 
 
+def test_the_first_few_of_a_shard_come_from_all_over_the_data():
+    """The mean of 60 fair draws below 1200 is 600 +- 3 * 346 / sqrt(60), about 134."""
+    first = shard_of(1200, shard=2, of=3, seed=1)[:60]
+    assert abs(sum(first) / 60 - 600) < 134
+
+
 def test_a_shard_depends_on_the_seed_and_on_nothing_else():
     assert shard_of(30, shard=2, of=3, seed=1) == shard_of(30, shard=2, of=3, seed=1)
     assert shard_of(30, shard=2, of=3, seed=1) != shard_of(30, shard=2, of=3, seed=2)
@@ -71,3 +77,14 @@ def test_tie_and_margin_are_of_the_corrected_scores():
     texts = ["x" * 10, "y" * 20]
     assert choose([1.0, 1.5], texts, penalty=0.05).dropped == "tie"
     assert choose([1.0, 1.5], texts, penalty=0.01).dropped == "margin too small"
+
+
+def test_with_nothing_to_choose_both_places_are_the_first_answer():
+    """The lineage of a round shows the texts at both places of a dropped pair too."""
+    assert choose([None, 1.0], ["a", "b"]) == Choice(0, 0, "fewer than two answers with a reward")
+    assert choose([1.0, 0.0], ["", " "]) == Choice(0, 0, "all answers empty")
+
+
+def test_every_score_needs_a_length():
+    with pytest.raises(ValueError, match="shorter"):
+        choose_pair([1.0, 0.0], ["a", "b"], [1], min_margin=0.5, length_penalty=0.0)

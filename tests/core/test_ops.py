@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from alignflow import ops
 from alignflow.ops import kl_k1, kl_k3, masked_mean, masked_sum, token_logprobs, whiten
 from tests import reference
 from tests.close import EXACT, FLOAT32, FLOAT64, LOOSE, close
@@ -136,6 +138,12 @@ def test_logprobs_by_the_loop():
     assert entropy.eq(0).all()
 
 
+def test_entropies_that_were_not_asked_for_have_no_gradient():
+    logprobs, entropy = token_logprobs(torch.ones(2, 3, requires_grad=True), torch.ones(5, 3), torch.zeros(2).long())
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+
+
 def test_no_response_token_gives_no_logprob():
     hidden = torch.zeros(0, 4, requires_grad=True)
     logprobs, _ = token_logprobs(hidden, torch.randn(5, 4), torch.zeros(0, dtype=torch.long))
@@ -150,3 +158,57 @@ def test_logprobs_of_bfloat16_states_are_float32_and_near():
     logprobs, _ = token_logprobs(hidden.bfloat16(), weight.bfloat16(), targets)
     assert logprobs.dtype == torch.float32
     close(logprobs, torch.log_softmax(hidden @ weight.T, -1)[torch.arange(5), targets], 3e-2)
+
+
+def test_whitening_two_entries_by_hand():
+    """1 and 3: mean 2, unbiased deviation sqrt(2)."""
+    found = whiten(torch.tensor([[1.0, 3.0]], dtype=torch.float64), torch.ones(1, 2).bool())
+    close(found, [[-1 / math.sqrt(2), 1 / math.sqrt(2)]], 1e-8)
+
+
+def test_k3_takes_log_ratios_up_to_twenty():
+    """Beyond, it stays at exp(20) - 21 above and at exp(-20) + 19 below, and has no slope."""
+    logprobs = torch.tensor([-30.0, 30.0], dtype=torch.float64, requires_grad=True)
+    values = kl_k3(logprobs, torch.zeros(2, dtype=torch.float64))
+    close(values[0], math.exp(20) - 21, FLOAT64)
+    close(values[1], math.exp(-20) + 19, FLOAT64)
+    values.sum().backward()
+    close(logprobs.grad, [0.0, 0.0], EXACT)
+
+
+def test_no_more_logits_than_a_chunk_exist_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Seven positions in chunks of 3, forward and backward."""
+    seen, plain = list[int](), ops._logits
+
+    def counting(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(len(hidden))
+        return plain(hidden, *rest)
+
+    monkeypatch.setattr(ops, "_logits", counting)
+    hidden = torch.randn(7, 4, generator=torch.Generator().manual_seed(7)).requires_grad_()
+    logprobs, _ = token_logprobs(hidden, torch.ones(5, 4), torch.zeros(7, dtype=torch.long), chunk=3)
+    assert seen == [3, 3, 1]
+    logprobs.sum().backward()
+    assert seen == [3, 3, 1] * 2
+
+
+def test_the_softmax_of_bfloat16_logits_is_taken_in_float32():
+    """Apart from the logits, which are bfloat16, nothing is rounded; whatever type new tensors have by default."""
+    generator = torch.Generator().manual_seed(5)
+    hidden, weight = (torch.randn(n, 8, generator=generator).bfloat16() for n in (5, 9))
+    targets = torch.tensor([0, 8, 3, 3, 1])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        logprobs, _ = token_logprobs(hidden, weight, targets)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    expected = torch.log_softmax(torch.nn.functional.linear(hidden, weight).float(), -1)[torch.arange(5), targets]
+    assert logprobs.dtype == torch.float32
+    close(logprobs, expected)
+
+
+def test_logprobs_are_on_the_device_of_the_states():
+    """The meta device computes nothing but refuses to mix with others."""
+    hidden, targets = torch.empty(3, 4, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
+    logprobs, entropies = token_logprobs(hidden, torch.empty(5, 4, device="meta"), targets, entropy=True)
+    assert logprobs.device.type == entropies.device.type == "meta"

@@ -23,7 +23,7 @@ from alignflow.algorithms.ppo import (
 from alignflow.data.collate import take_rows
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
-from tests.toy import Given, random_like, rollouts, rows
+from tests.toy import Given, Uncertain, plain_numbers, random_like, rollouts, rows
 
 CONFIG = PPOConfig(
     kl_coef=0.1,
@@ -187,12 +187,12 @@ def test_a_batch_without_any_score_gives_no_nan_and_keeps_the_coefficient_moving
 
 
 def test_the_entropy_bonus_is_taken_off_every_token():
-    """``Given`` answers entropy 1 at every token."""
+    """``Given`` answers entropy 2 at every token."""
     batch, _ = prepared()
     plain, more = (
         policy_step(Given(draw(4)), batch, replace(CONFIG, entropy_coef=c), temperature=1.0) for c in (0.0, 0.25)
     )
-    close(more.losses[MASK], plain.losses[MASK] - 0.25, FLOAT64)
+    close(more.losses[MASK], plain.losses[MASK] - 0.5, FLOAT64)
     close(more.metrics["policy_loss"], plain.metrics["policy_loss"], EXACT)
 
 
@@ -250,6 +250,14 @@ def test_steps_mask_and_weigh_their_tokens():
         for v, o, r in zip(draw(10)[MASK].tolist(), draw(3)[MASK].tolist(), batch.returns[MASK].tolist(), strict=True)
     ]
     close(critic.losses[MASK], expected, FLOAT64)
+    close(critic.metrics["value_loss"], [x / 0.5 for x in expected], FLOAT64)
+    surrogates = [
+        reference.surrogate(d, 0.0, a, 0.2, 0.2)
+        for d, a in zip(draw(9)[MASK].tolist(), batch.advantages[MASK].tolist(), strict=True)
+    ]
+    close(policy.losses[MASK], surrogates, FLOAT64)
+    close(policy.metrics["policy_loss"], surrogates, FLOAT64)
+    close(policy.metrics["entropy"], [2.0] * 12, EXACT)
     changes = draw(9)[MASK].tolist()
     outside = [float(abs(math.exp(d) - 1) > 0.2) for d in changes]
     close(policy.metrics["clip_fraction"], outside, EXACT)
@@ -274,3 +282,66 @@ def test_permuting_the_rows_permutes_the_result():
     columns = (draw(s)[order] for s in (1, 2, 3))
     again, *_ = prepare(rollouts(turned, SCORES[order]), *columns, CONFIG, kl_coef=0.1)
     close(again.advantages, batch.advantages[order], FLOAT64)
+
+
+def test_the_score_falls_on_a_response_of_one_token_at_the_first_place():
+    mask = torch.tensor([[True, False, False]])
+    zeros = torch.zeros(1, 3)
+    rewards = token_rewards(torch.tensor([10.0]), zeros, zeros, mask, kl_coef=0.5, kl_estimator="k1")
+    close(rewards, [[10.0, 0.0, 0.0]], EXACT)
+
+
+def test_token_rewards_are_on_the_device_of_their_inputs():
+    """The meta device computes nothing but refuses to mix with others."""
+    columns, mask = torch.empty(2, 3, device="meta"), torch.empty(2, 3, dtype=torch.bool, device="meta")
+    scores = torch.empty(2, device="meta")
+    assert token_rewards(scores, columns, columns, mask, kl_coef=0.5, kl_estimator="k1").device.type == "meta"
+
+
+def test_log_ratios_are_held_within_twenty():
+    """Beyond, the ratio is e^20 (unclipped where A < 0) or e^-20 (unclipped where A > 0)."""
+    new, old = torch.tensor([[30.0, -30.0]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    found = policy_loss(new, old, torch.tensor([[-1.0, 1.0]], dtype=torch.float64), clip_range=0.2)
+    close(found[0, 0], math.exp(20), FLOAT64)
+    close(found[0, 1] * 1e9, -math.exp(-20) * 1e9, FLOAT64)
+
+
+def test_the_controller_looks_at_the_mean_kl_of_a_response():
+    """A target one tenth below the mean KL: the error of 1/9 is inside the clip, so gain 0.5 adds 1/18."""
+    columns = [draw(1), draw(1) - 0.1 * MASK.double(), draw(3)]  # 12 tokens in 4 responses: 0.3 nats a response
+    config = replace(CONFIG, kl_target=0.27, kl_gain=0.5)
+    following = prepare(rollouts(BATCH, SCORES), *columns, config, kl_coef=0.1)[2]
+    close(following, 0.1 * (1 + 0.5 / 9), FLOAT64)
+
+
+def test_a_batch_keeps_what_sampling_said_of_its_tokens():
+    batch, _ = prepared()
+    close(batch.old_logprobs, draw(1), EXACT)
+    close(batch.old_values, draw(3), EXACT)
+
+
+@pytest.mark.parametrize(("scores", "explained"), [([0.5, -0.5], 0.0), ([1.0, 1.0], 1.0)])
+def test_explained_variance_of_a_critic_that_says_nothing(scores: list[float], explained: float):
+    """Values 0: none of the returns' variance is explained; where they do not vary there is none to explain."""
+    batch, zeros = rows([(3, 1), (2, 1)]), torch.zeros(2, 3)
+    metrics = prepare(rollouts(batch, torch.tensor(scores)), zeros, zeros, zeros, CONFIG, kl_coef=0.1)[1]
+    close(metrics["explained_variance"], explained)
+
+
+def test_a_ratio_on_the_bound_is_not_clipped():
+    """Ratio 1 with range 0."""
+    batch, _ = prepared()
+    metrics = policy_step(Given(batch.old_logprobs), batch, replace(CONFIG, clip_range=0.0), temperature=1.0).metrics
+    close(metrics["clip_fraction"], [0.0] * 12, EXACT)
+
+
+def test_metrics_keep_no_graph():
+    batch, metrics = prepared()
+    plain_numbers(metrics)
+    new, values = (draw(s).requires_grad_() for s in (4, 5))
+    for output in (
+        policy_step(Uncertain(new), batch, CONFIG, temperature=1.0),
+        critic_step(Given(values=values), batch, CONFIG),
+    ):
+        assert output.losses.requires_grad
+        plain_numbers(output.metrics)

@@ -10,7 +10,7 @@ from alignflow.evaluation import calibration_error
 from alignflow.types import Pair
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
-from tests.toy import Given, rows
+from tests.toy import Given, plain_numbers, rows
 
 
 def pairs() -> torch.Tensor:
@@ -87,3 +87,20 @@ def test_the_share_of_cut_responses_is_the_asked_one_and_repeats():
     once = cut_rejected(pairs, limit=1, fraction=0.5, seed=3)
     assert 452 <= sum(len(p.rejected) == 1 for p in once) <= 548
     assert once == cut_rejected(pairs, limit=1, fraction=0.5, seed=3)
+
+
+def test_a_step_centres_the_scores_and_not_the_margins():
+    """One pair, scores 3 and 1, margin 1.5: log(1 + e^-0.5) plus 0.5 times (3 + 1)^2."""
+    batch = RewardBatch(rows([(1, 2), (1, 3)]), torch.full((1,), 1.5))
+    output = step(Given(scores=torch.tensor([3.0, 1.0])), batch, RewardModelConfig(0.5, 1.0))
+    close(output.losses, [math.log1p(math.exp(-0.5)) + 8.0])
+
+
+def test_metrics_list_all_scores_call_a_tie_wrong_and_keep_no_graph():
+    batch = RewardBatch(rows([(1, 2), (1, 3), (1, 2), (1, 1)]), torch.zeros(2))
+    scores = torch.tensor([3.0, 2, 1, 2], requires_grad=True)
+    output = step(Given(scores=scores), batch, RewardModelConfig(0.0, 1.0))
+    close(output.metrics["rewards/accuracy"], [1.0, 0.0], EXACT)
+    close(output.metrics["score/mean"], [3.0, 2.0, 1.0, 2.0], EXACT)
+    assert output.losses.requires_grad
+    plain_numbers(output.metrics)

@@ -370,7 +370,7 @@ def test_ppos_policy_loss_agrees_with_bnpo_of_token_advantages(folder: Path, ent
     advantages = torch.randn(mask.shape, generator=torch.Generator().manual_seed(5)).where(mask, 0.0)
     case.theirs["advantages"] = torch.zeros(whole.shape).masked_scatter(whole, advantages[mask])
     zeros = torch.zeros_like(advantages)
-    batch = ppo.PPOBatch(case.ours.sequences, case.ours.old_logprobs, zeros, zeros, advantages, zeros)
+    batch = ppo.PPOBatch(case.ours.sequences, case.ours.old_logprobs, zeros, advantages, zeros)
     config = ppo.PPOConfig(
         kl_coef=0.0,
         kl_estimator="k1",

