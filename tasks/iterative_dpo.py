@@ -76,10 +76,8 @@ def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, 
 def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     """Sample, score and pair; one row a prompt with everything that made or dropped its pair."""
     from alignflow.algorithms.iterative_dpo import choose_pair, shard_of
-    from alignflow.data.preferences import encode_prompt
     from alignflow.models.base import load_identity
-    from alignflow.types import Example
-    from tasks import rewarding, sampling, training
+    from tasks import rewarding, training
     from tasks.workspace import IDENTITY
 
     section, k = stage.params.iterative_dpo, stage.params.iterative_dpo.samples_per_prompt
@@ -87,16 +85,10 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     train = training.read_prompts("train")
     rewarding.check_sources(stage.params, train)
     shard = shard_of(len(train), shard=turn.shard, of=turn.of, seed=section.seed)[: section.prompts_per_shard]
-    rows = [train[i] for i in shard for _ in range(k)]
-    prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in rows]
-    stage.say(f"samples {k} answers to each of {len(shard)} prompts")
+    rows = [train[i] for i in shard]
+    stage.say(f"samples {k} answers to each of {len(rows)} prompts")
     seed = section.seed * 1000 + turn.shard
-    responses, texts = sampling.sample(models, "policy", prompts, stage.params, seed=seed)
-    examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    rewards = rewarding.reward(
-        models, stage.params, rows, examples, responses, texts, budget=section.micro_batch_tokens
-    )
-    totals, lengths = [r.total for r in rewards], [len(r.tokens) for r in responses]
+    samples = rewarding.sample(models, stage.params, rows, k, seed=seed, budget=section.micro_batch_tokens)
     origin = {
         "round": stage.name.partition("@")[2],
         "shard": turn.shard,
@@ -108,30 +100,27 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
         "sampling": {**stage.params.sampling.model_dump(), "seed": seed},
     }
     result: list[dict[str, Any]] = []
-    for start in range(0, len(rows), k):
-        group = slice(start, start + k)
+    for place, row in enumerate(rows):
+        group = samples[place * k : (place + 1) * k]
+        totals, texts = [s.reward.total for s in group], [s.text for s in group]
+        lengths = [len(s.response.tokens) for s in group]
         choice = choose_pair(
-            totals[group],
-            texts[group],
-            lengths[group],
-            min_margin=section.min_margin,
-            length_penalty=section.length_penalty,
+            totals, texts, lengths, min_margin=section.min_margin, length_penalty=section.length_penalty
         )
-        best, worst = start + choice.best, start + choice.worst
         result.append(
             {
-                "prompt_id": rows[start]["prompt_id"],
-                "prompt": rows[start]["prompt"],
-                "chosen": texts[best],
-                "rejected": texts[worst],
+                "prompt_id": row["prompt_id"],
+                "prompt": row["prompt"],
+                "chosen": texts[choice.best],
+                "rejected": texts[choice.worst],
                 "dropped": choice.dropped,
-                "scores": [None if total is None else round(total, 4) for total in totals[group]],
-                "sources": [r.sources for r in rewards[group]],
-                "lengths": lengths[group],
-                "responses": texts[group],
-                "truncated": [r.truncated for r in responses[group]],
-                "chosen_ids": responses[best].tokens,
-                "rejected_ids": responses[worst].tokens,
+                "scores": [None if total is None else round(total, 4) for total in totals],
+                "sources": [s.reward.sources for s in group],
+                "lengths": lengths,
+                "responses": texts,
+                "truncated": [s.response.truncated for s in group],
+                "chosen_ids": group[choice.best].response.tokens,
+                "rejected_ids": group[choice.worst].response.tokens,
                 **origin,
             }
         )

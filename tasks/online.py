@@ -1,18 +1,15 @@
 """What the on-policy stages share: the roles, and rollouts of the current policy with their rewards."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from alignflow.data.collate import by_rows, collate
-from alignflow.data.preferences import encode_prompt
-from alignflow.generate import Response
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
-from alignflow.types import Example, Metrics, Rollouts, Sequences
+from alignflow.types import Metrics, Rollouts, Sequences
 from tasks import rewarding, sampling, training
 from tasks.params import OnPolicy, Params
 from tasks.stage import Stage
@@ -41,38 +38,7 @@ def logprobs(models: SharedBase, sequences: Sequences, temperature: float, budge
     return mine, other
 
 
-class Sample(NamedTuple):
-    """One sampled response with its reward."""
-
-    row: Mapping[str, Any]
-    example: Example
-    response: Response
-    text: str
-    reward: rewarding.Reward
-
-
-def sample(
-    models: SharedBase, params: Params, rows: Sequence[Mapping[str, Any]], samples: int, *, seed: int, budget: int
-) -> list[Sample]:
-    """Sample responses of the current policy to prepared rows, side by side, and reward them.
-
-    Args:
-        models: with the roles of ``open_roles``.
-        params: sampling and rewards.
-        rows: prepared rows, one a prompt.
-        samples: responses a prompt.
-        seed: of the sampling.
-        budget: most padded tokens of a forward pass.
-    """
-    each = [row for row in rows for _ in range(samples)]
-    prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in each]
-    responses, texts = sampling.sample(models, "policy", prompts, params, seed=seed)
-    examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    rewards = rewarding.reward(models, params, each, examples, responses, texts, budget=budget)
-    return [Sample(*one) for one in zip(each, examples, responses, texts, rewards, strict=True)]
-
-
-def rollouts(samples: Sequence[Sample], device: torch.device) -> Rollouts:
+def rollouts(samples: Sequence[rewarding.Sample], device: torch.device) -> Rollouts:
     """Return samples as a record of tensors."""
     totals = [s.reward.total for s in samples]
     return Rollouts(
@@ -110,10 +76,10 @@ def collector(
     config = training.config_of(section, OptimisationConfig)
 
     def collect(step: int) -> tuple[Rollouts, Metrics]:
-        def draw(prompts: Sequence[int], attempt: int) -> list[Sample]:
+        def draw(prompts: Sequence[int], attempt: int) -> list[rewarding.Sample]:
             seed = config.seed * 100_003 + step + attempt * 1_000_000_007
             chosen = [rows[i] for i in prompts]
-            return sample(models, stage.params, chosen, samples, seed=seed, budget=config.micro_batch_tokens)
+            return rewarding.sample(models, stage.params, chosen, samples, seed=seed, budget=config.micro_batch_tokens)
 
         used = training.rows_of_step(len(rows), config, step)
         drawn, resampled = draw(used, 0), 0
@@ -128,11 +94,8 @@ def collector(
                 drawn[group * samples : (group + 1) * samples] = more[place * samples : (place + 1) * samples]
             used, resampled = [*used, *fresh], resampled + len(fresh)
         if step in (0, config.steps - 1):
-            texts = [s.text for s in drawn]
-            totals = [s.reward.total for s in drawn]
-            stage.record.table(
-                f"completions-{step + 1}", sampling.completions([s.row["prompt"] for s in drawn], texts, totals)
-            )
+            prompts, texts, totals = zip(*((s.row["prompt"], s.text, s.reward.total) for s in drawn), strict=True)
+            stage.record.table(f"completions-{step + 1}", sampling.completions(prompts, texts, totals))
         lengths = [len(s.response.tokens) for s in drawn]
         metrics = {
             **rewarding.means([s.reward for s in drawn]),

@@ -1,17 +1,18 @@
-"""What PPO, GRPO and iterative DPO maximise, and the learned score on its own."""
+"""What PPO, GRPO and iterative DPO maximise, samples with what they earned, and the learned score on its own."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from alignflow.data.collate import by_rows, collate
+from alignflow.data.preferences import encode_prompt
 from alignflow.generate import Response
 from alignflow.models.roles import SharedBase
 from alignflow.rewards import apply_rule
 from alignflow.types import Example
-from tasks import training
+from tasks import sampling, training
 from tasks.params import Params
 
 LEARNED = "reward_model"
@@ -87,6 +88,37 @@ def reward(
         earned = [weights[name] * value for name, value in mine.items() if value is not None]
         rewards.append(Reward(sum(earned) - keys.missing_eos_penalty * response.truncated if earned else None, mine))
     return rewards
+
+
+class Sample(NamedTuple):
+    """One sampled response with what it earned."""
+
+    row: Mapping[str, Any]
+    example: Example
+    response: Response
+    text: str
+    reward: Reward
+
+
+def sample(
+    models: SharedBase, params: Params, rows: Sequence[Mapping[str, Any]], samples: int, *, seed: int, budget: int
+) -> list[Sample]:
+    """Sample responses of the current policy to prepared rows, side by side, and reward them.
+
+    Args:
+        models: with the roles ``policy`` and ``reward_model``.
+        params: sampling and rewards.
+        rows: prepared rows, one a prompt.
+        samples: responses a prompt.
+        seed: of the sampling.
+        budget: most padded tokens of a forward pass.
+    """
+    each = [row for row in rows for _ in range(samples)]
+    prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in each]
+    responses, texts = sampling.sample(models, "policy", prompts, params, seed=seed)
+    examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
+    rewards = reward(models, params, each, examples, responses, texts, budget=budget)
+    return [Sample(*one) for one in zip(each, examples, responses, texts, rewards, strict=True)]
 
 
 def check_sources(params: Params, rows: Sequence[Mapping[str, Any]]) -> None:
