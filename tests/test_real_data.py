@@ -4,10 +4,12 @@ Minutes a test, and data that lies beside the checkout: `pytest -m slow tests/te
 """
 
 import gzip
+import hashlib
 import importlib.util
 import json
 import re
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 
 from alignflow.algorithms import dpo, reward_model
 from alignflow.data.collate import by_rows, collate_pairs
-from alignflow.data.preferences import encode_response, split
+from alignflow.data.preferences import encode_response
 from alignflow.loops import offline
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.base import identify
@@ -89,10 +91,16 @@ def _conversations(path: Path) -> list[Row]:
     ]
 
 
-def _sides(tokenizer: Any, rows: Sequence[Row], *, limit: int, unseen: float) -> Sides:
-    """Encode the rows that fit a limit of tokens and split them by prompt; count those that stay out."""
-    pairs: list[Pair] = []
-    openings: list[str] = []
+def _folds(tokenizer: Any, rows: Sequence[Row], *, limit: int, ends: Sequence[float]) -> list[Sides]:
+    """Encode the rows that fit a limit of tokens and cut them by prompt; each part is once the unseen side.
+
+    Args:
+        tokenizer: of the base.
+        rows: all of a set.
+        limit: most tokens of a prompt with an answer.
+        ends: where the parts end, as shares of the prompts in the order of their hash; the last is 1.
+    """
+    pairs: list[tuple[int, Pair]] = []
     for turns, chosen, rejected in rows:
         if not (turns and turns[-1][0] == "user" and chosen and rejected):
             continue
@@ -100,17 +108,16 @@ def _sides(tokenizer: Any, rows: Sequence[Row], *, limit: int, unseen: float) ->
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
         pair = Pair(tuple(prompt), encode_response(tokenizer, chosen), encode_response(tokenizer, rejected))
         if len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= limit:
-            pairs.append(pair)
-            # one conversation can come back a few turns longer: all that open alike are on one side
-            openings.append(next(said for who, said in turns if who == "user"))
-    kept_back = split(openings, eval_fraction=unseen, seed=CONFIG.seed)
-    sides = Sides(
-        [pair for pair, opening in zip(pairs, openings, strict=True) if opening not in kept_back],
-        [pair for pair, opening in zip(pairs, openings, strict=True) if opening in kept_back],
-        len(rows) - len(pairs),
-    )
-    assert not {p.prompt for p in sides.train} & {p.prompt for p in sides.unseen}
-    return sides
+            # one conversation can come back a few turns longer: all that open alike are in one part
+            opening = next(said for who, said in turns if who == "user")
+            digest = hashlib.sha256(f"{CONFIG.seed}:{opening}".encode()).digest()
+            pairs.append((bisect_right(ends, int.from_bytes(digest[:8], "big") / 2**64), pair))
+    result = []
+    for fold in range(len(ends)):
+        train, unseen = ([pair for part, pair in pairs if (part == fold) == side] for side in (False, True))
+        assert not {p.prompt for p in train} & {p.prompt for p in unseen}
+        result.append(Sides(train, unseen, len(rows) - len(pairs)))
+    return result
 
 
 def _open() -> SharedBase:
@@ -207,27 +214,26 @@ def _score_unseen(models: SharedBase, sides: Sides, steps: int) -> tuple[Trained
 
 def test_a_reward_model_ranks_answers_of_unseen_transcripts_better_than_chance() -> None:
     began, name, models = time.monotonic(), "hh-rlhf/harmless-base.jsonl.gz", _open()
-    sides = _sides(models.base.tokenizer, _transcripts(_data(name)), limit=256, unseen=0.42)
+    sides = _folds(models.base.tokenizer, _transcripts(_data(name)), limit=256, ends=(0.42, 1.0))[0]
     trained, margins = _score_unseen(models, sides, steps=72)
     low = _report(f"reward model, {name}", sides, trained, margins, began)
     assert low > 0.5
 
 
 def test_a_reward_model_ranks_answers_of_unseen_conversations_better_than_chance() -> None:
-    """Few pairs, so each half is judged by a model that was trained on the other."""
-    began, name, models = time.monotonic(), "sharegpt-dpo/dpo_en.json", _open()
-    sides = _sides(models.base.tokenizer, _conversations(_data(name)), limit=1024, unseen=0.5)
-    turned = Sides(sides.unseen, sides.train, sides.left_out)
-    trained, margins = _score_unseen(models, sides, steps=16)
-    _, more = _score_unseen(_open(), turned, steps=16)
-    both = Sides(sides.train, sides.unseen + sides.train, sides.left_out)
-    low = _report(f"reward model, {name}", both, trained, margins + more, began)
+    """Few pairs: so all are judged, each by a model trained on the three quarters that it is not in."""
+    began, name, tokenizer = time.monotonic(), "sharegpt-dpo/dpo_en.json", _open().base.tokenizer
+    folds = _folds(tokenizer, _conversations(_data(name)), limit=1024, ends=(0.25, 0.5, 0.75, 1.0))
+    found = [_score_unseen(_open(), sides, steps=16) for sides in folds]
+    everything = folds[0]._replace(unseen=[pair for sides in folds for pair in sides.unseen])
+    margins = [margin for _, some in found for margin in some]
+    low = _report(f"reward model, {name}", everything, found[0][0], margins, began)
     assert low > 0.5
 
 
 def test_dpo_raises_the_margin_between_answers_to_unseen_prompts() -> None:
     began, name, models = time.monotonic(), "sharegpt-dpo/dpo_en.json", _open()
-    sides = _sides(models.base.tokenizer, _conversations(_data(name)), limit=1024, unseen=0.5)
+    sides = _folds(models.base.tokenizer, _conversations(_data(name)), limit=1024, ends=(0.5, 1.0))[0]
     models.add("reference")
     models.add("policy", trained=True)
     config = replace(CONFIG, steps=16)
