@@ -213,8 +213,9 @@ def _score_unseen(models: SharedBase, sides: Sides, steps: int) -> tuple[Trained
 
 
 def test_a_reward_model_ranks_answers_of_unseen_transcripts_better_than_chance() -> None:
-    began, name, models = time.monotonic(), "hh-rlhf/harmless-base.jsonl.gz", _open()
-    sides = _folds(models.base.tokenizer, _transcripts(_data(name)), limit=256, ends=(0.42, 1.0))[0]
+    began, name = time.monotonic(), "hh-rlhf/harmless-base.jsonl.gz"
+    rows, models = _transcripts(_data(name)), _open()
+    sides = _folds(models.base.tokenizer, rows, limit=256, ends=(0.42, 1.0))[0]
     trained, margins = _score_unseen(models, sides, steps=72)
     low = _report(f"reward model, {name}", sides, trained, margins, began)
     assert low > 0.5
@@ -222,8 +223,9 @@ def test_a_reward_model_ranks_answers_of_unseen_transcripts_better_than_chance()
 
 def test_a_reward_model_ranks_answers_of_unseen_conversations_better_than_chance() -> None:
     """Few pairs: so all are judged, each by a model trained on the three quarters that it is not in."""
-    began, name, tokenizer = time.monotonic(), "sharegpt-dpo/dpo_en.json", _open().base.tokenizer
-    folds = _folds(tokenizer, _conversations(_data(name)), limit=1024, ends=(0.25, 0.5, 0.75, 1.0))
+    began, name = time.monotonic(), "sharegpt-dpo/dpo_en.json"
+    rows = _conversations(_data(name))
+    folds = _folds(_open().base.tokenizer, rows, limit=1024, ends=(0.25, 0.5, 0.75, 1.0))
     found = [_score_unseen(_open(), sides, steps=16) for sides in folds]
     everything = folds[0]._replace(unseen=[pair for sides in folds for pair in sides.unseen])
     margins = [margin for _, some in found for margin in some]
@@ -232,8 +234,9 @@ def test_a_reward_model_ranks_answers_of_unseen_conversations_better_than_chance
 
 
 def test_dpo_raises_the_margin_between_answers_to_unseen_prompts() -> None:
-    began, name, models = time.monotonic(), "sharegpt-dpo/dpo_en.json", _open()
-    sides = _folds(models.base.tokenizer, _conversations(_data(name)), limit=1024, ends=(0.5, 1.0))[0]
+    began, name = time.monotonic(), "sharegpt-dpo/dpo_en.json"
+    rows, models = _conversations(_data(name)), _open()
+    sides = _folds(models.base.tokenizer, rows, limit=1024, ends=(0.5, 1.0))[0]
     models.add("reference")
     models.add("policy", trained=True)
     config = replace(CONFIG, steps=16)
