@@ -78,9 +78,9 @@ def reward(
             if value is None or not math.isfinite(value):
                 raise RewardError(f"the reward model gave {value} to a response to {row['prompt']!r}")
     for name, numbers in keys.rules.items():
-        own = {key: value for key, value in numbers.items() if key != "weight"}
         sources[name] = [
-            apply_rule(name, row["prompt"], text, row["answer"], own) for row, text in zip(rows, texts, strict=True)
+            apply_rule(name, row["prompt"], text, row["answer"], _own(numbers))
+            for row, text in zip(rows, texts, strict=True)
         ]
     rewards = []
     for i, response in enumerate(responses):
@@ -131,8 +131,9 @@ def check_sources(params: Params, rows: Sequence[Mapping[str, Any]]) -> None:
     if params.rewards.reward_model:
         return
     for name, numbers in params.rewards.rules.items():
-        own = {key: value for key, value in numbers.items() if key != "weight"}
-        if any(apply_rule(name, row["prompt"], row["chosen"], row["answer"], own) is not None for row in rows):
+        if any(
+            apply_rule(name, row["prompt"], row["chosen"], row["answer"], _own(numbers)) is not None for row in rows
+        ):
             return
     raise RewardError(
         f"no rule of params.yaml ({', '.join(params.rewards.rules)}) applies to any of {len(rows)} training rows; "
@@ -147,6 +148,11 @@ def means(rewards: Sequence[Reward]) -> dict[str, float]:
         columns |= {f"score/{name}": [r.sources[name] for r in rewards] for name in rewards[0].sources}
     applied = {name: [v for v in values if v is not None] for name, values in columns.items()}
     return {name: sum(values) / len(values) for name, values in applied.items() if values}
+
+
+def _own(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return a rule's own numbers, without its weight."""
+    return {key: value for key, value in numbers.items() if key != "weight"}
 
 
 class RewardError(ValueError):

@@ -81,28 +81,6 @@ def test_a_fresh_adapter_changes_nothing(tiny: Path):
     close(logprobs(models, "policy"), before, EXACT)
 
 
-def test_a_row_gets_the_same_numbers_alone_and_in_a_batch(models: SharedBase):
-    batch = some_rows()
-    with torch.no_grad():
-        scores, values = models.scores("reward_model", batch), models.values("critic", batch)
-    together = logprobs(models, "policy")
-    for row in range(4):
-        alone = take_rows(batch, [row])
-        width = alone.input_ids.shape[1] - 1
-        close(logprobs(models, "policy", alone), together[[row], :width], within(models))
-        with torch.no_grad():
-            close(models.scores("reward_model", alone), scores[[row]], within(models))
-            close(models.values("critic", alone), values[[row], :width], within(models))
-
-
-def test_what_lies_in_the_padding_changes_nothing(models: SharedBase):
-    batch = some_rows()
-    other = Sequences(batch.input_ids.masked_fill(~batch.attention_mask, 77), batch.attention_mask, batch.response_mask)
-    close(logprobs(models, "policy", other), logprobs(models, "policy", batch), EXACT)
-    with torch.no_grad():
-        close(models.scores("reward_model", other), models.scores("reward_model", batch), EXACT)
-
-
 def test_the_score_is_the_head_on_the_last_response_token(models: SharedBase):
     """Rows end at 3+4, 6+2, 2+9 and 5+1 tokens, so at columns 6, 7, 10 and 5."""
     batch = some_rows()
@@ -150,23 +128,6 @@ def test_gradients_flow_in_four_bits_after_a_forward_without_gradients(tiny: Pat
     assert len(first) == len(models.parameters("policy"))
 
 
-def test_the_shared_base_answers_like_separate_models(tiny: Path):
-    shared, batch = four_roles(tiny), some_rows()
-    for role, seed in (("policy", 0), ("reward_model", 2), ("critic", 3)):
-        alone = open_base(tiny)
-        alone.add(role)
-        disturb(alone, role, seed)
-        if role in shared.heads:
-            bias = shared.heads[role].bias
-            alone.add_head(role, weight=shared.heads[role].weight, bias=None if bias is None else bias.item())
-        close(logprobs(alone, role), logprobs(shared, role), EXACT)
-        with torch.no_grad():
-            if role == "reward_model":
-                close(alone.scores(role, batch), shared.scores(role, batch), EXACT)
-            if role == "critic":
-                close(alone.values(role, batch), shared.values(role, batch), EXACT)
-
-
 def test_merged_layers_answer_like_the_role_and_the_adapted_layers_come_back(models: SharedBase):
     before, ids = logprobs(models, "policy"), some_rows().input_ids
 
@@ -192,29 +153,6 @@ def test_merging_the_base_role_leaves_adapters_out(tiny: Path):
         merged = model(input_ids=ids).logits
     with torch.no_grad():
         close(merged, open_base(tiny).base.model(input_ids=ids).logits)
-
-
-def test_a_saved_policy_loads_with_plain_peft(tiny: Path, tmp_path: Path):
-    from peft import AutoPeftModelForCausalLM
-
-    models, ids = four_roles(tiny), torch.randint(1, 90, (2, 7))
-    models.save("policy", tmp_path)
-    plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    with torch.no_grad(), models.role("policy") as model:
-        close(plain(input_ids=ids).logits, model(input_ids=ids).logits)
-
-
-def test_a_saved_reward_model_loads_as_a_plain_sequence_classifier(tiny: Path, tmp_path: Path):
-    from peft import AutoPeftModelForSequenceClassification
-
-    models, batch = four_roles(tiny), some_rows()
-    models.save("reward_model", tmp_path)
-    plain = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1, dtype=torch.float32).eval()
-    pad = plain.config.get_text_config().pad_token_id
-    ids = batch.input_ids.masked_fill(~batch.attention_mask, pad)
-    with torch.no_grad():
-        found = plain(input_ids=ids, attention_mask=batch.attention_mask.long()).logits[:, 0]
-        close(found, models.scores("reward_model", batch))
 
 
 def test_a_saved_role_comes_back_with_its_head_and_the_same_bytes(tiny: Path, tmp_path: Path):
