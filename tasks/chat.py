@@ -20,7 +20,7 @@ def chat(policies: Sequence[str]) -> None:
     The adapters must be there: the caller has checked.
     """
     params = load(Path("params.yaml"))
-    from alignflow.data.preferences import encode_prompt
+    from alignflow.data.encoding import encode_prompt
     from alignflow.generate import generate
     from tasks import sampling, training
     from tasks.stage import quiet
@@ -40,7 +40,7 @@ def chat(policies: Sequence[str]) -> None:
             with console.status(policy), models.merged(policy) as model:
                 (response,) = generate(
                     model,
-                    [encode_prompt(models.base.tokenizer, question)],
+                    [encode_prompt(models.base.tokenizer, [{"role": "user", "content": question}])],
                     eos_ids=sampling.eos_ids(models),
                     max_response_length=MAX_RESPONSE_LENGTH,
                     temperature=params.evaluate.temperature,

@@ -39,7 +39,7 @@ class UnknownPolicy(ValueError):
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Sample, score by reward model and gold rule, measure the KL to the reference."""
-    from alignflow.data.preferences import encode_prompt
+    from alignflow.data.encoding import encode_prompt
     from alignflow.generate import generate
     from alignflow.types import Example
     from tasks import rewarding, sampling, training
@@ -54,7 +54,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     if folder is not None:
         models.add("policy", start=folder)
     rows = training.read_prompts("eval")[: section.prompts]
-    prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in rows]
+    prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
     stage.say(f"answers {len(rows)} unseen prompts")
     with models.merged(role) as model:
         responses = generate(

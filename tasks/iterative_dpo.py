@@ -36,7 +36,7 @@ def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, 
 
     A resumed stage samples them again and gets the same: they depend on the start policy and the seed alone.
     """
-    from alignflow.data.preferences import encode_prompt
+    from alignflow.data.encoding import encode_prompt
     from alignflow.types import Pair
 
     path = Path("artifacts") / stage.name.replace("@", "/") / "pairs.jsonl"
@@ -57,7 +57,7 @@ def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, 
     stage.record.table("pairs", rows[:16])
     pairs = [
         Pair(
-            encode_prompt(models.base.tokenizer, r["prompt"]),
+            encode_prompt(models.base.tokenizer, r["messages"]),
             tuple(r["chosen_ids"]),
             tuple(r["rejected_ids"]),
         )
@@ -110,6 +110,7 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
         result.append(
             {
                 "prompt_id": row["prompt_id"],
+                "messages": row["messages"],
                 "prompt": row["prompt"],
                 "chosen": texts[choice.best],
                 "rejected": texts[choice.worst],

@@ -11,7 +11,8 @@ from tasks.workspace import IDENTITY, PREPARED
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Write ``train.jsonl``, ``eval.jsonl`` and ``dropped.json``."""
-    from alignflow.data.preferences import Dropped, encode_prompt, encode_response, gate, read, split
+    from alignflow.data.encoding import encode_prompt, encode_response
+    from alignflow.data.preferences import Dropped, gate, read, split
     from alignflow.models.base import load_identity
     from alignflow.models.load import load_tokenizer
 
@@ -22,12 +23,12 @@ def work(stage: Stage) -> Mapping[str, float]:
     total = len(rows) + len(dropped)
     fitting = []
     for row in rows:
-        prompt = len(encode_prompt(tokenizer, row.prompt))
-        response = max(len(encode_response(tokenizer, text)) for text in (row.chosen, row.rejected))
+        prompt = len(encode_prompt(tokenizer, row.messages))
+        response = max(len(encode_response(tokenizer, text)) for text in (row.chosen, row.rejected) if text)
         if prompt > data.max_prompt_length:
-            dropped.append(Dropped(row.line, "prompt longer than data.max_prompt_length"))
+            dropped.append(Dropped(row.number, "prompt longer than data.max_prompt_length"))
         elif response > data.max_response_length:
-            dropped.append(Dropped(row.line, "response longer than data.max_response_length"))
+            dropped.append(Dropped(row.number, "response longer than data.max_response_length"))
         else:
             fitting.append(row)
     counts = gate(total, dropped, most=data.max_dropped_fraction, path=path)
@@ -46,6 +47,7 @@ def work(stage: Stage) -> Mapping[str, float]:
             (
                 {
                     "prompt_id": row.prompt_id,
+                    "messages": row.messages,
                     "prompt": row.prompt,
                     "chosen": row.chosen,
                     "rejected": row.rejected,
@@ -64,7 +66,7 @@ def work(stage: Stage) -> Mapping[str, float]:
         "dropped": float(len(dropped)),
         "train_pairs": float(len(sides["train"])),
         "eval_pairs": float(len(sides["eval"])),
-        "chosen_shorter_fraction": sum(len(r.chosen) < len(r.rejected) for r in fitting) / len(fitting),
+        "chosen_shorter_fraction": sum(len(r.chosen or "") < len(r.rejected or "") for r in fitting) / len(fitting),
     }
 
 

@@ -90,13 +90,13 @@ def _normalization(stage: Stage, models: "SharedBase") -> dict[str, float]:
     import statistics
 
     from alignflow.data.collate import by_rows, collate
-    from alignflow.data.preferences import encode_prompt
+    from alignflow.data.encoding import encode_prompt
     from alignflow.types import Example
     from tasks import sampling, training
 
     section = stage.params.reward_model
     rows = training.read_prompts("train")[: section.normalization_prompts]
-    prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in rows]
+    prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
     responses, texts = sampling.sample(models, "reference", prompts, stage.params, seed=section.seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
     raw = by_rows(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from alignflow.data.collate import by_rows, collate
-from alignflow.data.preferences import encode_prompt
+from alignflow.data.encoding import encode_prompt
 from alignflow.generate import Response
 from alignflow.models.roles import SharedBase
 from alignflow.rewards import apply_rule
@@ -114,7 +114,7 @@ def sample(
         budget: most padded tokens of a forward pass.
     """
     each = [row for row in rows for _ in range(samples)]
-    prompts = [encode_prompt(models.base.tokenizer, row["prompt"]) for row in each]
+    prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in each]
     responses, texts = sampling.sample(models, "policy", prompts, params, seed=seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
     rewards = reward(models, params, each, examples, responses, texts, budget=budget)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from alignflow.data.collate import collate_pairs, micro_batches, sequence_lengths
-from alignflow.data.preferences import encode_prompt, encode_response
+from alignflow.data.encoding import encode_prompt, encode_response
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.base import load_identity, verify
 from alignflow.models.load import load_base
@@ -65,7 +65,7 @@ def encode_pairs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[Pair
     """Return rows of texts as rows of token ids."""
     return [
         Pair(
-            encode_prompt(tokenizer, row["prompt"]),
+            encode_prompt(tokenizer, row["messages"]),
             encode_response(tokenizer, row["chosen"]),
             encode_response(tokenizer, row["rejected"]),
             row["margin"],

@@ -21,7 +21,7 @@ import torch
 
 from alignflow.algorithms import dpo, reward_model
 from alignflow.data.collate import by_rows, collate_pairs
-from alignflow.data.preferences import encode_response
+from alignflow.data.encoding import encode_response
 from alignflow.loops import offline
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.base import identify

@@ -9,29 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
-class DataError(ValueError):
-    """The data cannot be used; the message names the file and what to do."""
-
-
-@dataclass(frozen=True)
-class Preference:
-    """One prompt with a preferred and a dispreferred response, as text."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    line: int
-    """Line of the file, from 1."""
-    margin: float = 0.0
-    """By how much the preferred response is better, where the row says so."""
-    answer: str | None = None
-    """The right answer to the prompt, for rules that ask for one."""
-
-    @property
-    def prompt_id(self) -> str:
-        """A short stable name of the prompt: the hash of its text."""
-        return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+from alignflow.data.rows import DataError, Row
 
 
 @dataclass(frozen=True)
@@ -43,7 +21,7 @@ class Dropped:
     reason: str
 
 
-def read(path: Path) -> tuple[list[Preference], list[Dropped]]:
+def read(path: Path) -> tuple[list[Row], list[Dropped]]:
     """Read a JSONL file of ``prompt``, ``chosen`` and ``rejected`` texts, and perhaps ``margin`` and ``answer``.
 
     Rows that are broken, empty, repeated, equal on both sides or that contradict an earlier row are dropped.
@@ -53,9 +31,9 @@ def read(path: Path) -> tuple[list[Preference], list[Dropped]]:
     """
     if not path.exists():
         raise DataError(f"{path}: not found; set data.path in params.yaml to a JSONL file of preferences")
-    kept: list[Preference] = []
+    kept: list[Row] = []
     dropped: list[Dropped] = []
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, str | None, str | None]] = set()
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -64,7 +42,7 @@ def read(path: Path) -> tuple[list[Preference], list[Dropped]]:
             reason = row if isinstance(row, str) else _fault(row, seen)
             if reason is not None:
                 dropped.append(Dropped(number, reason))
-            elif isinstance(row, Preference):
+            elif isinstance(row, Row):
                 seen.add((row.prompt, row.chosen, row.rejected))
                 kept.append(row)
     return kept, dropped
@@ -104,22 +82,7 @@ def split(prompts: Iterable[str], *, eval_fraction: float, seed: int) -> set[str
     return {prompt for prompt in prompts if share(prompt) < eval_fraction}
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """Return a user's message in the chat template, up to where the assistant's answer starts."""
-    messages = [{"role": "user", "content": prompt}]
-    return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
-
-
-def encode_response(tokenizer: Any, response: str) -> tuple[int, ...]:
-    """Return an answer's tokens with one end-of-sequence token.
-
-    Encoded apart from the prompt, so that the boundary is exact.
-    """
-    ids = tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return (*ids, tokenizer.eos_token_id)
-
-
-def _parse(line: bytes, number: int) -> Preference | str:
+def _parse(line: bytes, number: int) -> Row | str:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -129,7 +92,7 @@ def _parse(line: bytes, number: int) -> Preference | str:
     return _record(row, number) if isinstance(row, dict) else "not an object"
 
 
-def _record(row: dict[str, Any], number: int) -> Preference | str:
+def _record(row: dict[str, Any], number: int) -> Row | str:
     texts = [row.get(key) for key in ("prompt", "chosen", "rejected")]
     margin, answer = row.get("margin", 0.0), row.get("answer")
     if not all(isinstance(text, str) for text in texts):
@@ -139,10 +102,17 @@ def _record(row: dict[str, Any], number: int) -> Preference | str:
     if answer is not None and not isinstance(answer, str):
         return "answer is not a text"
     prompt, chosen, rejected = (str(text).strip() for text in texts)
-    return Preference(prompt, chosen, rejected, number, float(margin), (answer or "").strip() or None)
+    return Row(
+        ({"role": "user", "content": prompt},),
+        chosen,
+        rejected,
+        float(margin),
+        (answer or "").strip() or None,
+        number=number,
+    )
 
 
-def _fault(row: Preference, seen: set[tuple[str, str, str]]) -> str | None:
+def _fault(row: Row, seen: set[tuple[str, str | None, str | None]]) -> str | None:
     if not (row.prompt and row.chosen and row.rejected):
         return "empty text"
     if row.chosen == row.rejected:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignflow.data.collate import by_rows, collate, collate_pairs, micro_batches, sequence_lengths, take_rows
-from alignflow.data.preferences import DataError, encode_prompt, encode_response, gate, read, split
+from alignflow.data.encoding import encode_prompt, encode_response
+from alignflow.data.preferences import gate, read, split
+from alignflow.data.rows import DataError
 from alignflow.models.base import identify
 from alignflow.models.load import load_tokenizer
 from alignflow.types import Example, Pair, Sequences
@@ -108,7 +110,7 @@ def test_what_cannot_be_used_is_counted_with_its_line_and_reason(tmp_path: Path)
         ],
     )
     kept, dropped = read(path)
-    assert [(r.line, r.prompt) for r in kept] == [(1, "p"), (11, "separators \u2028 and \x85 stay")]
+    assert [(r.number, r.prompt) for r in kept] == [(1, "p"), (11, "separators \u2028 and \x85 stay")]
     assert [(d.row, d.reason) for d in dropped] == [
         (3, "repeated row"),
         (4, "contradicts an earlier row"),
@@ -168,4 +170,7 @@ def test_a_response_that_spells_control_tokens_is_only_text(tokenizer: Any):
 
 
 def test_a_prompt_is_the_chat_template_up_to_the_answer(tokenizer: Any):
-    assert tokenizer.decode(encode_prompt(tokenizer, "hi")) == f"{START}user\nhi{EOS}\n{START}assistant\n"
+    assert (
+        tokenizer.decode(encode_prompt(tokenizer, [{"role": "user", "content": "hi"}]))
+        == f"{START}user\nhi{EOS}\n{START}assistant\n"
+    )
