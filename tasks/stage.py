@@ -197,8 +197,14 @@ def _fingerprint(name: str, used: object, inputs: Sequence[str]) -> str:
     for path in map(Path, inputs):
         for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
             digest.update(file.as_posix().encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    """Return a file's digest without holding the file in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_inputs(inputs: Sequence[str]) -> None:
@@ -213,7 +219,7 @@ def _datasets(inputs: Sequence[str]) -> list[dict[str, str]]:
     return [
         {
             "name": f.as_posix(),
-            "digest": hashlib.sha256(f.read_bytes()).hexdigest()[:16],
+            "digest": sha256(f)[:16],
             "source": f.as_posix(),
             "context": "evaluation" if f.stem == "eval" else "training",
         }
