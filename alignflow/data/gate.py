@@ -141,8 +141,9 @@ def contradictory(
         chosen: of its good answer, 0 for none. (N,)
         rejected: of its bad answer, 0 for none. (N,)
     """
-    turned = np.isin(mix(prompt, chosen, rejected), mix(prompt, rejected, chosen))
-    return np.logical_and(turned, chosen != rejected)
+    turned: NDArray[np.bool_] = np.isin(mix(prompt, chosen, rejected), mix(prompt, rejected, chosen))
+    turned &= chosen != rejected
+    return turned
 
 
 def repeated(*columns: NDArray[np.uint64]) -> NDArray[np.bool_]:

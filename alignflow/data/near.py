@@ -76,7 +76,7 @@ def matches(
     found = []
     for row in sorted(candidates):
         mine = text_of(False, row)
-        best = max(((similarity(mine, text_of(True, other)), -other) for other in candidates[row]))
+        best = max((similarity(mine, text_of(True, other)), -other) for other in candidates[row])
         if best[0] >= threshold:
             found.append((row, -best[1], best[0]))
     return found
