@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 
 LEAST_LETTERS = 20
 """A shorter text is in no language that could be told."""
@@ -9,6 +10,7 @@ LEAST_PROBABILITY = 0.9
 """Of a language; below it none is named."""
 
 
+@cache  # half a second to load
 def recogniser() -> Callable[[str], str | None]:
     """Return the function that names a text's language (ISO 639-1), or None where it cannot be told."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
