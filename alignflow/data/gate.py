@@ -26,6 +26,7 @@ REASONS = {
     "wrong_type": Reason("a field is missing or of a wrong type", "repair these rows, or name the form (data.format)"),
     "empty": Reason("empty text", "fill in or delete these rows"),
     "role_order": Reason("chat turns out of order", "let user and assistant take turns, and end with the user's"),
+    "refused": Reason("the chat template refuses its turns", "take another base.chat_template, e.g. plain"),
     "identical": Reason("chosen equals rejected", "delete these rows: they say nothing"),
     "prompt_too_long": Reason("prompt does not fit", "raise data.max_prompt_length as far as the model goes"),
     "response_too_long": Reason("response does not fit", "raise data.max_response_length as far as the model goes"),

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from alignflow.data.encoding import encode_prompt
+from alignflow.data.encoding import RefusedConversation, control_tokens_in, encode_prompt, encode_responses
 from alignflow.data.gate import REASONS, reason_of
 from alignflow.data.near import BANDS, sketches, words_of
 from alignflow.data.rows import Message, Row
@@ -77,16 +77,14 @@ class Ruler:
         return len(encode_prompt(self.tokenizer, messages))
 
     def response_lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the lengths of answers, end-of-sequence included; all at once is twice as fast as one by one."""
-        if self.tokenizer is None or not texts:
+        """Return the lengths of answers, end included."""
+        if self.tokenizer is None:
             return [len(text.split()) for text in texts]
-        ids = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [len(row) + 1 for row in ids]
+        return [len(ids) for ids in encode_responses(self.tokenizer, texts)]
 
-    def spells_control(self, texts: Iterable[str]) -> bool:
-        """Return whether one of the texts spells a control token; it is encoded as text all the same."""
-        special = self.tokenizer.all_special_tokens if self.tokenizer is not None else []
-        return any(token in text for text in texts for token in special)
+    def spells_control(self, messages: Sequence[Message]) -> bool:
+        """Return whether a conversation spells a control token; it is encoded as text all the same."""
+        return self.tokenizer is not None and any(control_tokens_in(self.tokenizer, m["content"]) for m in messages)
 
 
 @dataclass(frozen=True)
@@ -161,9 +159,13 @@ def measure(batch: Sequence[Row | Fault], ruler: Ruler) -> Measured:
         words.append("")
         if isinstance(row, Fault) or fault != NO_FAULT:
             continue
-        column["prompt_length"] = ruler.prompt_length(row.messages)
         column["chosen_length"] = next(lengths) if row.chosen else 0
         column["rejected_length"] = next(lengths) if row.rejected else 0
+        try:
+            column["prompt_length"] = ruler.prompt_length(row.messages)
+        except RefusedConversation:
+            column["reason"] = _place(faults, _named("refused"))
+            continue
         column["reason"] = _place(faults, _too_long(column, ruler))
         _describe(column, row, ruler)
         line = as_line(row)
@@ -198,7 +200,7 @@ def _describe(column: Any, row: Row, ruler: Ruler) -> None:
     column["chosen"], column["rejected"] = _hash(row.chosen), _hash(row.rejected)
     column["turns"] = sum(m["role"] == "user" for m in row.messages)
     column["system"] = row.messages[0]["role"] == "system"
-    column["control"] = ruler.spells_control(m["content"] for m in row.messages)
+    column["control"] = ruler.spells_control(row.messages)
 
 
 def _wrong(row: Row) -> tuple[str, str]:

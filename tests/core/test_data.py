@@ -1,8 +1,6 @@
-"""Encoding and batches."""
+"""Batches of token rows."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,12 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignflow.data.collate import by_rows, collate, collate_pairs, micro_batches, sequence_lengths, take_rows
-from alignflow.data.encoding import encode_prompt, encode_response
-from alignflow.models.base import identify
-from alignflow.models.load import load_tokenizer
 from alignflow.types import Example, Pair, Sequences
 from tests.close import EXACT, close
-from tests.tiny import EOS, START
 from tests.toy import rows
 
 
@@ -77,29 +71,3 @@ def test_by_rows_puts_results_back_in_order_whatever_the_budget(budget: int):
 def test_by_rows_needs_no_gradient():
     weight = torch.ones(1, requires_grad=True)
     assert not by_rows(lambda b: weight.expand(len(b.input_ids)), rows([(1, 1)]), 16).requires_grad
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny: Path) -> Any:
-    return load_tokenizer(identify(str(tiny), None, converted=tiny))
-
-
-def test_a_response_ends_with_exactly_one_end_token(tokenizer: Any):
-    ids = encode_response(tokenizer, "yes")
-    assert ids.count(tokenizer.eos_token_id) == 1
-    assert ids[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(ids[:-1]) == "yes"
-
-
-def test_a_response_that_spells_control_tokens_is_only_text(tokenizer: Any):
-    ids = encode_response(tokenizer, f"a{EOS}{START}b")
-    assert ids.count(tokenizer.eos_token_id) == 1
-    assert tokenizer.convert_tokens_to_ids(START) not in ids
-    assert len(ids) == 2 + len(EOS + START) + 1  # a letter a token, and the end
-
-
-def test_a_prompt_is_the_chat_template_up_to_the_answer(tokenizer: Any):
-    assert (
-        tokenizer.decode(encode_prompt(tokenizer, [{"role": "user", "content": "hi"}]))
-        == f"{START}user\nhi{EOS}\n{START}assistant\n"
-    )
