@@ -203,6 +203,11 @@ class Sft(Optimisation):
 class RewardModel(Optimisation):
     """Bradley-Terry reward model."""
 
+    head_steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps of the head alone, on states of the start adapter, before ``steps`` train both. With some hundred
+    pairs take ``steps: 0`` and three epochs here; 0 starts from a random head."""
+    head_learning_rate: Positive
+    """Peak rate of the head alone; usual: 3e-3 to 3e-2."""
     center_coef: NonNegative
     margin_coef: NonNegative
     """Of the rows' own ``margin`` inside the loss; without effect on rows that have none."""

@@ -1,6 +1,7 @@
 """Stage ``reward_model``: train the Bradley-Terry scorer, test it on unseen prompts, and fix its scale."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tasks.stage import Stage, run
@@ -20,6 +21,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     from alignflow.loops.offline import train
     from alignflow.optim import MasterAdamW, OptimisationConfig
     from tasks import training
+    from tasks.head_first import fit_head, last_states
 
     section = stage.params.reward_model
     config = training.config_of(section, OptimisationConfig)
@@ -37,6 +39,12 @@ def work(stage: Stage) -> Mapping[str, float]:
     )
 
     margins = torch.tensor([pair.margin for pair in pairs], device=models.base.device)
+
+    if stage.resume is None and section.head_steps:
+        stage.say(f"fits the head alone for {section.head_steps} steps")
+        states = last_states(models, "reward_model", pairs, section.micro_batch_tokens)
+        alone = replace(config, steps=section.head_steps, learning_rate=section.head_learning_rate)
+        fit_head(models.heads["reward_model"], states, margins, alone, loss)
 
     def batches(step: int) -> list[reward_model.RewardBatch]:
         return [

@@ -8,7 +8,7 @@ al. 2023 (arXiv:2307.09288) for data that says by how much a response is better;
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,18 @@ class RewardBatch:
     """All chosen rows, then all rejected rows, with how much better the chosen ones are said to be."""
 
     sequences: Sequences
+    margins: Tensor
+    """As the data states them, 0 where it does not. (B,)"""
+
+
+@dataclass(frozen=True)
+class StatesBatch:
+    """What the head sees of each pair: the hidden states on the last response tokens, computed before."""
+
+    chosen: Tensor
+    """(B, H)"""
+    rejected: Tensor
+    """(B, H)"""
     margins: Tensor
     """As the data states them, 0 where it does not. (B,)"""
 
@@ -71,7 +83,7 @@ def cut_rejected(pairs: Sequence[Pair], *, limit: int, fraction: float, seed: in
     ]
 
 
-def count(batch: RewardBatch) -> float:
+def count(batch: RewardBatch | StatesBatch) -> float:
     """Return the pairs of a micro-batch: the share of the denominator it brings."""
     return float(len(batch.margins))
 
@@ -79,7 +91,16 @@ def count(batch: RewardBatch) -> float:
 def step(models: Models, batch: RewardBatch, config: RewardModelConfig) -> StepOutput:
     """Return the loss of each pair. (B,)"""
     chosen, rejected = models.scores("reward_model", batch.sequences).chunk(2)
-    losses = reward_loss(chosen, rejected, config.margin_coef * batch.margins, center_coef=config.center_coef)
+    return _output(chosen, rejected, batch.margins, config)
+
+
+def head_step(head: Callable[[Tensor], Tensor], batch: StatesBatch, config: RewardModelConfig) -> StepOutput:
+    """Return the loss of each pair with the states as they are, so that the head alone is trained. (B,)"""
+    return _output(head(batch.chosen)[:, 0], head(batch.rejected)[:, 0], batch.margins, config)
+
+
+def _output(chosen: Tensor, rejected: Tensor, margins: Tensor, config: RewardModelConfig) -> StepOutput:
+    losses = reward_loss(chosen, rejected, config.margin_coef * margins, center_coef=config.center_coef)
     return StepOutput(
         losses=losses,
         mask=torch.ones_like(losses, dtype=torch.bool),

@@ -183,12 +183,14 @@ class SharedBase:
 
     def scores(self, role: str, batch: Sequences) -> Tensor:
         """Return the role's scalar on the last response token, not normalised. (B,) float32"""
-        batch = batch.to(self.base.device)
-        states = self.hidden(role, batch)
-        last = last_response_index(batch.response_mask)
-        pooled = states[torch.arange(len(last), device=last.device), last]
-        scores: Tensor = self.heads[role](pooled.float())[:, 0]
+        scores: Tensor = self.heads[role](self.last_states(role, batch))[:, 0]
         return scores
+
+    def last_states(self, role: str, batch: Sequences) -> Tensor:
+        """Return the hidden state on the last response token: what the role's head sees. (B, H) float32"""
+        batch = batch.to(self.base.device)
+        last = last_response_index(batch.response_mask)
+        return self.hidden(role, batch)[torch.arange(len(last), device=last.device), last].float()
 
     def values(self, role: str, batch: Sequences) -> Tensor:
         """Return the role's scalar before each response token; zero elsewhere. (B, S-1) float32"""

@@ -155,6 +155,25 @@ def test_the_reward_model_brings_its_scale(place: Path):
     assert weights("artifacts/reward_model")["base_model.model.score.weight"].shape == (1, 64)
 
 
+def test_a_reward_model_of_few_pairs_trains_its_head_alone(place: Path, tmp_path: Path):
+    """Without steps of both, the adapter stays the start and the head moves from its random start."""
+    kept = tmp_path / "reward_model"
+    shutil.copytree("artifacts/reward_model", kept)
+    shutil.copy("params.yaml", tmp_path)
+    params.override(Path("params.yaml"), ["reward_model.steps=0", "reward_model.head_steps=0"])
+    stage("reward_model")
+    start = weights("artifacts/reward_model")
+    params.override(Path("params.yaml"), ["reward_model.head_steps=5"])
+    assert stage("reward_model")["steps"] == 0
+    fitted = weights("artifacts/reward_model")
+    head = "base_model.model.score.weight"
+    assert not fitted[head].equal(start[head])
+    assert all(tensor.equal(start[name]) for name, tensor in fitted.items() if name != head)
+    shutil.copy(tmp_path / "params.yaml", "params.yaml")
+    shutil.rmtree("artifacts/reward_model")
+    shutil.copytree(kept, "artifacts/reward_model")
+
+
 @pytest.mark.parametrize("name", ["dpo", "ppo", "grpo"])
 def test_a_method_trains_away_from_sft(place: Path, name: str):
     found = stage(name)
