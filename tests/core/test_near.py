@@ -27,6 +27,7 @@ def test_similarity_is_the_share_of_common_runs_of_five_characters():
     assert similarity("abcdef", "abcdeg") == pytest.approx(1 / 3)
     assert similarity("abc", "abc") == 1
     assert similarity("abc", "abd") == 0
+    assert similarity("abcdefgh1", "abcdefgh2") == 0
 
 
 def test_case_and_punctuation_make_no_difference_and_only_the_user_counts():
@@ -52,6 +53,8 @@ def test_equal_words_have_similarity_one():
         ("What is the difference between a frog and a toad?", "What is the difference between a violin and a viola?"),
         ("Why is the sky blue?", "Why is the sea blue?"),
         ("How do magnets work?", "How do engines work?"),
+        ("What is 11?", "What is 1?"),
+        (f"{LONG} in 1998", f"{LONG} in 1999"),
     ],
 )
 def test_short_questions_that_differ_in_their_telling_word_are_not_alike(one: str, other: str):

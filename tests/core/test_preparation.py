@@ -177,7 +177,7 @@ def openings(side: str, count: int) -> list[str]:
 def test_a_training_prompt_that_is_almost_held_out_is_dropped_with_all_its_rows_and_the_pair_is_shown():
     (held_out,) = openings("eval", 1)
     near = next(
-        text for i in range(99) if prepared([row(text := f"{held_out}, please {i}")])[0]["train"]
+        text for i in range(99) if prepared([row(text := f"{held_out}, please{' now' * i}")])[0]["train"]
     )  # the split puts this one elsewhere
     rows = [row(near, "a", "b", 1), row(held_out, "a", "b", 2), row(near, "a", "c", 3)]
     sides, said = prepared(rows)
