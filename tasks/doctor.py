@@ -67,18 +67,18 @@ def _params() -> tuple[bool, str]:
 
 
 def _base() -> tuple[bool, str]:
+    from alignflow.data.encoding import template_notes
     from alignflow.models.base import identify
     from alignflow.models.load import load_tokenizer
     from tasks.params import load
     from tasks.workspace import CONVERTED
 
     base = load(Path("params.yaml")).base
-    identity = identify(base.model, base.revision, converted=CONVERTED)
-    load_tokenizer(identity)
-    return (
-        True,
-        f"{base.model}: {identity.weight_bytes / 2**20:.0f} MiB, chat template present, runs as {base.quantization}",
-    )
+    identity = identify(base.model, base.revision, converted=CONVERTED, chat_template=base.chat_template)
+    template = f"chat template {base.chat_template or 'of its own'}"
+    notes = template_notes(load_tokenizer(identity))
+    found = f"{base.model}: {identity.weight_bytes / 2**20:.0f} MiB, {template}, runs as {base.quantization}"
+    return True, "; ".join([found, *notes])
 
 
 def _data() -> tuple[bool, str]:

@@ -37,6 +37,8 @@ class Base(Section):
     """A Hub id, a folder, or ``package:MODULE`` for a GGUF file inside an installed Python package."""
     revision: str | None
     """Hub ids only: branch, tag or commit."""
+    chat_template: Annotated[str, Field(min_length=1)] | None
+    """A name in alignflow/chat_templates or a .jinja file; null takes the model's own."""
     quantization: Literal["nf4", "none"]
     dtype: Literal["bfloat16", "float32"]
     """Of activations, adapters and unquantised weights."""

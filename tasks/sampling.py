@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from alignflow.data.encoding import end_of_turn
 from alignflow.generate import Response, generate
 from alignflow.models.roles import SharedBase
 from tasks.params import Params
@@ -25,15 +26,17 @@ def sample(
 
 
 def eos_ids(models: SharedBase) -> list[int]:
-    """Return every token that ends a response: the tokenizer's, and those of the model's generation settings."""
+    """Return every token that ends a response: the chat template's, the tokenizer's, and the generation settings'."""
+    tokenizer = models.base.tokenizer
     configured = models.base.model.generation_config.eos_token_id
     more = configured if isinstance(configured, list) else [configured]
-    return sorted({models.base.tokenizer.eos_token_id, *(i for i in more if i is not None)})
+    return sorted({end_of_turn(tokenizer), tokenizer.eos_token_id, *(i for i in more if i is not None)})
 
 
 def decode(models: SharedBase, responses: Sequence[Response]) -> list[str]:
-    """Return the texts of responses, without special tokens."""
-    texts: list[str] = models.base.tokenizer.batch_decode([list(r.tokens) for r in responses], skip_special_tokens=True)
+    """Return the texts of responses, without special tokens and without the one that ended them."""
+    tokens = [list(r.tokens if r.truncated else r.tokens[:-1]) for r in responses]
+    texts: list[str] = models.base.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 

@@ -1,18 +1,216 @@
-"""Conversations and answers to token ids, encoded apart so that the boundary between them is exact."""
+"""Conversations and answers to token ids, encoded apart so that the boundary between them is exact.
 
-from collections.abc import Sequence
+Control tokens come from the chat template alone: a text that spells one is cut inside it before it is tokenised, so
+that no piece holds a whole one. What the template writes around an answer is read off a conversation that it renders.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
-from alignflow.data.rows import Message
+from alignflow.data.rows import DataError, Message
+
+ADVICE = "set base.chat_template in params.yaml to another one, e.g. plain"
+QUESTION, ANSWER, ORDER = "Is this a question?", "Certainly it is.", "Answer every question."
+ASKED, ANSWERED = Message(role="user", content=QUESTION), Message(role="assistant", content=ANSWER)
+PRIVATE = [chr(i) for i in range(0xE000, 0xF900)]  # characters that Unicode leaves without a meaning
+
+
+class UnsupportedTemplate(ValueError):
+    """The chat template cannot be used to train on answers; the message says why and what to do."""
+
+
+class RefusedConversation(DataError):
+    """The chat template does not take such a conversation."""
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What a chat template does to every conversation."""
+
+    control: re.Pattern[str]
+    """Any control token, spelled out."""
+    anchor: str
+    """A control token that hides from the text after it that it is a beginning, and takes nothing of it."""
+    lead: str
+    """White space before an answer that the generation prompt leaves out, e.g. after ``[/INST]``."""
+    trail: str
+    """White space between an answer and its end."""
+    end: int
+    """The token that ends an assistant's turn."""
+    takes_system: bool
+    unlike: tuple[str, str] | None
+    """Where they part, the generation prompt and what the template writes before an answer; None where they do not."""
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Return a conversation in the chat template, up to where the assistant's answer starts."""
-    ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
+    """Return a conversation in the chat template, up to where the assistant's answer starts.
+
+    Where no text spells a control token, these are the ids of ``apply_chat_template``. A system message that the
+    template does not take is put before the first user message.
+
+    Raises:
+        RefusedConversation: the template does not take these roles in this order.
+        UnsupportedTemplate: the template cannot be used at all.
+    """
+    template = _read(tokenizer)
+    if not template.takes_system:
+        messages = _system_in_user(messages)
+    texts = "".join(message["content"] for message in messages)
+    cut = next(mark for mark in PRIVATE if mark not in texts)
+    marked = [Message(role=m["role"], content=cut.join(_pieces(template.control, m["content"]))) for m in messages]
+    first, *rest = _render(tokenizer, marked, answering=True).split(cut)
+    ids = list(tokenizer(first, add_special_tokens=False)["input_ids"])
+    for piece in rest:
+        ids += _continue(tokenizer, template.anchor, piece)
     return tuple(ids)
 
 
 def encode_response(tokenizer: Any, response: str) -> tuple[int, ...]:
-    """Return an answer's tokens with one end-of-sequence token."""
-    ids = tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return (*ids, tokenizer.eos_token_id)
+    """Return an answer's tokens as they follow the generation prompt, with the one token that ends the turn."""
+    template = _read(tokenizer)
+    ids: list[int] = []
+    for piece in _pieces(template.control, template.lead + response + template.trail):
+        ids += _continue(tokenizer, template.anchor, piece)
+    return (*ids, template.end)
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """Return the token that the chat template puts after an answer, e.g. ``<|eot_id|>``; else end-of-sequence."""
+    return _read(tokenizer).end
+
+
+def control_tokens_in(tokenizer: Any, text: str) -> list[str]:
+    """Return the control tokens that a text spells, in order; they are encoded as ordinary text."""
+    return _read(tokenizer).control.findall(text)
+
+
+def template_notes(tokenizer: Any) -> list[str]:
+    """Return what a user should know of how this chat template is used, a sentence each; mostly there is nothing.
+
+    Raises:
+        UnsupportedTemplate: the template cannot be used at all.
+    """
+    template = _read(tokenizer)
+    notes = []
+    if not template.takes_system:
+        notes.append("the chat template takes no system message; its text is put before the first user message")
+    if template.unlike is not None:
+        asking, stored = template.unlike
+        notes.append(
+            f"the chat template asks for an answer with {asking!r} and writes a past one after {stored!r}; answers are "
+            "trained as they are sampled, right after the generation prompt"
+        )
+    elif not _joins_exactly(tokenizer):
+        notes.append(
+            "the tokenizer joins characters across the start of an answer; prompt and answer are tokenised apart, as "
+            "they are when sampling"
+        )
+    if "strftime_now" in tokenizer.get_chat_template():
+        notes.append("the chat template can write today's date; a run on another day may then see other prompts")
+    return notes
+
+
+def _pieces(control: re.Pattern[str], text: str) -> list[str]:
+    """Cut a text after the first character of each control token that it spells, overlapping ones too."""
+    if not control.search(text):
+        return [text]
+    cuts = [i + 1 for i in range(len(text)) if control.match(text, i)]
+    return [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
+
+
+def _continue(tokenizer: Any, anchor: str, text: str) -> list[int]:
+    """Return the tokens of a text that goes on: some tokenizers put a space before one that starts."""
+    ids: list[int] = tokenizer(anchor + text, add_special_tokens=False)["input_ids"]
+    return ids[1:]
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], *, answering: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), add_generation_prompt=answering, tokenize=False)
+    except (TemplateError, TypeError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise RefusedConversation(f"the chat template refuses a conversation of {roles}: {error}") from error
+    return text
+
+
+def _system_in_user(messages: Sequence[Message]) -> list[Message]:
+    """Put a leading system message before the text of the user message after it."""
+    if len(messages) > 1 and messages[0]["role"] == "system" and messages[1]["role"] == "user":
+        joined = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+        return [Message(role="user", content=joined), *messages[2:]]
+    return list(messages)
+
+
+def _read(tokenizer: Any) -> _Template:
+    return _read_once(tokenizer, tokenizer.get_chat_template())
+
+
+@lru_cache(maxsize=8)
+def _read_once(tokenizer: Any, _: str) -> _Template:
+    """Read off a small conversation what the template does; its text is only there to tell templates apart.
+
+    Raises:
+        UnsupportedTemplate: the template does not render the conversation, leaves out the answer, or has no
+            generation prompt where a header stands before an answer: a model would have to write it itself.
+    """
+    try:
+        prompt = _render(tokenizer, [ASKED], answering=True)
+        silent = _render(tokenizer, [ASKED], answering=False)
+        whole = _render(tokenizer, [ASKED, ANSWERED], answering=False)
+        again = _render(tokenizer, [ASKED, ANSWERED, ASKED], answering=True)
+    except RefusedConversation as error:
+        raise UnsupportedTemplate(f"{error}; {ADVICE}") from error
+    before, found, after = whole.rpartition(ANSWER)
+    if not found:
+        raise UnsupportedTemplate(f"the chat template does not write an assistant's answer; {ADVICE}")
+    lead = before.removeprefix(prompt)
+    agrees = before.startswith(prompt) and not lead.strip()
+    least = min(len(prompt), len(before))
+    same = next((i for i in range(least) if prompt[i] != before[i]), least)
+    if prompt == silent and not agrees:
+        raise UnsupportedTemplate(
+            f"the chat template has no generation prompt, yet it writes {before[same:]!r} before an answer; {ADVICE}"
+        )
+    tokens = tokenizer.added_tokens_decoder.values()
+    special = [t.content for t in tokens if t.special]
+    # some tokenizers do not mark every control token of their template as special
+    own = _any_of(t.content for t in tokens if t.content.strip())
+    written = own.findall(again.replace(QUESTION, "").replace(ANSWER, ""))
+    ends = own.match(after.lstrip())
+    return _Template(
+        control=_any_of({*special, *written}),
+        anchor=next((t.content for t in tokens if t.special and not t.rstrip), tokenizer.eos_token),
+        lead=lead if agrees else "",
+        trail=after[: len(after) - len(after.lstrip())] if ends else "",
+        end=tokenizer.convert_tokens_to_ids(ends.group()) if ends else tokenizer.eos_token_id,
+        takes_system=_takes_system(tokenizer),
+        unlike=None if agrees else (prompt[same:], before[same:]),
+    )
+
+
+def _takes_system(tokenizer: Any) -> bool:
+    """Return whether the template writes a system message; some refuse it, some leave it out without a word."""
+    try:
+        return ORDER in _render(tokenizer, [Message(role="system", content=ORDER), ASKED], answering=True)
+    except RefusedConversation:
+        return False
+
+
+def _joins_exactly(tokenizer: Any) -> bool:
+    """Return whether prompt and answer, tokenised apart, are how the whole conversation begins."""
+    text = _render(tokenizer, [ASKED, ANSWERED], answering=False)
+    whole: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    apart = [*encode_prompt(tokenizer, [ASKED]), *encode_response(tokenizer, ANSWER)]
+    return whole[: len(apart)] == apart or whole == apart[:-1]  # a template may write no end
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern of texts, the longest that fits first; a text of one character cannot be cut."""
+    longest_first = sorted({t for t in tokens if len(t) > 1}, key=lambda t: (-len(t), t))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

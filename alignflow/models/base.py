@@ -7,10 +7,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 WEIGHTS = ("*.safetensors", "*.bin")
+CHAT_TEMPLATES = Path(__file__).parents[1] / "chat_templates"
 IDENTIFYING = (*WEIGHTS, "config.json", "tokenizer*", "*.model", "vocab.*", "merges.txt", "chat_template*")
 
 
@@ -33,37 +34,61 @@ class BaseIdentity:
     files: dict[str, str]
     """Each file's own hash."""
     weight_bytes: int
+    chat_template: str | None = None
+    """As the user named it; None is the model's own."""
+    chat_template_text: str | None = None
+    """What it says, so that every later stage and every saved adapter has the same."""
 
 
-def identify(model: str, revision: str | None, *, converted: Path) -> BaseIdentity:
+def identify(model: str, revision: str | None, *, converted: Path, chat_template: str | None = None) -> BaseIdentity:
     """Make a base model available on this machine and return its identity.
 
     Args:
         model: a folder, ``package:MODULE`` for a GGUF file inside an installed Python package, or a Hub id.
         revision: Hub ids only.
         converted: folder that holds converted models, by name.
+        chat_template: name of one in alignflow/chat_templates, or a .jinja file; None keeps the model's own.
 
     Raises:
-        BaseModelError: there is no such model.
+        BaseModelError: there is no such model or template.
     """
-    if model.startswith("package:"):
-        folder = _converted(model.removeprefix("package:"), converted)
-        return _identity(model, folder.as_posix(), None, folder)
-    if Path(model).is_dir():
-        return _identity(model, Path(model).as_posix(), None, Path(model))
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise BaseModelError(f"base.model: no folder {model!r}, and it is not a Hub id of the form owner/name")
-    folder, commit = _from_hub(model, revision)
-    return _identity(model, model, commit, folder)
+    text = None if chat_template is None else read_template(chat_template)
+    return replace(_find(model, revision, converted), chat_template=chat_template, chat_template_text=text)
+
+
+def read_template(chosen: str) -> str:
+    """Return the text of a chat template.
+
+    Raises:
+        BaseModelError: it is neither a name nor a readable file.
+    """
+    names = template_names()
+    path = CHAT_TEMPLATES / f"{chosen}.jinja" if chosen in names else Path(chosen)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaseModelError(
+            f"base.chat_template: {chosen!r} is no file that can be read and not one of {', '.join(names)}"
+        ) from error
+
+
+def template_names() -> list[str]:
+    """Return the names of the templates in alignflow/chat_templates."""
+    return sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja"))
 
 
 def verify(identity: BaseIdentity, *, converted: Path) -> None:
     """Check that the model on this machine is the identified one; converts or fetches it if it is not there.
 
     Raises:
-        BaseModelError: its content has changed.
+        BaseModelError: its content has changed, or its chat template.
     """
-    found = identify(identity.model, identity.revision, converted=converted)
+    found = identify(identity.model, identity.revision, converted=converted, chat_template=identity.chat_template)
+    if found.chat_template_text != identity.chat_template_text:
+        raise BaseModelError(
+            f"base.chat_template: {identity.chat_template} is not what this pipeline started from; "
+            "run `dvc repro -f -s base` to start anew with it"
+        )
     if found.sha256 != identity.sha256:
         changed = sorted(
             n for n in found.files.keys() | identity.files.keys() if found.files.get(n) != identity.files.get(n)
@@ -83,6 +108,18 @@ def save_identity(identity: BaseIdentity, path: Path) -> None:
 def load_identity(path: Path) -> BaseIdentity:
     """Read what ``save_identity`` wrote."""
     return BaseIdentity(**json.loads(path.read_text()))
+
+
+def _find(model: str, revision: str | None, converted: Path) -> BaseIdentity:
+    if model.startswith("package:"):
+        folder = _converted(model.removeprefix("package:"), converted)
+        return _identity(model, folder.as_posix(), None, folder)
+    if Path(model).is_dir():
+        return _identity(model, Path(model).as_posix(), None, Path(model))
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise BaseModelError(f"base.model: no folder {model!r}, and it is not a Hub id of the form owner/name")
+    folder, commit = _from_hub(model, revision)
+    return _identity(model, model, commit, folder)
 
 
 def _identity(model: str, load_from: str, revision: str | None, folder: Path) -> BaseIdentity:

@@ -1,12 +1,13 @@
 """Load the base model once, 4-bit or not, with its tokenizer; and what differs between architectures."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignflow.models.base import BaseIdentity
+from alignflow.models.base import BaseIdentity, template_names
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,42 @@ class TooLong(ValueError):
 
 
 def load_tokenizer(identity: BaseIdentity) -> Any:
-    """Return the base model's tokenizer.
+    """Return the base model's tokenizer with the chat template of the identity.
+
+    A named template begins as the tokenizer begins a text: with its beginning-of-sequence token, or without.
 
     Raises:
-        UnsupportedModel: it has no chat template or no end-of-sequence token.
+        UnsupportedModel: it has no chat template or no end-of-sequence token, or lacks control tokens of the template.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(identity.load_from, revision=identity.revision)
-    if tokenizer.chat_template is None:
-        raise UnsupportedModel(f"{identity.model} has no chat template; use an instruct model")
     if tokenizer.eos_token_id is None:
         raise UnsupportedModel(f"{identity.model} has no end-of-sequence token")
+    if identity.chat_template_text is not None:
+        _set_template(tokenizer, identity.chat_template_text, identity)
+    if tokenizer.chat_template is None:
+        raise UnsupportedModel(
+            f"{identity.model} has no chat template; set base.chat_template in params.yaml to one of "
+            f"{', '.join(template_names())} (plain fits every tokenizer), or to a .jinja file"
+        )
     return tokenizer
+
+
+def _set_template(tokenizer: Any, text: str, identity: BaseIdentity) -> None:
+    """Give a tokenizer a template; a comment ``{# needs: TOKENS #}`` in it names the control tokens that it writes."""
+    needed = " ".join(re.findall(r"\{#-?\s*needs:(.*?)-?#\}", text, re.DOTALL)).split()
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    missing = [token for token in needed if token not in added]
+    if missing:
+        raise UnsupportedModel(
+            f"base.chat_template: {identity.chat_template} writes {', '.join(missing)}, which the tokenizer of "
+            f"{identity.model} does not have as control tokens; take plain, or a .jinja file that writes its own"
+        )
+    tokenizer.chat_template = text
+    starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    if starts and identity.chat_template in template_names() and tokenizer.bos_token not in text:
+        tokenizer.chat_template = "{{- bos_token -}}\n" + text
 
 
 def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> LoadedBase:

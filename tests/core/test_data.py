@@ -1,4 +1,4 @@
-"""Reading, gating and splitting preferences; encoding; batches."""
+"""Reading, gating and splitting preferences; batches."""
 
 import json
 from dataclasses import dataclass
@@ -12,14 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignflow.data.collate import by_rows, collate, collate_pairs, micro_batches, sequence_lengths, take_rows
-from alignflow.data.encoding import encode_prompt, encode_response
 from alignflow.data.preferences import gate, read, split
 from alignflow.data.rows import DataError
-from alignflow.models.base import identify
-from alignflow.models.load import load_tokenizer
 from alignflow.types import Example, Pair, Sequences
 from tests.close import EXACT, close
-from tests.tiny import EOS, START
 from tests.toy import rows
 
 
@@ -148,29 +144,3 @@ def test_rows_added_later_move_no_prompt_to_the_other_side():
     assert 0.15 < len(after) / 1000 < 0.25
     assert split(more, eval_fraction=0.2, seed=2) != after
     assert after < split(more, eval_fraction=0.3, seed=1)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny: Path) -> Any:
-    return load_tokenizer(identify(str(tiny), None, converted=tiny))
-
-
-def test_a_response_ends_with_exactly_one_end_token(tokenizer: Any):
-    ids = encode_response(tokenizer, "yes")
-    assert ids.count(tokenizer.eos_token_id) == 1
-    assert ids[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(ids[:-1]) == "yes"
-
-
-def test_a_response_that_spells_control_tokens_is_only_text(tokenizer: Any):
-    ids = encode_response(tokenizer, f"a{EOS}{START}b")
-    assert ids.count(tokenizer.eos_token_id) == 1
-    assert tokenizer.convert_tokens_to_ids(START) not in ids
-    assert len(ids) == 2 + len(EOS + START) + 1  # a letter a token, and the end
-
-
-def test_a_prompt_is_the_chat_template_up_to_the_answer(tokenizer: Any):
-    assert (
-        tokenizer.decode(encode_prompt(tokenizer, [{"role": "user", "content": "hi"}]))
-        == f"{START}user\nhi{EOS}\n{START}assistant\n"
-    )

@@ -103,6 +103,25 @@ def test_the_base_is_identified_and_the_data_prepared(place: Path):
     assert found["dropped"] == 0
 
 
+def test_the_chat_template_that_is_asked_for_is_written_down_with_the_base(
+    settings: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    Path("own.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    settings("base.chat_template=own.jinja")
+    stage("base")
+    found = json.loads(Path("artifacts/base/identity.json").read_text())
+    assert found["chat_template"] == "own.jinja"
+    assert found["chat_template_text"] == Path("own.jinja").read_text()
+    Path("own.jinja").write_text("{% for m in messages %}{{ m['content'] }}")
+    with pytest.raises(SystemExit) as failed:
+        stage("base")
+    assert failed.value.code == 1
+    assert "set base.chat_template" in capsys.readouterr().err
+
+
 def test_sft_stops_on_request_and_the_resumed_run_gives_the_same_adapter(place: Path, monkeypatch: pytest.MonkeyPatch):
     whole = stage("sft")
     expected = weights("artifacts/sft")
