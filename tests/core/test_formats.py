@@ -549,23 +549,8 @@ VALUES = st.recursive(
 )
 KEYS = st.sampled_from(
     [
-        "prompt",
-        "chosen",
-        "rejected",
-        "margin",
-        "answer",
-        "system",
-        "tools",
-        "conversations",
-        "messages",
-        "responses",
-        "scores",
-        "response",
-        "label",
-        "instruction",
-        "input",
-        "score_chosen",
-        "score_rejected",
+        *("prompt", "chosen", "rejected", "margin", "answer", "system", "tools", "conversations", "messages"),
+        *("responses", "scores", "response", "label", "instruction", "input", "score_chosen", "score_rejected"),
     ]
 )
 
