@@ -88,6 +88,7 @@ CONTAINERS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
     "lines_called.json": as_bytes(jsonl),
     "no_ending": as_bytes(jsonl),
     "rows.json": as_bytes(lambda rows: json.dumps(rows).encode()),
+    "dense.json": as_bytes(lambda rows: json.dumps(rows, separators=(",", ":")).encode()),
     "indented.json": as_bytes(lambda rows: json.dumps(rows, indent=2, ensure_ascii=False).encode()),
     "array_called.jsonl": as_bytes(lambda rows: json.dumps(rows).encode() + b"\n"),
     "array_by_lines.json": as_bytes(lambda rows: b"[\n" + b",\n".join(jsonl(rows).splitlines()) + b"\n]\n"),
