@@ -27,6 +27,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+data = typer.Typer(help="Look at preference data.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
+
 PARAMS = Path("params.yaml")
 
 Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
@@ -157,6 +160,38 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+@data.command("check")
+def check(
+    file: Annotated[str, typer.Argument(help="File, folder, or owner/name of a data set of the Hub.")],
+    format_: Annotated[str, typer.Option("--format", help="The form of its rows, when it is not told right.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a data set of the Hub.")] = None,
+) -> None:
+    """Say what a file of preferences is, what would be dropped from it and why; exit status 1 if it cannot be used."""
+    asked = Path(file).resolve() if Path(file).exists() else Path(file)
+    root = _project()
+    name = str(asked.relative_to(root) if asked.is_relative_to(root) else asked)
+    with _explained():
+        from tasks.params import load
+
+        settings = load(PARAMS).data
+        one = {"path": name, "revision": revision, "split": split, "weight": 1}
+        changes = {"path": name, "sources": [one] if split or revision else [], "format": format_}
+        chosen = type(settings).model_validate({**settings.model_dump(), **changes})
+    from rich.console import Console
+
+    from flows.data import command, view
+    from tasks.data_check import check as look
+
+    with _explained():
+        found = look(chosen)
+    console = Console()
+    console.print(view(found))
+    console.print(command(name, found, chosen), style="dim", soft_wrap=True, highlight=False)
+    if found.problems:
+        raise typer.Exit(1)
+
+
 @app.command()
 def deliver() -> None:
     """Send tracking records that a slow or dead MLflow server has not taken yet."""
@@ -231,11 +266,16 @@ def _check(root: Path, overrides: Sequence[str], only: Sequence[str], name: str 
 
 @contextmanager
 def _explained() -> Iterator[None]:
+    from pydantic import ValidationError
+
+    from alignflow.data.rows import DataError
     from tasks.params import ParamsError
 
     try:
         yield
-    except ParamsError as error:
+    except ValidationError as error:
+        raise UserError("; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())) from None
+    except (ParamsError, DataError) as error:
         raise UserError(str(error)) from None
 
 

@@ -82,13 +82,15 @@ def _base() -> tuple[bool, str]:
 
 
 def _data() -> tuple[bool, str]:
-    from alignflow.data.preferences import gate, read
+    from tasks.data_check import FIRST, check
     from tasks.params import load
+    from tasks.preparing import summary
 
     data = load(Path("params.yaml")).data
-    rows, dropped = read(Path(data.path))
-    gate(len(rows) + len(dropped), dropped, most=data.max_dropped_fraction, path=Path(data.path))
-    return True, f"{data.path}: {len(rows)} usable rows, {len(dropped)} dropped"
+    found = check(data)
+    seen = "" if found.whole else f" of the first {FIRST}"
+    said = "; ".join(found.problems) or summary(found.report)
+    return not found.problems, f"{data.path} ({found.form}){seen}: {said}"
 
 
 def _tracking() -> tuple[bool, str]:

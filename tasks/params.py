@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from alignflow.data.formats import FORMS
+from alignflow.data.gate import REASONS
 from alignflow.rewards import RULES, numbers_of
 
 Positive = Annotated[float, Field(gt=0)]
@@ -52,19 +54,83 @@ class Lora(Section):
     target_modules: Literal["all-linear"] | list[str]
 
 
-class Data(Section):
-    """The preference file and how it is split."""
+class DataSource(Section):
+    """One of several sources of data."""
 
     path: Annotated[str, Field(min_length=1)]
+    """A file or folder below data.path, or ``owner/name`` of the Hugging Face Hub with a revision."""
+    subset: str | None
+    """Hub only: the configuration, where a data set has several."""
+    revision: str | None
+    """Hub only: a commit, so that the same data is read next year."""
+    split: str | None
+    """Of the Hub or a folder, where there are several."""
+    weight: Positive
+    """The source of the greatest weight is read whole; another's share of its prompts is its weight over that one."""
+
+
+class Data(Section):
+    """The preferences, how they are split and how much of them may be unusable."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A file, or a folder of files; with sources, the folder that their files lie in. DVC watches it."""
+    sources: list[DataSource]
+    """Several sources that are mixed by weight; empty reads all of data.path."""
+    format: str
+    """``auto`` or a name in alignflow/data/formats.py."""
+    pairs: Literal["all", "best_worst"]
+    """Of scored responses: every pair that does not tie, or the best with the worst alone."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the distinct prompts kept for evaluation."""
+    judge_fraction: Fraction
+    """Share of the other prompts that only the second reward model learns from."""
+    near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
+    """Similarity (Jaccard, of runs of five characters) from which a training prompt counts as one of the evaluation
+    side and is dropped. Usual: 0.7 to 0.9; 1 drops equal words alone."""
     max_prompt_length: Count
     """Tokens, chat template included; longer rows are dropped and counted."""
     max_response_length: Count
     """Tokens, end-of-sequence included; longer rows are dropped and counted."""
     max_dropped_fraction: Annotated[float, Field(ge=0, le=1)]
     """Above this share of dropped rows the stage stops."""
+    max_fraction: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    """The same for single reasons, by the names in alignflow/data/gate.py."""
+    workers: Count
+    """Processes that measure the rows; changes speed only."""
     seed: Seed
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _what_is_not_named_is_null(cls, sources: Any) -> Any:
+        if not isinstance(sources, list):
+            return sources
+        blank = {"subset": None, "revision": None, "split": None}
+        return [{**blank, **source} if isinstance(source, dict) else source for source in sources]
+
+    @field_validator("format", mode="after")
+    @classmethod
+    def _format_is_known(cls, name: str) -> str:
+        if name not in ("auto", *FORMS):
+            raise ValueError(f"no format {name!r}{_suggest(name, FORMS)}; known: auto, {', '.join(FORMS)}")
+        return name
+
+    @field_validator("max_fraction", mode="after")
+    @classmethod
+    def _reasons_are_known(cls, fractions: dict[str, float]) -> dict[str, float]:
+        for name in fractions:
+            if name not in REASONS:
+                raise ValueError(f"no reason {name!r}{_suggest(name, REASONS)}; known: {', '.join(REASONS)}")
+        return fractions
+
+    @model_validator(mode="after")
+    def _files_are_watched(self) -> Self:
+        for source in self.sources:
+            if source.revision is None and not Path(source.path).is_relative_to(self.path):
+                raise ValueError(
+                    f"sources: {source.path} does not lie in data.path ({self.path}), which is all that DVC watches; "
+                    "move it there, or give a revision if it is a data set of the Hub"
+                )
+        return self
 
 
 class Sampling(Section):
@@ -403,7 +469,7 @@ def _assign(tree: Any, assignment: str) -> None:
     for part in parents:
         node = node[_known(part, node, seen)]
         seen = f"{seen}{part}."
-    open_map = seen == "rewards.rules."  # the one section whose keys the user names
+    open_map = seen in {"rewards.rules.", "data.max_fraction."}  # sections whose keys the user names
     node[leaf if open_map else _known(leaf, node, seen)] = _value(text)
 
 

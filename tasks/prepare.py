@@ -1,8 +1,11 @@
-"""Stage ``prepare``: read the preferences, drop and count what cannot be used, split by prompt."""
+"""Stage ``prepare``: read the preferences, drop what cannot be used and count it, split by prompt, and report."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tasks.params import load
 from tasks.stage import Stage, run
@@ -10,73 +13,84 @@ from tasks.workspace import IDENTITY, PREPARED
 
 
 def work(stage: Stage) -> Mapping[str, float]:
-    """Write ``train.jsonl``, ``eval.jsonl`` and ``dropped.json``."""
-    from alignflow.data.encoding import encode_prompt, encode_response
-    from alignflow.data.preferences import Dropped, gate, read, split
+    """Write ``train.jsonl``, ``judge.jsonl`` and ``eval.jsonl`` with ``report.json`` and ``report.html``."""
+    from alignflow.data import gate, preparation, statistics
+    from alignflow.data.formats import mix
+    from alignflow.data.split import Side
     from alignflow.models.base import load_identity
     from alignflow.models.load import load_tokenizer
+    from tasks import data_report, preparing
 
     data = stage.params.data
-    path = Path(data.path)
-    tokenizer = load_tokenizer(load_identity(IDENTITY))
-    rows, dropped = read(path)
-    total = len(rows) + len(dropped)
-    fitting = []
-    for row in rows:
-        prompt = len(encode_prompt(tokenizer, row.messages))
-        response = max(len(encode_response(tokenizer, text)) for text in (row.chosen, row.rejected) if text)
-        if prompt > data.max_prompt_length:
-            dropped.append(Dropped(row.number, "prompt longer than data.max_prompt_length"))
-        elif response > data.max_response_length:
-            dropped.append(Dropped(row.number, "response longer than data.max_response_length"))
-        else:
-            fitting.append(row)
-    counts = gate(total, dropped, most=data.max_dropped_fraction, path=path)
-    held_out = split((row.prompt for row in fitting), eval_fraction=data.eval_fraction, seed=data.seed)
-    sides = {
-        "train": [row for row in fitting if row.prompt not in held_out],
-        "eval": [row for row in fitting if row.prompt in held_out],
-    }
-    for side, kept in sides.items():
-        if not kept:
-            raise ParamsTooTight(
-                f"{path}: no prompt is left for {side}; change data.eval_fraction ({data.eval_fraction})"
-            )
-        _write(
-            PREPARED / f"{side}.jsonl",
-            (
-                {
-                    "prompt_id": row.prompt_id,
-                    "messages": row.messages,
-                    "prompt": row.prompt,
-                    "chosen": row.chosen,
-                    "rejected": row.rejected,
-                    "margin": row.margin,
-                    "answer": row.answer,
-                }
-                for row in kept
-            ),
-        )
-    (PREPARED / "dropped.json").write_text(json.dumps(counts, indent=2) + "\n")
-    stage.say(f"{total} rows: {len(sides['train'])} to train, {len(sides['eval'])} to evaluate, {len(dropped)} dropped")
-    for reason, number in counts.items():
-        stage.say(f"  dropped {number}: {reason}")
-    return {
-        "rows": float(total),
-        "dropped": float(len(dropped)),
-        "train_pairs": float(len(sides["train"])),
-        "eval_pairs": float(len(sides["eval"])),
-        "chosen_shorter_fraction": sum(len(r.chosen or "") < len(r.rejected or "") for r in fitting) / len(fitting),
-    }
+    sources = preparing.sources_of(data)
+    limits = preparing.limits_of(data)
+    ruler = preparing.ruler_of(data, load_tokenizer(load_identity(IDENTITY)))
+    PREPARED.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=PREPARED.parent) as folder:
+        rows = preparing.counted(mix(sources, seed=data.seed, form=data.format, pairs=data.pairs), stage.say)
+        found = preparation.prepare(rows, ruler, preparing.plan_of(data), Path(folder), workers=data.workers)
+        gate.check(data.path, found.total, found.findings(), limits)
+        report = {
+            "data": list(preparing.digests(sources)),
+            **preparation.report(found),
+            "limits": {"max_dropped_fraction": limits.overall, "max_fraction": dict(limits.by_reason)},
+        }
+        _check_sides(report["sides"], stage.params.data.eval_fraction, data.path)
+        shutil.rmtree(PREPARED, ignore_errors=True)  # only now: a gate that stops loses nothing
+        for side in Side:
+            _write(PREPARED / f"{side.name.lower()}.jsonl", found.lines(side))
+    (PREPARED / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    (PREPARED / "report.html").write_text(data_report.render(report))
+    _track(stage, report)
+    stage.say(preparing.summary(report))
+    for finding in [*report["findings"], *report["warnings"]]:
+        stage.say(f"{finding['rows']:7d}  {finding['text']} (rows {', '.join(finding['examples'])})")
+    return {**_counts(report), **statistics.flat(report["statistics"])}
 
 
-class ParamsTooTight(ValueError):
+class NothingLeft(ValueError):
     """A setting leaves nothing to work with."""
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+def _check_sides(sides: Mapping[str, Mapping[str, int]], eval_fraction: float, name: str) -> None:
+    for side in ("train", "eval"):
+        if not sides[side]["rows"]:
+            raise NothingLeft(f"{name}: no prompt is left for {side}; change data.eval_fraction ({eval_fraction})")
+
+
+def _write(path: Path, lines: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with path.open("wb") as file:
+        file.writelines(lines)
+
+
+def _track(stage: Stage, report: Mapping[str, Any]) -> None:
+    stage.record.artifact(PREPARED / "report.json")
+    stage.record.artifact(PREPARED / "report.html")
+    stage.record.tag({f"data.{source['name']}": source["digest"] for source in report["data"]})
+    found = [*report["findings"], *report["warnings"]]
+    if found:
+        stage.record.table("data faults", [{**f, "examples": ", ".join(f["examples"])} for f in found])
+
+
+def _counts(report: Mapping[str, Any]) -> dict[str, float]:
+    sides = {
+        f"{side}_{what}": float(contents[what])
+        for side, contents in report["sides"].items()
+        for what in ("rows", "prompts", "pairs", "demonstrations")
+    }
+    dropped: dict[str, float] = {}
+    for finding in report["findings"]:
+        key = f"dropped/{finding['reason']}"
+        dropped[key] = dropped.get(key, 0.0) + finding["rows"]
+    return {
+        "rows": float(report["rows"]),
+        "dropped": float(report["dropped"]),
+        "unused": float(report["unused"]),
+        "special_tokens": float(sum(w["rows"] for w in report["warnings"])),
+        **dropped,
+        **sides,
+    }
 
 
 if __name__ == "__main__":
@@ -85,5 +99,4 @@ if __name__ == "__main__":
         work,
         sections=["data"],
         inputs=[str(IDENTITY), load(Path("params.yaml")).data.path],
-        outs=[str(PREPARED)],
     )

@@ -32,7 +32,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     models.add_head("reward_model", seed=section.seed)
     frozen = {"reference": models.fingerprint("reference")}
     pairs = reward_model.cut_rejected(
-        training.encode_pairs(models.base.tokenizer, training.read_prepared("train")),
+        training.encode_pairs(models.base.tokenizer, training.read_pairs("train")),
         limit=stage.params.sampling.max_response_length,
         fraction=section.cut_rejected_fraction,
         seed=section.seed,
@@ -77,7 +77,7 @@ def _held_out(stage: Stage, models: "SharedBase") -> dict[str, float]:
     from alignflow.evaluation import calibration_error
     from tasks import training
 
-    pairs = training.encode_pairs(models.base.tokenizer, training.read_prepared("eval"))
+    pairs = training.encode_pairs(models.base.tokenizer, training.read_pairs("eval"))
     sequences = collate_pairs(pairs)
     budget = stage.params.reward_model.micro_batch_tokens
     scores = by_rows(lambda batch: models.scores("reward_model", batch), sequences, budget)

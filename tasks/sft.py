@@ -9,6 +9,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     """Train the first policy, or write an adapter that changes nothing when ``sft.enabled`` is false."""
     from alignflow.algorithms import sft
     from alignflow.data.collate import collate, micro_batches
+    from alignflow.data.encoding import encode_prompt, encode_response
     from alignflow.loops.offline import train
     from alignflow.optim import MasterAdamW, OptimisationConfig
     from alignflow.types import Example, Sequences
@@ -18,18 +19,20 @@ def work(stage: Stage) -> Mapping[str, float]:
     config = training.config_of(section, OptimisationConfig)
     models = training.open_models(stage.params)
     models.add("policy", trained=True, seed=section.seed)
-    pairs = training.encode_pairs(models.base.tokenizer, training.read_prepared("train"))
-    lengths = [len(p.prompt) + len(p.chosen) for p in pairs]
-
-    def batches(step: int) -> list[Sequences]:
-        rows = training.rows_of_step(len(pairs), config, step)
-        groups = micro_batches(lengths, rows, config.micro_batch_tokens)
-        return [
-            collate([Example(pairs[i].prompt, pairs[i].chosen) for i in group]).to(models.base.device)
-            for group in groups
-        ]
 
     if section.enabled:
+        tokenizer = models.base.tokenizer
+        examples = [
+            Example(encode_prompt(tokenizer, row["messages"]), encode_response(tokenizer, row["chosen"]))
+            for row in training.read_demonstrations("train")
+        ]
+        lengths = [len(e.prompt) + len(e.response) for e in examples]
+
+        def batches(step: int) -> list[Sequences]:
+            rows = training.rows_of_step(len(examples), config, step)
+            groups = micro_batches(lengths, rows, config.micro_batch_tokens)
+            return [collate([examples[i] for i in group]).to(models.base.device) for group in groups]
+
         stage.total_steps = section.steps
         train(
             batches,

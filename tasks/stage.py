@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 
 from tasks import recorder as tracking
 from tasks.params import Params, ParamsError, load
-from tasks.workspace import home, stage_file
+from tasks.workspace import PREPARED, home, stage_file
 
 SAVE_SECONDS = 60.0  # at most so much work is lost to a kill; a SIGTERM loses none
+MADE = ("artifacts", "evaluations", "metrics", "plots")  # by other stages: no data sets
 INTERRUPTED = 143  # what a shell reports for SIGTERM
 
 
@@ -197,8 +198,14 @@ def _fingerprint(name: str, used: object, inputs: Sequence[str]) -> str:
     for path in map(Path, inputs):
         for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
             digest.update(file.as_posix().encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest()[:16]
+
+
+def sha256(path: Path) -> str:
+    """Return a file's digest without holding the file in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_inputs(inputs: Sequence[str]) -> None:
@@ -208,12 +215,13 @@ def _check_inputs(inputs: Sequence[str]) -> None:
 
 
 def _datasets(inputs: Sequence[str]) -> list[dict[str, str]]:
-    found = [Path(p) for p in inputs if p.startswith("data/")]
-    files = [f for p in found for f in (sorted(p.glob("*.jsonl")) if p.is_dir() else [p])]
+    found = [Path(p) for p in inputs if not p.startswith(MADE)]
+    inside = [(p, sorted(p.glob("*.jsonl") if p == PREPARED else p.rglob("*")) if p.is_dir() else [p]) for p in found]
+    files = [file for _, files in inside for file in files if file.is_file()]
     return [
         {
             "name": f.as_posix(),
-            "digest": hashlib.sha256(f.read_bytes()).hexdigest()[:16],
+            "digest": sha256(f)[:16],
             "source": f.as_posix(),
             "context": "evaluation" if f.stem == "eval" else "training",
         }

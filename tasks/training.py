@@ -43,16 +43,52 @@ def open_models(params: Params) -> SharedBase:
 
 
 def read_prepared(side: str) -> list[dict[str, Any]]:
-    """Return the prepared rows of ``train`` or ``eval``."""
+    """Return all prepared rows of ``train``, ``judge`` or ``eval``."""
     return read_lines(PREPARED / f"{side}.jsonl")
 
 
+def read_pairs(side: str) -> list[dict[str, Any]]:
+    """Return the prepared rows of a side that have a chosen and a rejected response.
+
+    Raises:
+        LacksRows: there is none.
+    """
+    return _those(side, "pair of a chosen and a rejected response", ("chosen", "rejected"))
+
+
+def read_demonstrations(side: str) -> list[dict[str, Any]]:
+    """Return the prepared rows of a side that have a chosen response, with or without a rejected one.
+
+    Raises:
+        LacksRows: there is none.
+    """
+    return _those(side, "chosen response", ("chosen",))
+
+
 def read_prompts(side: str) -> list[dict[str, Any]]:
-    """Return the first prepared row of each distinct prompt of ``train`` or ``eval``."""
+    """Return the first prepared row of each distinct prompt of a side, whatever responses it has."""
     first: dict[str, dict[str, Any]] = {}
     for row in read_prepared(side):
         first.setdefault(row["prompt_id"], row)
     return list(first.values())
+
+
+def _those(side: str, what: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+    rows = read_prepared(side)
+    found = [row for row in rows if all(row[key] is not None for key in keys)]
+    if not found:
+        good = sum(row["chosen"] is not None for row in rows)
+        can = ["ppo and grpo with rewards.rules and rewards.reward_model: 0"] if rows else []
+        can = [*(["sft"] if good else []), *can] or ["nothing"]
+        raise LacksRows(
+            f"{PREPARED / f'{side}.jsonl'} has no {what}: it holds {len(rows)} rows, {good} of them with a chosen "
+            f"response alone; what can be run with it: {', '.join(can)}"
+        )
+    return found
+
+
+class LacksRows(ValueError):
+    """The prepared data has none of the rows that a stage learns from."""
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -71,11 +71,16 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...
 
 def encode_response(tokenizer: Any, response: str) -> tuple[int, ...]:
     """Return an answer's tokens as they follow the generation prompt, with the one token that ends the turn."""
+    return encode_responses(tokenizer, [response])[0]
+
+
+def encode_responses(tokenizer: Any, responses: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the tokens of answers as ``encode_response`` does, all in one call of the tokenizer, which is faster."""
     template = _read(tokenizer)
-    ids: list[int] = []
-    for piece in _pieces(template.control, template.lead + response + template.trail):
-        ids += _continue(tokenizer, template.anchor, piece)
-    return (*ids, template.end)
+    pieces = [_pieces(template.control, template.lead + text + template.trail) for text in responses]
+    anchored = [template.anchor + piece for answer in pieces for piece in answer]
+    ids = iter(tokenizer(anchored, add_special_tokens=False)["input_ids"] if anchored else ())
+    return [(*(token for _ in answer for token in next(ids)[1:]), template.end) for answer in pieces]
 
 
 def end_of_turn(tokenizer: Any) -> int:

@@ -1,5 +1,6 @@
 """Mistakes a user makes at the command line: one message that names them, at once."""
 
+import json
 import subprocess
 import sys
 
@@ -32,6 +33,9 @@ def refused(done):
         (["chat", "dpo"], "evaluate@dpo needs artifacts/dpo"),
         (["chat"], "which policy? One or two of dpo, iterative_dpo"),
         (["rnu"], "No such command 'rnu'"),
+        (["data", "check", "none.jsonl"], "none.jsonl: not found"),
+        (["data", "check", "params.yaml", "--format", "rankd"], "no format 'rankd'; did you mean ranked?"),
+        (["data", "check", "params.yaml"], "params.yaml: unknown kind of file"),
     ],
 )
 def test_a_mistake_is_named_with_the_nearest_choice(cloned, arguments, expected):
@@ -100,3 +104,29 @@ def test_the_first_run_says_what_was_done_and_what_comes_next(first_run):
     assert "dvc repro" in said
     assert not (toy.root.parent / ".prefect").exists()  # the user's own Prefect folder, had it been touched
     assert "dpo" in toy.alignflow("report").stdout
+
+
+def test_a_check_of_data_shows_form_rows_faults_and_the_command_that_takes_it(cloned):
+    rows = [{"prompt": f"what is {i}?", "chosen": f"[bold]{i}[/]", "rejected": f"who knows {i}"} for i in range(60)]
+    lines = [json.dumps(row) for row in rows]
+    (cloned.root / "mine.jsonl").write_text("\n".join(lines))
+    done = cloned.alignflow("data", "check", "mine.jsonl")
+    assert done.returncode == 0, done.stderr
+    for part in ("preference", "60: 60 used, 0 dropped", "alignflow set data.path=mine.jsonl"):
+        assert part in " ".join(done.stdout.split()).replace("rows 60", "60")
+    (cloned.root / "mine.jsonl").write_text("\n".join([*lines, "{", lines[3]]))
+    done = cloned.alignflow("data", "check", "mine.jsonl")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    said = " ".join(done.stdout.split())
+    for part in ("broken JSON 61", "repeated row 62", "2 of 62 rows cannot be used", "data.max_dropped_fraction"):
+        assert part in said
+
+
+def test_a_check_finds_the_file_from_any_folder_of_the_project(cloned):
+    folder = cloned.root / "deep"
+    folder.mkdir()
+    (folder / "mine.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    command = [sys.executable, "-m", "flows.cli", "data", "check", "mine.jsonl"]
+    done = subprocess.run(command, cwd=folder, env=cloned.env, capture_output=True, text=True, check=False)
+    assert "data.path=deep/mine.jsonl" in done.stdout, done.stderr

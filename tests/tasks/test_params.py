@@ -110,6 +110,16 @@ def test_no_number_has_a_default():
         (r"gold: concise_answer", "gold: right_abstain_wrong", r"evaluate\.gold: .* takes numbers \(right, abstain"),
         (r"  reward_model: \d.*\n  rules: .*", "  reward_model: 0.0\n  rules: {}", r"rewards: no source has a weight"),
         (r"base:", "base: [", r"not valid YAML"),
+        (r"  format: auto", "  format: rankd", r"data\.format: no format 'rankd'; did you mean ranked"),
+        (r"  max_fraction: \{\}", "  max_fraction: {dupes: 0.1}", r"data\.max_fraction: no reason 'dupes'.*duplicate"),
+        (r"  judge_fraction: \S+", "  judge_fraction: 1.0", r"data\.judge_fraction: .*less than 1"),
+        (
+            r"  sources: \[\]",
+            "  sources: [{path: elsewhere/a.jsonl, weight: 1}]",
+            r"data: .*a\.jsonl does not lie in data\.path",
+        ),
+        (r"  sources: \[\]", "  sources: [{path: org/name, revision: abc}]", r"missing key data\.sources\.0\.weight"),
+        (r"  sources: \[\]", "  sources: [{path: data/preferences.jsonl, weight: 0}]", r"weight: .*greater than 0"),
     ],
 )
 def test_a_mistake_is_told_with_file_and_key(path: Path, old: str, new: str, message: str):
@@ -183,3 +193,19 @@ def test_a_wrong_override_is_refused_and_writes_nothing(path: Path, assignment: 
     with pytest.raises(params.ParamsError, match=message):
         params.override(path, ["ppo.gamma=0.5", assignment])
     assert path.read_text() == before
+
+
+def test_a_limit_for_one_reason_may_be_added_by_its_name(path: Path):
+    params.override(path, ["data.max_fraction.duplicate=0.1"])
+    assert params.load(path).data.max_fraction == {"duplicate": 0.1}
+
+
+def test_a_source_need_only_name_what_it_has(path: Path):
+    change(
+        path,
+        r"sources: \[\]",
+        "sources: [{path: data/preferences.jsonl, weight: 2}, {path: org/name, revision: abc, weight: 1}]",
+    )
+    local, hub = params.load(path).data.sources
+    assert (local.weight, local.revision, local.split, local.subset) == (2, None, None, None)
+    assert (hub.path, hub.revision) == ("org/name", "abc")

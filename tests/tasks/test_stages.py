@@ -31,6 +31,7 @@ SMALL = [
     "lora.rank=2",
     "data.max_response_length=60",
     "data.eval_fraction=0.4",
+    "data.near_duplicate_threshold=1",
     "sampling.max_response_length=6",
     "reward_model.normalization_prompts=4",
     "iterative_dpo.shards=2",
@@ -99,7 +100,7 @@ def moved(folder: str, start: str) -> bool:
 def test_the_base_is_identified_and_the_data_prepared(place: Path):
     assert stage("base")["weight_gib"] > 0
     found = stage("prepare")
-    assert found["train_pairs"] + found["eval_pairs"] == found["rows"] == 20
+    assert found["train_pairs"] + found["judge_pairs"] + found["eval_pairs"] == found["rows"] == 20
     assert found["dropped"] == 0
 
 

@@ -1,0 +1,280 @@
+"""From rows of any source to three sides without a shared prompt, every row accounted for; memory stays flat.
+
+Rows are read once and measured (``survey``). What is wrong with them among each other, who pairs with whom and
+which side they are on is then decided on their numbers alone, so that neither the order of the rows nor the number
+of processes has a say; and what is kept is copied out of the survey's file.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignflow.data import statistics
+from alignflow.data.gate import EXAMPLES, Finding, contradictory, partners, repeated
+from alignflow.data.language import languages
+from alignflow.data.near import matches, words_of
+from alignflow.data.rows import Row
+from alignflow.data.sources import Fault
+from alignflow.data.split import Side, sides
+from alignflow.data.survey import Ruler, Survey, survey
+
+ALIKE_SHOWN = 20
+"""Pairs of near-duplicates that are reported; all are counted."""
+LANGUAGE_SAMPLE = 1000
+"""Prompts whose language is told; the ones with the smallest hashes, so that the order of rows has no say."""
+MOST_TURNS = 8
+"""Longer conversations are counted together."""
+EXCERPT = 160
+"""Characters of a prompt in the report."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How rows are prepared."""
+
+    eval_fraction: float
+    judge_fraction: float
+    near_duplicate_threshold: float
+
+
+@dataclass(frozen=True)
+class Alike:
+    """A training prompt that is almost one of the evaluation side."""
+
+    row: str
+    eval_row: str
+    similarity: float
+    prompt: str
+    eval_prompt: str
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What becomes of every row."""
+
+    survey: Survey
+    side: NDArray[np.uint8]
+    """Of ``Side``. (N,)"""
+    partner: NDArray[np.int64]
+    """Row with the bad answer to a good answer of its own row; -1 for none. (N,)"""
+    used: NDArray[np.bool_]
+    """Which rows are written; those that went into another row's pair are not. (N,)"""
+    unused: int
+    """Bad answers to which there is no good one."""
+    alike: list[Alike]
+    ruler: Ruler
+
+    @property
+    def total(self) -> int:
+        """Rows read."""
+        return len(self.side)
+
+    @property
+    def has_rejected(self) -> NDArray[np.bool_]:
+        """Which rows have a bad answer, of their own or of a partner. (N,)"""
+        found: NDArray[np.bool_] = self.survey.columns["has_rejected"] | (self.partner >= 0)
+        return found
+
+    def findings(self) -> list[Finding]:
+        """Return what rows were dropped for, the most frequent first."""
+        codes = self.survey.columns["reason"]
+        found = []
+        for code, (reason, text) in enumerate(self.survey.faults[1:], start=1):
+            rows = np.flatnonzero(codes == code)
+            if rows.size:
+                examples = tuple(_name(self.survey, row) for row in rows[:EXAMPLES].tolist())
+                found.append(Finding(reason, text, int(rows.size), examples))
+        return sorted(found, key=lambda f: (-f.rows, f.text))
+
+    def lines(self, side: Side) -> Iterator[bytes]:
+        """Yield the rows of a side as they are written, in the order of reading."""
+        for row in np.flatnonzero(self.used & (self.side == side)).tolist():
+            line = self.survey.line(row)
+            if self.partner[row] >= 0:
+                other = json.loads(self.survey.line(int(self.partner[row])))
+                line = (
+                    json.dumps({**json.loads(line), "rejected": other["rejected"]}, ensure_ascii=False) + "\n"
+                ).encode()
+            yield line
+
+
+def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path, *, workers: int) -> Preparation:
+    """Read, measure and judge all rows, and decide what becomes of each.
+
+    Args:
+        rows: of all sources.
+        ruler: measures them.
+        plan: fractions and threshold.
+        folder: for the survey's files, which the result reads from.
+        workers: processes that measure.
+    """
+    seen = survey(rows, ruler, folder, workers=workers)
+    columns = seen.columns
+    _compare(seen)
+    side = sides(columns["draw"], eval_fraction=plan.eval_fraction, judge_fraction=plan.judge_fraction)
+    partner = _partners(columns)
+    used = (columns["reason"] == 0) & (columns["has_chosen"] | ~columns["has_rejected"])
+    merged = np.zeros(len(columns), bool)
+    merged[partner[partner >= 0]] = True
+    unused = int(((columns["reason"] == 0) & ~used & ~merged).sum())
+    alike = _separate(seen, side, used, plan.near_duplicate_threshold)
+    # a bad answer shares the fate of the good one that it was paired with
+    columns["reason"][partner[partner >= 0]] = columns["reason"][partner >= 0]
+    used &= columns["reason"] == 0
+    return Preparation(seen, side, partner, used, unused, alike, ruler)
+
+
+def report(prepared: Preparation) -> dict[str, Any]:
+    """Return everything that is known about prepared data, ready for JSON."""
+    columns, findings = prepared.survey.columns, prepared.findings()
+    dropped = int((columns["reason"] != 0).sum())
+    control = np.flatnonzero(columns["control"] & (columns["reason"] == 0))
+    return {
+        "rows": prepared.total,
+        "used": prepared.total - dropped - prepared.unused,
+        "dropped": dropped,
+        "unused": prepared.unused,
+        "findings": [
+            {"reason": f.reason, "text": f.text, "rows": f.rows, "examples": list(f.examples)} for f in findings
+        ],
+        "warnings": [
+            {
+                "reason": "special_tokens",
+                "text": "a control token is spelt in the text (it is encoded as text)",
+                "rows": int(control.size),
+                "examples": [_name(prepared.survey, row) for row in control[:EXAMPLES].tolist()],
+            }
+        ]
+        if control.size
+        else [],
+        "near_duplicates": [vars(pair) for pair in prepared.alike],
+        "sides": {side.name.lower(): _contents(prepared, side) for side in Side},
+        "sources": _sources(prepared),
+        "statistics": describe(prepared),
+    }
+
+
+def describe(prepared: Preparation) -> dict[str, Any]:
+    """Return the statistics of all rows that can be read; of the pull of length, over the pairs that are used."""
+    columns = prepared.survey.columns
+    read = columns["size"] > 0
+    pairs = prepared.used & columns["has_chosen"] & prepared.has_rejected
+    rejected = columns["rejected_length"].copy()
+    joined = prepared.partner >= 0
+    rejected[joined] = columns["rejected_length"][prepared.partner[joined]]
+    chosen, rejected = columns["chosen_length"][pairs], rejected[pairs]
+    first = read & ~_repeats(columns["prompt"], read)
+    return {
+        "unit": prepared.ruler.unit,
+        "prompt_length": statistics.quantiles(columns["prompt_length"][first]),
+        "chosen_length": statistics.quantiles(columns["chosen_length"][read & columns["has_chosen"]]),
+        "rejected_length": statistics.quantiles(columns["rejected_length"][read & columns["has_rejected"]]),
+        "length_bias": statistics.length_bias(chosen, rejected),
+        "histogram": statistics.histogram(chosen, rejected),
+        "turns": statistics.counted(columns["turns"][first], MOST_TURNS),
+        "prompts": int(first.sum()),
+        "system_prompts": int((columns["system"] & first).sum()),
+        "languages": _languages(prepared.survey, np.flatnonzero(first)),
+    }
+
+
+def _compare(seen: Survey) -> None:
+    """Mark contradictions, then repetitions, among the rows that are sound by themselves."""
+    columns = seen.columns
+    for reason, find in (("contradictory", contradictory), ("duplicate", repeated)):
+        sound = np.flatnonzero(columns["reason"] == 0)
+        part = columns[["prompt", "chosen", "rejected"]][sound]
+        bad = sound[find(part["prompt"], part["chosen"], part["rejected"])]
+        if bad.size:
+            columns["reason"][bad] = seen.fault(reason)
+
+
+def _partners(columns: Any) -> NDArray[np.int64]:
+    """Give good answers a bad one to the same prompt, where rows have only one of both."""
+    sound = columns["reason"] == 0
+    ups = np.flatnonzero(sound & columns["has_chosen"] & ~columns["has_rejected"])
+    downs = np.flatnonzero(sound & columns["has_rejected"] & ~columns["has_chosen"])
+    first, second = partners(
+        columns["prompt"][ups], columns["chosen"][ups], columns["prompt"][downs], columns["rejected"][downs]
+    )
+    found = np.full(len(columns), -1, np.int64)
+    found[ups[first]] = downs[second]
+    return found
+
+
+def _separate(seen: Survey, side: NDArray[np.uint8], used: NDArray[np.bool_], threshold: float) -> list[Alike]:
+    """Drop the training rows whose prompt is almost one of the evaluation side; return the first few pairs."""
+    columns = seen.columns
+    first = used & ~_repeats(columns["prompt"], used)
+    held_out, others = np.flatnonzero(first & (side == Side.EVAL)), np.flatnonzero(first & (side != Side.EVAL))
+
+    def text_of(is_held_out: bool, row: int) -> str:
+        line = json.loads(seen.line(int((held_out if is_held_out else others)[row])))
+        return words_of(line["messages"])
+
+    found = matches(columns["bands"][held_out], columns["bands"][others], text_of=text_of, threshold=threshold)
+    for exact, reason in ((True, "both_sides"), (False, "near_duplicate")):
+        prompts = columns["prompt"][others[[row for row, _, alike in found if (alike == 1.0) is exact]]]
+        bad = used & (side != Side.EVAL) & np.isin(columns["prompt"], prompts)
+        if bad.any():
+            columns["reason"][bad] = seen.fault(reason)
+    return [_alike(seen, int(others[row]), int(held_out[other]), alike) for row, other, alike in found[:ALIKE_SHOWN]]
+
+
+def _alike(seen: Survey, row: int, other: int, alike: float) -> Alike:
+    texts = [json.loads(seen.line(r))["prompt"][:EXCERPT] for r in (row, other)]
+    return Alike(_name(seen, row), _name(seen, other), round(alike, 3), *texts)
+
+
+def _repeats(prompts: NDArray[np.uint64], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which of some rows have the prompt of an earlier one of them. (N,)"""
+    found = np.zeros(len(prompts), bool)
+    found[among] = repeated(prompts[among]) if among.any() else False
+    return found
+
+
+def _contents(prepared: Preparation, side: Side) -> dict[str, int]:
+    columns = prepared.survey.columns
+    here, good, bad = prepared.used & (prepared.side == side), columns["has_chosen"], prepared.has_rejected
+    return {
+        "rows": int(here.sum()),
+        "pairs": int((here & good & bad).sum()),
+        "demonstrations": int((here & good & ~bad).sum()),
+        "prompts_only": int((here & ~good).sum()),
+        "prompts": int(np.unique(columns["prompt"][here]).size),
+    }
+
+
+def _sources(prepared: Preparation) -> list[dict[str, Any]]:
+    columns = prepared.survey.columns
+    return [
+        {
+            "source": name,
+            "rows": int((columns["source"] == place).sum()),
+            "used": int(((columns["source"] == place) & prepared.used).sum()),
+        }
+        for place, name in enumerate(prepared.survey.sources)
+    ]
+
+
+def _languages(seen: Survey, rows: NDArray[np.intp]) -> dict[str, int]:
+    if rows.size > LANGUAGE_SAMPLE:
+        rows = rows[np.argpartition(seen.columns["prompt"][rows], LANGUAGE_SAMPLE)[:LANGUAGE_SAMPLE]]
+
+    def texts() -> Iterator[str]:
+        for row in sorted(rows.tolist()):
+            line = json.loads(seen.line(row))
+            yield f"{line['prompt']}\n{line['chosen'] or line['rejected'] or ''}"
+
+    return languages(texts())
+
+
+def _name(seen: Survey, row: int) -> str:
+    """Return a row's number; with several sources, after its source."""
+    number = str(seen.columns["number"][row])
+    return number if len(seen.sources) == 1 else f"{seen.sources[seen.columns['source'][row]]}:{number}"

@@ -1,0 +1,266 @@
+"""Measure rows as they are read, in batches and perhaps in several processes, into a few numbers each.
+
+The numbers of a row (hashes, lengths, flags: 150 bytes) are all that stays in memory; its text goes to a file.
+"""
+
+import hashlib
+import json
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignflow.data.encoding import RefusedConversation, control_tokens_in, encode_prompt, encode_responses
+from alignflow.data.gate import REASONS, reason_of
+from alignflow.data.near import BANDS, sketches, words_of
+from alignflow.data.rows import Message, Row
+from alignflow.data.sources import Fault
+from alignflow.data.split import draw
+
+BATCH = 1000
+"""Rows measured at once; changes speed only."""
+COLUMNS = np.dtype(
+    [
+        ("source", "u2"),
+        ("number", "u4"),
+        ("reason", "u1"),  # place in Survey.faults
+        ("has_chosen", "?"),
+        ("has_rejected", "?"),
+        ("control", "?"),  # text that spells a control token
+        ("system", "?"),
+        ("turns", "u2"),
+        ("prompt", "u8"),
+        ("draw", "u8"),
+        ("chosen", "u8"),
+        ("rejected", "u8"),
+        ("prompt_length", "u4"),
+        ("chosen_length", "u4"),
+        ("rejected_length", "u4"),
+        ("bands", "u4", (BANDS,)),
+        ("offset", "u8"),
+        ("size", "u4"),
+    ]
+)
+"""What stays of a row; offset and size say where its text lies in the spool, size 0 that it has none."""
+Columns = NDArray[np.void]
+Item = TypeVar("Item")
+NO_FAULT = ("", "")
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """How texts are measured and which are too long."""
+
+    tokenizer: Any | None
+    """None measures words, and no text is too long."""
+    max_prompt_length: int
+    max_response_length: int
+    seed: int
+    """Of the split."""
+
+    @property
+    def unit(self) -> str:
+        """What lengths count."""
+        return "words" if self.tokenizer is None else "tokens"
+
+    def prompt_length(self, messages: Sequence[Message]) -> int:
+        """Return the length of a conversation, chat template included."""
+        if self.tokenizer is None:
+            return sum(len(m["content"].split()) for m in messages)
+        return len(encode_prompt(self.tokenizer, messages))
+
+    def response_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the lengths of answers, end included."""
+        if self.tokenizer is None:
+            return [len(text.split()) for text in texts]
+        return [len(ids) for ids in encode_responses(self.tokenizer, texts)]
+
+    def spells_control(self, messages: Sequence[Message]) -> bool:
+        """Return whether a conversation spells a control token; it is encoded as text all the same."""
+        return self.tokenizer is not None and any(control_tokens_in(self.tokenizer, m["content"]) for m in messages)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All rows that were read."""
+
+    columns: Columns
+    """In the order of reading. (N,)"""
+    faults: list[tuple[str, str]]
+    """Key of ``gate.REASONS`` and the fault in words, by the column ``reason``; the first is no fault."""
+    sources: list[str]
+    """By the column ``source``."""
+    spool: Path
+    """Rows as they will be written, a JSON object a line."""
+
+    def line(self, row: int) -> bytes:
+        """Return a row as it will be written."""
+        with self.spool.open("rb") as file:
+            file.seek(int(self.columns["offset"][row]))
+            return file.read(int(self.columns["size"][row]))
+
+    def fault(self, reason: str) -> int:
+        """Return the number of a fault that has the plain words of its reason."""
+        return _place(self.faults, _named(reason))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A batch of rows; numbers of reasons and sources, and offsets, count within the batch."""
+
+    columns: Columns
+    faults: list[tuple[str, str]]
+    sources: list[str]
+    text: bytes
+
+
+def survey(rows: Iterable[Row | Fault], ruler: Ruler, folder: Path, *, workers: int) -> Survey:
+    """Read all rows once; the result is the same whatever the number of workers.
+
+    Args:
+        rows: of all sources, in order.
+        ruler: measures them.
+        folder: where their texts and numbers are put down.
+        workers: processes that measure; 1 measures in this one.
+    """
+    spool, numbers = folder / "rows.jsonl", folder / "columns"
+    faults, sources = [NO_FAULT], list[str]()
+    written = 0
+    with spool.open("wb") as texts, numbers.open("wb") as table:
+        for part in _measured(_batches(rows), ruler, workers):
+            columns = part.columns
+            columns["reason"] = np.array([_place(faults, fault) for fault in part.faults], np.uint8)[columns["reason"]]
+            columns["source"] = np.array([_place(sources, name) for name in part.sources])[columns["source"]]
+            columns["offset"] += written
+            written += len(part.text)
+            texts.write(part.text)
+            table.write(columns.tobytes())
+    return Survey(np.fromfile(numbers, COLUMNS), faults, sources, spool)
+
+
+def measure(batch: Sequence[Row | Fault], ruler: Ruler) -> Measured:
+    """Measure a batch of rows: find what is wrong with each by itself, and put its text into a line."""
+    columns = np.zeros(len(batch), COLUMNS)
+    faults, sources, texts, words = [NO_FAULT], list[str](), list[bytes](), list[str]()
+    wrong = [(reason_of(row), row.reason) if isinstance(row, Fault) else _wrong(row) for row in batch]
+    sound = [row for row, fault in zip(batch, wrong, strict=True) if isinstance(row, Row) and fault == NO_FAULT]
+    lengths = iter(ruler.response_lengths([text for row in sound for text in (row.chosen, row.rejected) if text]))
+    offset = 0
+    for row, fault, column in zip(batch, wrong, columns, strict=True):
+        column["source"], column["number"] = _place(sources, row.source), row.number
+        column["reason"] = _place(faults, fault)
+        words.append("")
+        if isinstance(row, Fault) or fault != NO_FAULT:
+            continue
+        column["chosen_length"] = next(lengths) if row.chosen else 0
+        column["rejected_length"] = next(lengths) if row.rejected else 0
+        try:
+            column["prompt_length"] = ruler.prompt_length(row.messages)
+        except RefusedConversation:
+            column["reason"] = _place(faults, _named("refused"))
+            continue
+        column["reason"] = _place(faults, _too_long(column, ruler))
+        _describe(column, row, ruler)
+        line = as_line(row)
+        column["offset"], column["size"] = offset, len(line)
+        offset += len(line)
+        texts.append(line)
+        words[-1] = words_of(row.messages)
+    columns["bands"] = sketches(words)
+    return Measured(columns, faults, sources, b"".join(texts))
+
+
+def as_line(row: Row) -> bytes:
+    """Return a row as the prepared files hold it."""
+    fields = {
+        "prompt_id": row.prompt_id,
+        "messages": row.messages,
+        "prompt": row.prompt,
+        "chosen": row.chosen,
+        "rejected": row.rejected,
+        "margin": row.margin,
+        "answer": row.answer,
+        "source": row.source,
+        "number": row.number,
+    }
+    return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
+
+
+def _describe(column: Any, row: Row, ruler: Ruler) -> None:
+    column["has_chosen"], column["has_rejected"] = row.chosen is not None, row.rejected is not None
+    column["prompt"] = int(row.prompt_id, 16)
+    column["draw"] = draw(row.opening, ruler.seed)
+    column["chosen"], column["rejected"] = _hash(row.chosen), _hash(row.rejected)
+    column["turns"] = sum(m["role"] == "user" for m in row.messages)
+    column["system"] = row.messages[0]["role"] == "system"
+    column["control"] = ruler.spells_control(row.messages)
+
+
+def _wrong(row: Row) -> tuple[str, str]:
+    """Return what is wrong with a row by itself; the reader has seen to texts and turns."""
+    return _named("identical") if row.chosen is not None and row.chosen == row.rejected else NO_FAULT
+
+
+def _too_long(column: Any, ruler: Ruler) -> tuple[str, str]:
+    if ruler.tokenizer is None:
+        return NO_FAULT
+    if column["prompt_length"] > ruler.max_prompt_length:
+        return _named("prompt_too_long")
+    longest = max(column["chosen_length"], column["rejected_length"])
+    return _named("response_too_long") if longest > ruler.max_response_length else NO_FAULT
+
+
+def _named(reason: str) -> tuple[str, str]:
+    return reason, REASONS[reason].text
+
+
+def _hash(text: str | None) -> int:
+    if text is None:
+        return 0
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _place(known: list[Item], item: Item) -> int:
+    if item not in known:
+        known.append(item)
+    return known.index(item)
+
+
+def _batches(rows: Iterable[Row | Fault]) -> Iterator[list[Row | Fault]]:
+    waiting = iter(rows)
+    while batch := list(islice(waiting, BATCH)):
+        yield batch
+
+
+def _measured(batches: Iterable[Sequence[Row | Fault]], ruler: Ruler, workers: int) -> Iterator[Measured]:
+    """Yield the measured batches in order; no more wait than keep the workers busy."""
+    if workers == 1:
+        yield from (measure(batch, ruler) for batch in batches)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(ruler,)) as pool:
+        waiting: deque[Future[Measured]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(_measure_here, batch))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+_ruler: list[Ruler] = []  # of a worker process: sent once, not with every batch
+
+
+def _begin(ruler: Ruler) -> None:
+    _ruler[:] = [ruler]
+
+
+def _measure_here(batch: Sequence[Row | Fault]) -> Measured:
+    return measure(batch, _ruler[0])

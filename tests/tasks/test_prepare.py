@@ -1,0 +1,358 @@
+"""The stage ``prepare`` on files of every kind, broken ones too: what it writes, what it tells and when it stops."""
+
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks import data_report, params
+from tasks.data_check import check
+from tasks.workspace import home
+from tests.tasks.test_stages import stage
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+GOOD = [{"prompt": f"what is {i}?", "chosen": f"it is {i}.", "rejected": f"who knows {i}"} for i in range(40)]
+SMALL = ["data.max_response_length=60", "data.eval_fraction=0.4", "data.near_duplicate_threshold=1"]
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with an identified base model."""
+    folder = tmp_path_factory.mktemp("base")
+    shutil.copytree(tiny, folder / "base")
+    shutil.copy(ROOT / "params.yaml", folder)
+    params.override(folder / "params.yaml", ["base.model=base", "base.quantization=none", *SMALL])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
+        patch.setattr("tasks.recorder._spawn_delivery", lambda _: None)
+        home.cache_clear()
+        stage("base")
+    home.cache_clear()
+    return folder
+
+
+@pytest.fixture
+def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = Path(shutil.copytree(base, tmp_path / "project"))
+    (folder / "data").mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
+    monkeypatch.setattr("tasks.recorder._spawn_delivery", lambda _: None)
+    home.cache_clear()
+    return folder
+
+
+def write(rows: Sequence[Any], name: str = "data/preferences.jsonl") -> Path:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in rows))
+    return path
+
+
+def side(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(f"data/prepared/{name}.jsonl").read_text().splitlines()]
+
+
+def report() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path("data/prepared/report.json").read_text())
+    return found
+
+
+def stopped(capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as failed:
+        stage("prepare")
+    assert failed.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("error:") == 1
+    assert "Traceback" not in said
+    return said
+
+
+def test_three_sides_hold_every_row_once_with_where_it_comes_from(place: Path):
+    write(GOOD)
+    found = stage("prepare")
+    sides = {name: side(name) for name in ("train", "judge", "eval")}
+    assert sorted(r["number"] for rows in sides.values() for r in rows) == list(range(1, 41))
+    assert all(sides.values())
+    assert sides["train"][0].keys() == {
+        "prompt_id", "messages", "prompt", "chosen", "rejected", "margin", "answer", "source", "number",
+    }  # fmt: skip
+    assert {name: len(rows) for name, rows in sides.items()} == {
+        name: found[f"{name}_pairs"] for name in ("train", "judge", "eval")
+    }
+    assert found["rows"] == 40
+
+
+BREAKAGES: dict[str, tuple[list[Any], str]] = {
+    "broken": ([b"{oops"], "broken JSON"),
+    "wrong_type": ([{**GOOD[0], "chosen": 7}], "chosen is neither a text nor chat messages"),
+    "empty": ([{**GOOD[0], "chosen": "  "}], "empty text"),
+    "identical": ([{"prompt": "p", "chosen": "a", "rejected": " a"}], "chosen equals rejected"),
+    "contradictory": ([{**GOOD[0], "chosen": GOOD[0]["rejected"], "rejected": GOOD[0]["chosen"]}], "both ways"),
+    "duplicate": ([GOOD[0]], "repeated row"),
+    "prompt_too_long": ([{**GOOD[0], "prompt": "p" * 500}], "prompt does not fit"),
+    "response_too_long": ([{**GOOD[0], "chosen": "c" * 61}], "response does not fit"),
+    "role_order": (
+        [
+            {
+                "prompt": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
+                "chosen": "c",
+                "rejected": "d",
+            }
+        ],
+        "chat turns out of order",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", BREAKAGES)
+def test_what_is_broken_stops_the_stage_with_its_rows_and_is_counted_where_it_is_allowed(
+    place: Path, reason: str, capsys: pytest.CaptureFixture[str]
+):
+    bad, text = BREAKAGES[reason]
+    write([*GOOD, *bad])
+    params.override(Path("params.yaml"), ["data.max_dropped_fraction=1", f"data.max_fraction.{reason}=0"])
+    said = stopped(capsys)
+    assert f"data.max_fraction.{reason} (0)" in said
+    assert text in said
+    assert "41" in said
+    params.override(Path("params.yaml"), [f"data.max_fraction.{reason}=0.05"])
+    found = stage("prepare")
+    assert found[f"dropped/{reason}"] == found["dropped"] == (2 if reason == "contradictory" else 1)
+    params.override(Path("params.yaml"), ["data.max_dropped_fraction=0.02"])
+    if reason == "contradictory":
+        assert "2 of 41 rows cannot be used, more than data.max_dropped_fraction" in stopped(capsys)
+
+
+def test_a_gate_that_stops_loses_nothing(place: Path, capsys: pytest.CaptureFixture[str]):
+    write(GOOD)
+    stage("prepare")
+    before = {p.name: p.read_bytes() for p in Path("data/prepared").iterdir()}
+    write([*GOOD, b"{", b"{", b"{"])
+    stopped(capsys)
+    assert {p.name: p.read_bytes() for p in Path("data/prepared").iterdir()} == before
+    assert [p.name for p in Path("data").iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.path=data/none.jsonl", "data/none.jsonl is missing"),
+        ("data.eval_fraction=0.0001", "no prompt is left for eval; change data.eval_fraction"),
+        ("data.format=ranked", "no usable row|none of 40 rows can be used"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_told(
+    place: Path, setting: str, message: str, capsys: pytest.CaptureFixture[str]
+):
+    write(GOOD)
+    params.override(Path("params.yaml"), [setting])
+    assert re.search(message, stopped(capsys))
+
+
+def test_sources_are_mixed_and_each_has_its_version_in_the_report(place: Path):
+    write(GOOD[:20], "data/mix/a.jsonl")
+    write(GOOD[20:], "data/mix/b.jsonl")
+    tree = YAML()
+    raw = tree.load(Path("params.yaml"))
+    raw["data"]["path"] = "data/mix"
+    raw["data"]["sources"] = [{"path": "data/mix/a.jsonl", "weight": 1}, {"path": "data/mix/b.jsonl", "weight": 1}]
+    tree.dump(raw, Path("params.yaml"))
+    assert stage("prepare")["rows"] == 40
+    said = report()
+    assert [(s["source"], s["rows"]) for s in said["sources"]] == [("data/mix/a.jsonl", 20), ("data/mix/b.jsonl", 20)]
+    assert [d["name"] for d in said["data"]] == ["data/mix/a.jsonl", "data/mix/b.jsonl"]
+    assert len({d["digest"] for d in said["data"]}) == 2
+
+
+def test_a_folder_is_read_whole(place: Path):
+    write(GOOD[:20], "data/all/a.jsonl")
+    write(GOOD[20:], "data/all/deep/b.jsonl")
+    params.override(Path("params.yaml"), ["data.path=data/all"])
+    assert stage("prepare")["rows"] == 40
+
+
+def test_plain_dvc_runs_the_stage_again_when_any_local_source_changes(tmp_path: Path):
+    """The real dvc.yaml's own dependency on ``data.path``, with a command that only counts its runs."""
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert "${data.path}" in stages["prepare"]["deps"]
+    project = tmp_path / "project"
+    (project / "data/mix").mkdir(parents=True)
+    for name in ("a", "b"):
+        (project / f"data/mix/{name}.jsonl").write_text("{}\n")
+    shutil.copy(ROOT / "params.yaml", project)
+    params.override(project / "params.yaml", ["data.path=data/mix"])
+    (project / "count.py").write_text("open('runs', 'a').write('x')\nopen('out', 'w').write('y')\n")
+    (project / "dvc.yaml").write_text(
+        "stages:\n  prepare:\n    cmd: python count.py\n    params: [data]\n"
+        "    deps: ['${data.path}']\n    outs: [out]\n"
+    )
+
+    def do(*command: str) -> None:
+        subprocess.run(command, cwd=project, check=True, capture_output=True)
+
+    dvc = str(Path(sys.executable).with_name("dvc"))
+    do("git", "init", "--quiet")
+    do(dvc, "init", "--quiet")
+    counts = []
+    for change in (None, None, "a", "b"):
+        if change:
+            (project / f"data/mix/{change}.jsonl").write_text('{"prompt": "new"}\n')
+        do(dvc, "repro")
+        counts.append(len((project / "runs").read_text()))
+    assert counts == [1, 1, 2, 3]
+
+
+class Page(HTMLParser):
+    """Tags that are opened and text that is shown."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.shown = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.shown += data
+
+
+def test_the_page_stands_alone_and_shows_what_was_dropped(place: Path):
+    write([*GOOD, b"{"])
+    params.override(Path("params.yaml"), ["data.max_dropped_fraction=0.5"])
+    stage("prepare")
+    text = Path("data/prepared/report.html").read_text()
+    page = Page(text)
+    assert not [a for tag, attrs in page.tags for a in attrs if a in {"src", "href"} or tag in {"script", "link"}]
+    for part in ("40 of 41 rows can be used", "broken JSON", "row 41", "repair or delete these rows"):
+        assert part in page.shown
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_texts_of_the_data_are_never_markup(place: Path):
+    evil = "<script>alert(1)</script>"
+    write(GOOD)
+    stage("prepare")
+    said = report()
+    said["near_duplicates"] = [{"row": "1", "eval_row": evil, "similarity": 0.9, "prompt": evil, "eval_prompt": evil}]
+    said["data"][0]["name"] = evil
+    page = data_report.render(said)
+    assert "<script" not in page
+    assert Page(page).shown.count(evil) == 5  # three of the pair, the name on top and its version
+
+
+def test_what_is_found_goes_into_the_record(place: Path):
+    write([*GOOD, b"{"])
+    params.override(Path("params.yaml"), ["data.max_dropped_fraction=0.5"])
+    stage("prepare")
+    (journal,) = (place / "home/outbox").glob("prepare-*/journal.jsonl")
+    notes = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [n["name"] for n in notes if n["kind"] == "artifact"] == ["report.json", "report.html"]
+    assert [n["name"] for n in notes if n["kind"] == "table"] == ["data faults"]
+    (started,) = [n for n in notes if n["kind"] == "start"]
+    digests = {d["name"]: d["digest"] for d in started["datasets"]}
+    assert report()["data"][0]["digest"].startswith(digests["data/preferences.jsonl"])
+
+
+REAL: dict[str, tuple[Callable[[bytes], int], str]] = {
+    "hh-rlhf/harmless-base.jsonl.gz": (lambda raw: len(gzip.decompress(raw).splitlines()), "transcripts"),
+    "sharegpt-dpo/dpo_en.json": (lambda raw: len(json.loads(raw)), "sharegpt"),
+    "gsm8k/train.jsonl": (lambda raw: len(raw.splitlines()), "prompt_answer"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_data_is_counted_to_the_last_row(place: Path, name: str):
+    """The tiny tokenizer has a token a letter: nothing is too long at these limits, so that all else is looked at."""
+    if not (DATA / name).exists():
+        pytest.skip(f"no {DATA / name}")
+    count, form = REAL[name]
+    params.override(
+        Path("params.yaml"),
+        [f"data.path={DATA / name}", "data.max_prompt_length=100000", "data.max_response_length=100000",
+         "data.near_duplicate_threshold=0.8", "data.max_dropped_fraction=0.05"],
+    )  # fmt: skip
+    found = stage("prepare")
+    assert found["rows"] == count((DATA / name).read_bytes())
+    written = sum(len(side(s)) for s in ("train", "judge", "eval"))
+    assert found["rows"] == written + found["dropped"]
+    openings = [
+        {next(m["content"] for m in r["messages"] if m["role"] == "user") for r in side(s)}
+        for s in ("train", "judge", "eval")
+    ]
+    assert sum(map(len, openings)) == len(set().union(*openings))
+    assert check(params.load(Path("params.yaml")).data).form == form
+
+
+def test_a_check_works_without_a_base_model_and_says_what_it_measured(place: Path):
+    shutil.rmtree("artifacts")
+    write([*GOOD, {**GOOD[0], "chosen": "word " * 300}])
+    began = time.monotonic()
+    found = check(params.load(Path("params.yaml")).data)
+    assert time.monotonic() - began < 20
+    assert found.report["statistics"]["unit"] == "words"
+    assert found.report["dropped"] == 0
+    assert (found.form, found.problems, found.whole) == ("preference", [], True)
+
+
+def test_a_check_of_a_huge_file_looks_at_its_first_rows(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks.data_check.FIRST", 10)
+    write(GOOD)
+    found = check(params.load(Path("params.yaml")).data)
+    assert (found.report["rows"], found.whole) == (10, False)
+
+
+def test_doctor_reads_the_data_as_the_stage_does(place: Path):
+    from tasks.doctor import LOOKS
+
+    write(GOOD)
+    well, said = LOOKS["data"]()
+    assert well
+    assert "40 rows" in said
+    write([*GOOD, b"{", b"{"])
+    well, said = LOOKS["data"]()
+    assert not well
+    assert "max_dropped_fraction" in said
+
+
+def kinds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[bool, bool]]:
+    return [(r["chosen"] is not None, r["rejected"] is not None) for r in rows]
+
+
+def test_readers_return_rows_by_what_they_hold(place: Path):
+    from tasks import training
+
+    thumbs = [{"prompt": f"say {i}", "response": "yes", "label": True} for i in range(40)]
+    thumbs += [{"prompt": f"say {i}", "response": "no", "label": False} for i in range(20)]
+    write(thumbs)
+    found = stage("prepare")
+    assert found["rows"] == 60
+    assert found["unused"] == found["dropped"] == 0
+    assert set(kinds(training.read_pairs("train"))) == {(True, True)}
+    assert set(kinds(training.read_demonstrations("train"))) == {(True, True), (True, False)}
+    assert len(training.read_prompts("train")) == len(training.read_prepared("train")) == found["train_prompts"]
+
+
+def test_a_stage_that_needs_pairs_and_finds_none_says_what_can_be_run(place: Path):
+    from tasks import training
+
+    write([{"prompt": f"add {i} to {i * i + 100}", "answer": str(i)} for i in range(40)])
+    stage("prepare")
+    with pytest.raises(training.LacksRows, match=r"train\.jsonl has no pair.*can be run with it: ppo and grpo"):
+        training.read_pairs("train")
+    with pytest.raises(training.LacksRows, match="no chosen response"):
+        training.read_demonstrations("train")
