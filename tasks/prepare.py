@@ -10,7 +10,7 @@ from tasks.workspace import IDENTITY, PREPARED
 
 
 def work(stage: Stage) -> Mapping[str, float]:
-    """Write ``train.jsonl``, ``eval.jsonl`` and ``dropped.json``."""
+    """Write ``train.jsonl``, ``judge.jsonl``, ``eval.jsonl`` and ``dropped.json``."""
     from alignflow.data.encoding import encode_prompt, encode_response
     from alignflow.data.preferences import Dropped, gate, read, split
     from alignflow.models.base import load_identity
@@ -33,12 +33,15 @@ def work(stage: Stage) -> Mapping[str, float]:
             fitting.append(row)
     counts = gate(total, dropped, most=data.max_dropped_fraction, path=path)
     held_out = split((row.prompt for row in fitting), eval_fraction=data.eval_fraction, seed=data.seed)
+    training = {row.prompt for row in fitting} - held_out
+    judging = split(training, eval_fraction=data.judge_fraction, seed=data.seed + 1)
     sides = {
-        "train": [row for row in fitting if row.prompt not in held_out],
+        "train": [row for row in fitting if row.prompt in training - judging],
+        "judge": [row for row in fitting if row.prompt in judging],
         "eval": [row for row in fitting if row.prompt in held_out],
     }
     for side, kept in sides.items():
-        if not kept:
+        if not kept and side != "judge":
             raise ParamsTooTight(
                 f"{path}: no prompt is left for {side}; change data.eval_fraction ({data.eval_fraction})"
             )
@@ -65,6 +68,7 @@ def work(stage: Stage) -> Mapping[str, float]:
         "rows": float(total),
         "dropped": float(len(dropped)),
         "train_pairs": float(len(sides["train"])),
+        "judge_pairs": float(len(sides["judge"])),
         "eval_pairs": float(len(sides["eval"])),
         "chosen_shorter_fraction": sum(len(r.chosen or "") < len(r.rejected or "") for r in fitting) / len(fitting),
     }
