@@ -68,8 +68,9 @@ def _judge(stage: Stage, section: LlmJudge) -> list[dict[str, Any]]:
         for order in ((row["response"], theirs), (theirs, row["response"]))
     ]
     answers = Answers(home() / "llm_judge" / "answers.jsonl", str(section.url))
-    fresh = len([body for body in bodies if body not in answers])
-    stage.say(f"{len(bodies)} questions to {section.model} at {section.url}, {len(bodies) - fresh} answered before")
+    distinct = {answers.key(body): body for body in bodies}
+    known = sum(key in answers for key in distinct)
+    stage.say(f"{len(distinct)} questions to {section.model} at {section.url}, {known} answered before")
     key = os.environ.get(KEY)
     with (
         httpx.Client(
@@ -78,11 +79,12 @@ def _judge(stage: Stage, section: LlmJudge) -> list[dict[str, Any]]:
         ThreadPoolExecutor(section.parallel) as threads,
     ):
         try:
-            replies = list(threads.map(lambda body: answers.ask(client, section, body), bodies))
+            found = list(threads.map(lambda body: answers.ask(client, section, body), distinct.values()))
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    verdicts = [_verdict(reply) for reply in replies]
+    replies = dict(zip(distinct, found, strict=True))
+    verdicts = [_verdict(replies[answers.key(body)]) for body in bodies]
     return [
         {
             "prompt_id": row["prompt_id"],
@@ -131,8 +133,12 @@ class Answers:
             except (json.JSONDecodeError, KeyError):
                 continue
 
-    def __contains__(self, body: Mapping[str, Any]) -> bool:
-        return self._key(body) in self._known
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def key(self, body: Mapping[str, Any]) -> str:
+        """Return the hash of a question and of where it goes."""
+        return hashlib.sha256(json.dumps([self._url, body], sort_keys=True).encode()).hexdigest()
 
     def ask(self, client: "httpx.Client", section: LlmJudge, body: Mapping[str, Any]) -> str:
         """Return the reply to a question, from the file or from the endpoint.
@@ -140,16 +146,13 @@ class Answers:
         Raises:
             NoJudge: the endpoint cannot be reached, refuses, or answers in another form.
         """
-        key = self._key(body)
+        key = self.key(body)
         if key not in self._known:
             reply = _post(client, section, body)
             with self._lock, self._path.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps({"question": key, "reply": reply}))  # after a line that was cut off
                 self._known[key] = reply
         return self._known[key]
-
-    def _key(self, body: Mapping[str, Any]) -> str:
-        return hashlib.sha256(json.dumps([self._url, body], sort_keys=True).encode()).hexdigest()
 
 
 def _post(client: "httpx.Client", section: LlmJudge, body: Mapping[str, Any]) -> str:
