@@ -13,7 +13,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     models = training.open_models(stage.params)
     models.add("reference", start=training.SFT)
     models.add("policy", start=training.SFT, trained=True)
-    pairs = training.encode_pairs(models.base.tokenizer, training.read_pairs("train"))
+    pairs = training.encode_pairs(models.base.tokenizer, training.read_prepared("train"))
     section = stage.params.dpo
     return train_dpo(stage, models, pairs, section, starts_at_reference=True, snapshots=section.snapshots)
 

@@ -338,8 +338,9 @@ def _capability(stage: Stage, models: "SharedBase", role: str) -> dict[str, floa
     choices = [choice for question in questions for choice in encode_choices(tokenizer, question)]
     good = [
         Example(encode_prompt(tokenizer, row["messages"]), encode_response(tokenizer, row["chosen"]))
-        for row in training.read_demonstrations("eval")[: section.capability_texts]
-    ]
+        for row in training.read_prepared("eval")
+        if row["chosen"] is not None
+    ][: section.capability_texts]
     logps = by_rows(
         lambda batch: models.logprobs(role, batch)[0].sum(1),
         collate([*choices, *good]),

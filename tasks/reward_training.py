@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Example
 from tasks import sampling, training
+from tasks.head_first import fit_head, last_states
 from tasks.params import RewardModel
 from tasks.stage import Stage
 
@@ -41,7 +42,7 @@ def train_reward_model(
     models = training.open_models(stage.params)
     models.add("reference", start=training.SFT)
     models.add(ROLE, start=training.SFT, trained=True)
-    rows = training.read_pairs(side)
+    rows = _pairs(side)
     if not rows:
         return _untrained(stage, models, side)
     models.add_head(ROLE, seed=section.seed)
@@ -51,6 +52,11 @@ def train_reward_model(
     beside = {"normalization.json": _normalization(stage, models, section), "report.json": report}
     metrics = training.finish(stage, models, ROLE, frozen=frozen, beside=beside)
     return {**metrics, **{f"eval/{key}": report[key] for key in FIGURES if report.get(key) is not None}}
+
+
+def _pairs(side: str) -> list[dict[str, Any]]:
+    """Return the prepared rows that have both responses; there may be none."""
+    return [row for row in training.read_prepared(side) if None not in (row["chosen"], row["rejected"])]
 
 
 FIGURES = ("accuracy", "margin", "calibration_error", "length_correlation", "shorter_wins", "agreement")
@@ -66,6 +72,11 @@ def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequenc
         seed=section.seed,
     )
     margins = torch.tensor([pair.margin for pair in pairs], device=models.base.device)
+    if stage.resume is None and section.head_steps:
+        stage.say(f"fits the head alone for {section.head_steps} steps")
+        states = last_states(models, ROLE, pairs, section.micro_batch_tokens)
+        alone = replace(config, steps=section.head_steps, learning_rate=section.head_learning_rate)
+        fit_head(models.heads[ROLE], states, margins, alone, loss)
 
     def batches(step: int) -> list[reward_model.RewardBatch]:
         return [
@@ -99,7 +110,7 @@ def _untrained(stage: Stage, models: SharedBase, side: str) -> Mapping[str, floa
 
 def _held_out(stage: Stage, models: SharedBase, section: RewardModel, other: Path | None) -> dict[str, Any]:
     """Return the report on pairs of unseen prompts."""
-    rows = training.read_pairs("eval")
+    rows = _pairs("eval")
     if not rows:
         stage.say("no pairs of unseen prompts: accuracy unknown")
         return _report([], [], [])

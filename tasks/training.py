@@ -52,16 +52,6 @@ def read_prepared(side: str) -> list[dict[str, Any]]:
     return read_lines(PREPARED / f"{side}.jsonl")
 
 
-def read_pairs(side: str) -> list[dict[str, Any]]:
-    """Return the prepared rows that have both a chosen and a rejected response."""
-    return [row for row in read_prepared(side) if row["chosen"] is not None and row["rejected"] is not None]
-
-
-def read_demonstrations(side: str) -> list[dict[str, Any]]:
-    """Return the prepared rows that have a chosen response."""
-    return [row for row in read_prepared(side) if row["chosen"] is not None]
-
-
 def read_prompts(side: str) -> list[dict[str, Any]]:
     """Return the first prepared row of each distinct prompt of ``train`` or ``eval``."""
     first: dict[str, dict[str, Any]] = {}

@@ -158,6 +158,8 @@ def test_a_reward_model_of_few_pairs_trains_its_head_alone(place: Path, tmp_path
     shutil.copy(tmp_path / "params.yaml", "params.yaml")
     shutil.rmtree("artifacts/reward_model")
     shutil.copytree(kept, "artifacts/reward_model")
+
+
 REPORT = {"accuracy", "low", "high", "pairs", "margins", "by_margin", "by_length_difference", "calibration"}
 REPORT |= {"calibration_error", "length_correlation", "shorter_wins", "margin"}
 
