@@ -75,7 +75,7 @@ def repetition(text: str) -> float:
 def distinct(texts: Sequence[str], n: int) -> float:
     """Return distinct-n: different word n-grams of all texts, over all their words; 0 without any word.
 
-    Li et al. 2016, arXiv:1510.03055, section 5.2. N-grams do not reach from one text into the next.
+    Li et al. 2016, arXiv:1510.03055. N-grams do not reach from one text into the next.
     """
     split = [words(text) for text in texts]
     total = sum(map(len, split))

@@ -22,8 +22,8 @@ def test_the_choice_of_the_highest_likelihood_a_token_is_taken():
 
 
 def test_questions_may_have_unlike_numbers_of_choices():
-    questions = [Question("", ("a", "b", "c"), 2), Question("", ("a", "b"), 1)]
-    assert choice_accuracy([-3.0, -2.0, -1.0, -1.0, -5.0], [1] * 5, questions) == 0.5
+    questions = [Question("", ("a", "b", "c"), 2), Question("", ("a", "b"), 0)]
+    assert choice_accuracy([-3.0, -2.0, -1.0, -1.0, -5.0], [1] * 5, questions) == 1.0
 
 
 def test_perplexity_is_per_token_over_all_texts():

@@ -42,4 +42,4 @@ def test_a_language_is_named_when_it_is_sure():
 
 
 def test_drift_counts_answers_that_are_surely_in_another_language():
-    assert language_drift(["en", None, "fr", "en"], ["en", "en", "en", None]) == 1 / 4
+    assert language_drift(["en", None, "fr", "en", "de"], ["en", "en", "en", None, "de"]) == 1 / 5

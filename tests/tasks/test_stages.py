@@ -264,7 +264,12 @@ OPTIONS = {
         "ppo.entropy_coef=0.01",
         "ppo.target_kl=1",
     ],
-    "grpo": ["grpo.zero_variance=resample", "grpo.mask_truncated=false", "grpo.normalization=dr_grpo"],
+    "grpo": [
+        "grpo.batch_size=4",
+        "grpo.zero_variance=resample",
+        "grpo.mask_truncated=false",
+        "grpo.normalization=dr_grpo",
+    ],
     "iterative_dpo": ["iterative_dpo.length_penalty=0.01", "iterative_dpo.loss=simpo", "iterative_dpo.nll_coef=1"],
 }
 
