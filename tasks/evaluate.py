@@ -121,7 +121,8 @@ def work(stage: Stage) -> Mapping[str, float]:
     in_order = zip([*answers[1:], answers[0]], [*judged[1:], judged[0]], strict=True)  # the policy is the last one
     points = [_point(*point, len(first)) for point in zip(trajectory, in_order, strict=False)]
     (folder / "trajectory.json").write_text(json.dumps(points, indent=2) + "\n")
-    stage.record.table("answers", table)
+    flat = [{**row, **{f"judge/{name}": value for name, value in row["judges"].items()}} for row in table]
+    stage.record.table("answers", [{key: value for key, value in row.items() if key != "judges"} for row in flat])
     return {**_figures(table), **_capability(stage, models, role), "peak_memory_gib": peak_memory_gib()}
 
 
