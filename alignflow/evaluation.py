@@ -1,5 +1,6 @@
-"""Figures of one policy on prompts it never saw, and of a reward model on pairs it never saw."""
+"""Figures of one policy on prompts it never saw: distance to the reference, repetition, variety and language."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -56,20 +57,47 @@ def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: f
     return torch.log_softmax(softcap * torch.tanh(logits / softcap) if softcap else logits, -1)
 
 
-def calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:
-    """Return the expected calibration error of σ(margin) as the probability that the chosen one is preferred.
+# a run of word characters; of Chinese and Japanese, which write no spaces, each character
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
-    Each pair counts once as (p, 1) and once, swapped, as (1−p, 0); Σ_bins |mean p − mean label|·share.
-    Guo et al. 2017, arXiv:1706.04599, Eq. 3.
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case."""
+    return WORD.findall(text.lower())
+
+
+def repetition(text: str) -> float:
+    """Return the share of word trigrams that occurred before in the text: 1 − distinct / all; 0 below three words."""
+    trigrams = _ngrams(words(text), 3)
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Return distinct-n: different word n-grams of all texts, over all their words; 0 without any word.
+
+    Li et al. 2016, arXiv:1510.03055. N-grams do not reach from one text into the next.
     """
-    p = torch.sigmoid(torch.tensor(margins, dtype=torch.float64))
-    probabilities = torch.cat([p, 1 - p])
-    labels = torch.cat([torch.ones_like(p), torch.zeros_like(p)])
-    index = (probabilities * bins).long().clamp(max=bins - 1)
-    error = 0.0
-    for b in range(bins):
-        inside = index == b
-        if inside.any():
-            gap = (probabilities[inside].mean() - labels[inside].mean()).abs()
-            error += float(gap) * float(inside.double().mean())
-    return error
+    split = [words(text) for text in texts]
+    total = sum(map(len, split))
+    return len({gram for one in split for gram in _ngrams(one, n)}) / total if total else 0.0
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(tokens[i:] for i in range(n)), strict=False))
+
+
+def languages(texts: Sequence[str], *, least: float) -> list[str | None]:
+    """Return the language of each text as an ISO 639 code; None where the classifier is less sure than ``least``.
+
+    Naive Bayes over byte n-grams, offline (Lui and Baldwin 2012, "langid.py"). A few words are rarely enough.
+    """
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    found = [identifier.classify(text) for text in texts]
+    return [str(code) if probability >= least else None for code, probability in found]
+
+
+def language_drift(found: Sequence[str | None], wanted: Sequence[str | None]) -> float:
+    """Return the share of answers whose language is sure and differs from the sure language of their prompt."""
+    return sum(None not in pair and pair[0] != pair[1] for pair in zip(found, wanted, strict=True)) / len(found)

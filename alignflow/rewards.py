@@ -8,6 +8,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 Rule = Callable[..., float | None]
 """(prompt, response, answer, *, numbers) -> reward, or None where the rule does not apply."""
@@ -145,14 +146,22 @@ def right_abstain_wrong(
 ) -> float | None:
     """Reward a right answer highly and "I don't know" a little, and punish a wrong answer: against made-up answers.
 
-    Applies where the data has an answer. Right: for a number, the last number of the response equals it; for a text,
-    it stands in the response as whole words, whatever the case and punctuation.
+    Applies where the data has an answer; ``outcome`` says what counts as right.
     """
     if answer is None:
         return None
+    return {"right": right, "abstain": abstain, "wrong": wrong}[outcome(response, answer)]
+
+
+def outcome(response: str, answer: str) -> Literal["right", "abstain", "wrong"]:
+    """Return whether a response is right, says that it does not know, or is wrong.
+
+    Right: for a number, the last number of the response equals it; for a text, it stands in the response as whole
+    words, whatever the case and punctuation.
+    """
     if _is_right(response, answer):
-        return right
-    return abstain if ABSTENTIONS.search(response.replace("\u2019", "'")) else wrong
+        return "right"
+    return "abstain" if ABSTENTIONS.search(response.replace("\u2019", "'")) else "wrong"
 
 
 RULES: Mapping[str, Rule] = {

@@ -14,7 +14,8 @@ def work(stage: Stage) -> Mapping[str, float]:
     models.add("reference", start=training.SFT)
     models.add("policy", start=training.SFT, trained=True)
     pairs = training.encode_pairs(models.base.tokenizer, training.read_pairs("train"))
-    return train_dpo(stage, models, pairs, stage.params.dpo, starts_at_reference=True)
+    section = stage.params.dpo
+    return train_dpo(stage, models, pairs, section, starts_at_reference=True, snapshots=section.snapshots)
 
 
 if __name__ == "__main__":

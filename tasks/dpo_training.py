@@ -25,6 +25,7 @@ def train_dpo(
     section: Dpo | IterativeDpo,
     *,
     starts_at_reference: bool,
+    snapshots: int,
 ) -> dict[str, float]:
     """Train the policy on pairs against the reference, both already in place; save and return metrics.
 
@@ -34,6 +35,7 @@ def train_dpo(
         pairs: to train on.
         section: settings.
         starts_at_reference: whether both roles should answer alike before the first update; checked.
+        snapshots: policies to keep along the way.
 
     Raises:
         NotAtReference: they should and do not.
@@ -65,7 +67,7 @@ def train_dpo(
         MasterAdamW([(models.parameters("policy"), config.learning_rate)], config.weight_decay),
         config,
         log=stage.log,
-        keep=stage.keep,
+        keep=training.keep_snapshots(stage, models, snapshots),
         resume=stage.resume,
     )
     return training.finish(stage, models, "policy", frozen=frozen)

@@ -1,8 +1,9 @@
-"""Stage ``evaluate@POLICY``: answer held-out prompts and judge the answers."""
+"""Stage ``evaluate@POLICY``: answer held-out prompts, judge the answers, and see what was forgotten on the way."""
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ from tasks.params import Params, load
 from tasks.stage import Stage, run
 
 if TYPE_CHECKING:
+    from alignflow.generate import Response
     from alignflow.models.roles import SharedBase
     from alignflow.types import Example
 
 POLICIES = ("base", "reference", "dpo", "iterative_dpo", "ppo", "grpo")
+JUDGE = "judge_model"
 
 
 def adapter_of(policy: str, params: Params) -> Path | None:
@@ -37,25 +40,132 @@ class UnknownPolicy(ValueError):
     """No policy has that name."""
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A policy at some point of its training."""
+
+    step: int
+    """Optimiser steps or rollout batches so far, over all rounds of iterative DPO."""
+    label: str
+    folder: Path
+
+
+def trajectory_of(policy: str, params: Params) -> list[Snapshot]:
+    """Return the kept policies of a training in order, the final one last; none of a policy that was not trained here.
+
+    The rounds of iterative DPO are its snapshots; other methods keep some along the way.
+    """
+    final = adapter_of(policy, params)
+    if final is None or policy == "reference":
+        return []
+    if policy == "iterative_dpo":
+        folders = {name: final.parent / name for name in params.iterative_dpo.rounds}
+        steps = [_steps(folder) for folder in folders.values()]
+        return [Snapshot(sum(steps[: i + 1]), *item) for i, item in enumerate(folders.items())]
+    kept = {int(folder.name.removeprefix("step-")): folder for folder in (final / "snapshots").glob("step-*")}
+    every = {**dict(sorted(kept.items())), _steps(final): final}
+    return [Snapshot(step, f"step {step}", folder) for step, folder in every.items()]
+
+
+def _steps(folder: Path) -> int:
+    steps: int = json.loads((folder / "training.json").read_text())["steps"]
+    return steps
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one policy answered to prepared rows."""
+
+    rows: Sequence[Mapping[str, Any]]
+    examples: "list[Example]"
+    """Prompts with responses, as token ids."""
+    responses: "list[Response]"
+    texts: list[str]
+    kl: list[float]
+    """To the reference, nats a response."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What these answers are worth, one value a row."""
+
+    scores: list[float]
+    """What training maximised: the weighted sum of reward sources, without the missing end."""
+    judges: dict[str, list[float]]
+    """By independent judge."""
+
+
 def work(stage: Stage) -> Mapping[str, float]:
-    """Sample, score by reward model and gold rule, measure the KL to the reference."""
+    """Sample from the policy and its snapshots, judge all answers in one pass, and measure what it still knows."""
+    from tasks import rewarding, training
+    from tasks.hardware import peak_memory_gib
+
+    policy, params = stage.name.partition("@")[2], stage.params
+    every = training.read_prompts("eval")
+    rewarding.check_sources(params, every)
+    rows = rewarding.judged_rows(params, every)[: stage.params.evaluate.prompts]
+    first = rows[: stage.params.evaluate.trajectory_prompts]
+    models, trajectory = _open(params), trajectory_of(policy, params)
+    stage.say(f"answers {len(rows)} unseen prompts")
+    role = _add(models, "policy", adapter_of(policy, params))
+    answers = [_answer(stage, models, role, rows, at_reference=policy == "reference")]
+    for snapshot in trajectory[:-1]:
+        stage.say(f"answers {len(first)} of them after {snapshot.label}")
+        answers.append(_answer(stage, models, _add(models, snapshot.label, snapshot.folder), first))
+    judged = _judge(stage, models, answers)
+    table = _table(stage, answers[0], judged[0])
+    folder = Path("evaluations") / policy
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
+    (folder / "responses.jsonl").write_text(lines, encoding="utf-8")
+    in_order = zip([*answers[1:], answers[0]], [*judged[1:], judged[0]], strict=True)  # the policy is the last one
+    points = [_point(*point, len(first)) for point in zip(trajectory, in_order, strict=False)]
+    (folder / "trajectory.json").write_text(json.dumps(points, indent=2) + "\n")
+    flat = [{**row, **{f"judge/{name}": value for name, value in row["judges"].items()}} for row in table]
+    stage.record.table("answers", [{key: value for key, value in row.items() if key != "judges"} for row in flat])
+    return {**_figures(table), **_capability(stage, models, role), "peak_memory_gib": peak_memory_gib()}
+
+
+def _open(params: Params) -> "SharedBase":
+    """Load the base with the reference and the scorers that judge."""
+    from tasks import rewarding, training
+
+    models = training.open_models(params)
+    models.add("reference", start=training.SFT)
+    if params.rewards.reward_model:
+        models.add("reward_model", start=training.REWARD_MODEL)
+    if rewarding.is_trained(training.JUDGE_MODEL):
+        models.add(JUDGE, start=training.JUDGE_MODEL)
+    return models
+
+
+def _add(models: "SharedBase", name: str, folder: Path | None) -> str:
+    """Load an adapter and return its role; that of the base model where there is none."""
+    from alignflow.models.roles import BASE
+
+    if folder is None:
+        return BASE
+    role = name.replace(" ", "-")
+    models.add(role, start=folder)
+    return role
+
+
+def _answer(
+    stage: Stage,
+    models: "SharedBase",
+    role: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    at_reference: bool = False,
+) -> Answers:
+    """Sample an answer to each row, the same random numbers for every role, and measure the KL to the reference."""
     from alignflow.data.encoding import encode_prompt
     from alignflow.generate import generate
     from alignflow.types import Example
-    from tasks import rewarding, sampling, training
-    from tasks.hardware import peak_memory_gib
+    from tasks import sampling
 
-    policy, section = stage.name.partition("@")[2], stage.params.evaluate
-    folder = adapter_of(policy, stage.params)
-    models = training.open_models(stage.params)
-    models.add("reference", start=training.SFT)
-    models.add("reward_model", start=training.REWARD_MODEL)
-    role = "base" if folder is None else "policy"
-    if folder is not None:
-        models.add("policy", start=folder)
-    rows = training.read_prompts("eval")[: section.prompts]
+    section = stage.params.evaluate
     prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
-    stage.say(f"answers {len(rows)} unseen prompts")
     with models.merged(role) as model:
         responses = generate(
             model,
@@ -66,62 +176,10 @@ def work(stage: Stage) -> Mapping[str, float]:
             seed=section.seed,
             rows=stage.params.sampling.rows,
         )
-    texts = sampling.decode(models, responses)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
     budget = stage.params.reward_model.micro_batch_tokens
-    scores = rewarding.learned_scores(models, examples, budget)
-    kl = _kl(models, role, examples, budget) if policy != "reference" else [0.0] * len(rows)
-    answers = [
-        {
-            "prompt_id": row["prompt_id"],
-            "prompt": row["prompt"],
-            "response": text,
-            "score": score,
-            "gold": _judge(section.gold, row, text),
-            "kl": divergence,
-            "response_length": len(response.tokens),
-            "truncated": response.truncated,
-        }
-        for row, text, score, divergence, response in zip(rows, texts, scores, kl, responses, strict=True)
-    ]
-    path = Path("evaluations") / policy / "responses.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
-    stage.record.table("answers", answers)
-
-    def mean(key: str) -> float:
-        return sum(
-            float(str(answer[key])) if key != "truncated" else float(bool(answer[key])) for answer in answers
-        ) / len(answers)
-
-    return {
-        "score/mean": mean("score"),
-        "gold/mean": mean("gold"),
-        "kl/reference": mean("kl"),
-        "response_length/mean": mean("response_length"),
-        "truncated_fraction": mean("truncated"),
-        "peak_memory_gib": peak_memory_gib(),
-    }
-
-
-def _judge(rule: str, row: Mapping[str, Any], text: str) -> float:
-    """Return what the rule judge gives an answer.
-
-    Raises:
-        NoJudgement: it does not apply to the row.
-    """
-    from alignflow.rewards import apply_rule
-
-    value = apply_rule(rule, row["prompt"], text, row["answer"], {})
-    if value is None:
-        raise NoJudgement(
-            f"evaluate.gold: {rule} does not apply to {row['prompt']!r}; take a rule that judges every row"
-        )
-    return value
-
-
-class NoJudgement(ValueError):
-    """The rule judge leaves a row out."""
+    kl = [0.0] * len(rows) if at_reference else _kl(models, role, examples, budget)
+    return Answers(rows, examples, responses, sampling.decode(models, responses), kl)
 
 
 def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: int) -> list[float]:
@@ -131,7 +189,7 @@ def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: int)
     from alignflow.models.load import softcap_of
 
     head = models.base.model.get_output_embeddings()
-    values: list[float] = by_rows(
+    values = by_rows(
         lambda batch: response_kl(
             models.hidden(role, batch),
             models.hidden("reference", batch),
@@ -142,24 +200,177 @@ def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: int)
         ),
         collate(examples),
         budget,
+    )
+    positive: list[float] = values.clamp(min=0).tolist()  # rounding may leave −1e-7
+    return positive
+
+
+def _judge(stage: Stage, models: "SharedBase", answers: Sequence[Answers]) -> list[Judged]:
+    """Return what all answers are worth: one pass of each scorer over all of them."""
+    from tasks import rewarding, training
+
+    params, budget = stage.params, stage.params.reward_model.micro_batch_tokens
+    rows = [row for one in answers for row in one.rows]
+    texts = [text for one in answers for text in one.texts]
+    examples = [example for one in answers for example in one.examples]
+    sources = rewarding.sources(models, params, rows, examples, texts, budget=budget)
+    scores = [_score(params, row, mine) for row, mine in zip(rows, sources, strict=True)]
+    judges: dict[str, list[float]] = {}
+    if JUDGE in models.heads:
+        judges[JUDGE] = rewarding.learned_scores(models, JUDGE, training.JUDGE_MODEL, examples, budget)
+    for rule in stage.params.evaluate.judges:
+        judges[rule] = [_rule(rule, row, text) for row, text in zip(rows, texts, strict=True)]
+    result, start = [], 0
+    for one in answers:
+        mine = slice(start, start := start + len(one.rows))
+        result.append(Judged(scores[mine], {name: values[mine] for name, values in judges.items()}))
+    return result
+
+
+def _score(params: Params, row: Mapping[str, Any], sources: Mapping[str, float | None]) -> float:
+    from tasks import rewarding
+
+    score = rewarding.weighted_sum(params, sources)
+    if score is None:
+        raise NoJudgement(
+            f"no rule of rewards.rules applies to an answer to {row['prompt']!r}, although one did before"
+        )
+    return score
+
+
+def _rule(rule: str, row: Mapping[str, Any], text: str) -> float:
+    """Return what a rule gives an answer as a judge.
+
+    Raises:
+        NoJudgement: it does not apply to the row.
+    """
+    from alignflow.rewards import apply_rule
+
+    value = apply_rule(rule, row["prompt"], text, row["answer"], {})
+    if value is None:
+        raise NoJudgement(
+            f"evaluate.judges: {rule} does not apply to {row['prompt']!r}; take a rule that judges every row"
+        )
+    return value
+
+
+class NoJudgement(ValueError):
+    """A judge leaves a row out."""
+
+
+def _table(stage: Stage, answers: Answers, judged: Judged) -> list[dict[str, Any]]:
+    """Return the answers with all that is known of them, a row a prompt."""
+    from alignflow.evaluation import languages, repetition
+    from alignflow.rewards import outcome
+
+    least = stage.params.evaluate.language_probability
+    spoken = languages(answers.texts, least=least)
+    asked = languages([row["prompt"] for row in answers.rows], least=least)
+    return [
+        {
+            "prompt_id": row["prompt_id"],
+            "prompt": row["prompt"],
+            "response": answers.texts[i],
+            "score": judged.scores[i],
+            "judges": {name: values[i] for name, values in judged.judges.items()},
+            "kl": answers.kl[i],
+            "response_length": len(answers.responses[i].tokens),
+            "truncated": answers.responses[i].truncated,
+            "repetition": repetition(answers.texts[i]),
+            "language": spoken[i],
+            "prompt_language": asked[i],
+            "outcome": None if row["answer"] is None else outcome(answers.texts[i], row["answer"]),
+        }
+        for i, row in enumerate(answers.rows)
+    ]
+
+
+def _point(snapshot: Snapshot, point: tuple[Answers, Judged], prompts: int) -> dict[str, Any]:
+    """Return one point of the trajectory: what the first prompts' answers are worth, a value a prompt."""
+    answers, judged = point
+    return {
+        "step": snapshot.step,
+        "label": snapshot.label,
+        "kl": answers.kl[:prompts],
+        "score": judged.scores[:prompts],
+        "judges": {name: values[:prompts] for name, values in judged.judges.items()},
+        "response_length": [len(response.tokens) for response in answers.responses[:prompts]],
+    }
+
+
+def _figures(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the means over all answers, and what is a figure of all of them together."""
+    from statistics import fmean
+
+    from alignflow.evaluation import distinct, language_drift
+
+    texts = [row["response"] for row in table]
+    outcomes = [row["outcome"] for row in table if row["outcome"] is not None]
+    return {
+        "score/mean": fmean(row["score"] for row in table),
+        **{f"judge/{name}/mean": fmean(row["judges"][name] for row in table) for name in table[0]["judges"]},
+        "kl/reference": fmean(row["kl"] for row in table),
+        "response_length/mean": fmean(row["response_length"] for row in table),
+        "truncated_fraction": fmean(row["truncated"] for row in table),
+        "repetition/mean": fmean(row["repetition"] for row in table),
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+        "language_drift": language_drift([row["language"] for row in table], [row["prompt_language"] for row in table]),
+        **{
+            f"{name}_fraction": outcomes.count(name) / len(outcomes)
+            for name in ("right", "abstain", "wrong")
+            if outcomes
+        },
+    }
+
+
+def _capability(stage: Stage, models: "SharedBase", role: str) -> dict[str, float]:
+    """Return the accuracy on the fixed questions and the perplexity of unseen chosen responses, in one pass."""
+    from alignflow.capability import choice_accuracy, encode_choices, perplexity, read_question
+    from alignflow.data.collate import by_rows, collate
+    from alignflow.data.encoding import encode_prompt, encode_response
+    from alignflow.types import Example
+    from tasks import training
+
+    section, tokenizer = stage.params.evaluate, models.base.tokenizer
+    path = Path(section.capability_path)
+    lines = enumerate(training.read_lines(path), start=1)
+    questions = [read_question(line, f"{path}, line {number}") for number, line in lines]
+    choices = [choice for question in questions for choice in encode_choices(tokenizer, question)]
+    good = [
+        Example(encode_prompt(tokenizer, row["messages"]), encode_response(tokenizer, row["chosen"]))
+        for row in training.read_prepared("eval")
+        if row["chosen"] is not None
+    ][: section.capability_texts]
+    logps = by_rows(
+        lambda batch: models.logprobs(role, batch)[0].sum(1),
+        collate([*choices, *good]),
+        stage.params.reward_model.micro_batch_tokens,
     ).tolist()
-    return values
+    end, lengths = len(choices), [len(example.response) for example in (*choices, *good)]
+    accuracy = {"capability/multiple_choice": choice_accuracy(logps[:end], lengths[:end], questions)}
+    return {**accuracy, "capability/perplexity": perplexity(logps[end:], lengths[end:])} if good else accuracy
 
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) == 2 else ""
     if name not in POLICIES:
         sys.exit(f"usage: python -m tasks.evaluate POLICY, one of: {', '.join(POLICIES)}")
-    adapter = adapter_of(name, load(Path("params.yaml")))
+    settings = load(Path("params.yaml"))
+    adapter = adapter_of(name, settings)
+    if adapter and name == "iterative_dpo":
+        adapter = adapter.parent  # every round: the earlier ones are its snapshots
     run(
         f"evaluate@{name}",
         work,
-        sections=["base", "lora", "evaluate"],
+        sections=["base", "lora", "rewards", "evaluate"],
         inputs=[
             "artifacts/base",
             "artifacts/sft",
             "artifacts/reward_model",
+            "artifacts/judge_model",
             "data/prepared",
+            settings.evaluate.capability_path,
             *([str(adapter)] if adapter and name != "reference" else []),
         ],
         outs=[f"evaluations/{name}"],

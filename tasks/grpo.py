@@ -48,7 +48,7 @@ def work(stage: Stage) -> Mapping[str, float]:
         minibatches=section.minibatches,
         target_kl=section.target_kl,
         log=stage.log,
-        keep=stage.keep,
+        keep=training.keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )
     return training.finish(stage, models, "policy", frozen=frozen)

@@ -28,7 +28,8 @@ def work(stage: Stage) -> Mapping[str, float]:
     models.add("reward_model", start=training.REWARD_MODEL)
     pairs, sampled = _pairs(stage, models)
     at_reference = section.reference == "previous" or Path(turn.previous) == training.SFT
-    return {**train_dpo(stage, models, pairs, section, starts_at_reference=at_reference), **sampled}
+    trained = train_dpo(stage, models, pairs, section, starts_at_reference=at_reference, snapshots=0)
+    return {**trained, **sampled}
 
 
 def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, float]]:

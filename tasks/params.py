@@ -19,6 +19,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -83,7 +84,7 @@ class Data(Section):
     eval_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the distinct prompts kept for evaluation."""
     judge_fraction: Fraction
-    """Share of the other prompts that only the second reward model learns from."""
+    """Share of the other prompts that only the second reward model learns from; 0 leaves it untrained."""
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
     """Similarity (Jaccard, of runs of five characters) from which a training prompt counts as one of the evaluation
     side and is dropped. Usual: 0.7 to 0.9; 1 drops equal words alone."""
@@ -214,6 +215,7 @@ class RewardModel(Optimisation):
     cut_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
     """Share of the long rejected responses that training cuts at sampling.max_response_length, as samples are."""
     normalization_prompts: Annotated[int, Field(ge=2)]
+    """Responses of the reference whose scores get mean 0 and deviation 1."""
 
 
 class DpoLoss(Section):
@@ -241,6 +243,9 @@ class DpoLoss(Section):
 
 class Dpo(DpoLoss, Optimisation):
     """Direct preference optimisation."""
+
+    snapshots: Natural
+    """Policies kept at equal distances along the training, for the trajectory of the evaluation."""
 
 
 class Round(Section):
@@ -286,6 +291,8 @@ class OnPolicy(Optimisation):
     target_kl: Positive | None
     """Leaves a rollout batch when the policy is further than this from the one that sampled it, nats a token.
     Usual: null or 0.01 to 0.1."""
+    snapshots: Natural
+    """Policies kept at equal distances along the training, for the trajectory of the evaluation."""
 
 
 class Ppo(OnPolicy):
@@ -352,12 +359,46 @@ class Evaluate(Section):
     """Evaluation of one policy on held-out prompts."""
 
     prompts: Annotated[int, Field(ge=2)]
+    trajectory_prompts: Count
+    """The first of these prompts, which the snapshots of a policy answer, too."""
     max_response_length: Annotated[int, Field(ge=2)]
     temperature: NonNegative
     """0 is greedy."""
-    gold: str
-    """Name of a rule in alignflow/rewards.py that judges but is never trained on."""
+    judges: list[str]
+    """Names of rules in alignflow/rewards.py that judge but are never trained on, beside the second reward model."""
+    language_probability: Fraction
+    """A text's language counts as known from this probability on. Usual: 0.8 to 0.95."""
+    capability_path: Annotated[str, Field(min_length=1)]
+    """JSONL file of multiple-choice questions: ``question``, ``choices`` and the index of the right one, ``answer``."""
+    capability_texts: Count
+    """Held-out chosen responses whose perplexity is measured."""
     seed: Seed
+
+
+class LlmJudge(Section):
+    """A language model behind an OpenAI-compatible endpoint that compares each policy with the reference."""
+
+    url: Annotated[str, Field(pattern="^https?://")] | None
+    """Up to and without ``/chat/completions``, e.g. http://localhost:8000/v1; null judges nothing."""
+    model: str | None
+    prompts: Count
+    """The first prompts of the evaluation, two questions each a policy."""
+    temperature: NonNegative
+    max_tokens: Count
+    """Of a verdict; models that think first need more."""
+    parallel: Count
+    """Questions under way at once."""
+    retries: Natural
+    """Of a question, after a failed connection or a server that is busy or broken."""
+    retry_seconds: NonNegative
+    """Before the first retry; doubled for each further one."""
+    timeout_seconds: Positive
+
+    @model_validator(mode="after")
+    def _a_url_has_a_model(self) -> Self:
+        if self.url is not None and not self.model:
+            raise ValueError("url needs a model: the name under which the endpoint serves it")
+        return self
 
 
 class Compare(Section):
@@ -378,22 +419,33 @@ class Params(Section):
     rewards: Rewards
     sft: Sft
     reward_model: RewardModel
+    judge_model: RewardModel
     dpo: Dpo
     iterative_dpo: IterativeDpo
     ppo: Ppo
     grpo: Grpo
     evaluate: Evaluate
+    llm_judge: LlmJudge
     compare: Compare
 
     @model_validator(mode="after")
-    def _gold_judges_alone(self) -> Self:
-        gold = self.evaluate.gold
-        if gold not in RULES:
-            raise ValueError(f"evaluate.gold: no rule {gold!r} in alignflow/rewards.py{_suggest(gold, RULES)}")
-        if numbers_of(gold):
-            raise ValueError(f"evaluate.gold: {gold} takes numbers ({', '.join(numbers_of(gold))}); take another rule")
-        if gold in self.rewards.rules:
-            raise ValueError(f"evaluate.gold: {gold} is also a training reward (rewards.rules)")
+    def _judges_are_never_trained_on(self) -> Self:
+        for judge in self.evaluate.judges:
+            if judge not in RULES:
+                raise ValueError(f"evaluate.judges: no rule {judge!r} in alignflow/rewards.py{_suggest(judge, RULES)}")
+            if numbers_of(judge):
+                numbers = ", ".join(numbers_of(judge))
+                raise ValueError(f"evaluate.judges: {judge} takes numbers ({numbers}); take another rule")
+            if judge in self.rewards.rules:
+                raise ValueError(f"evaluate.judges: {judge} is also a training reward (rewards.rules)")
+        return self
+
+    @model_validator(mode="after")
+    def _the_judge_has_another_seed(self) -> Self:
+        if self.judge_model.seed == self.reward_model.seed:
+            raise ValueError(
+                f"judge_model.seed: {self.judge_model.seed} is reward_model.seed, too; an independent judge has its own"
+            )
         return self
 
 

@@ -21,7 +21,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     keys = training.config_of(section, ppo.PPOConfig)
     models = online.open_roles(stage.params)
     models.add("critic", start=training.REWARD_MODEL, trained=True)
-    models.standardize_head("critic", *rewarding.normalization())
+    models.standardize_head("critic", *rewarding.normalization(training.REWARD_MODEL))
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
     def prepare(rollouts: Rollouts, carry: Carry) -> tuple[ppo.PPOBatch, dict[str, Tensor], Carry]:
@@ -55,7 +55,7 @@ def work(stage: Stage) -> Mapping[str, float]:
         minibatches=section.minibatches,
         target_kl=section.target_kl,
         log=stage.log,
-        keep=stage.keep,
+        keep=training.keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )
     return training.finish(stage, models, "policy", frozen=frozen)

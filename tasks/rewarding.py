@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignflow.data.collate import by_rows, collate
@@ -28,16 +29,24 @@ class Reward:
     """Of each source, before its weight; None where it does not apply."""
 
 
-def normalization() -> tuple[float, float]:
-    """Return mean and deviation of the reward model's scores on responses of the reference."""
-    content = json.loads((training.REWARD_MODEL / "normalization.json").read_text())
+def normalization(folder: Path) -> tuple[float, float]:
+    """Return mean and deviation of a reward model's scores on responses of the reference."""
+    content = json.loads((folder / "normalization.json").read_text())
     return content["mean"], content["std"]
 
 
-def learned_scores(models: SharedBase, examples: Sequence[Example], budget: int) -> list[float]:
-    """Return the reward model's normalised score of each example."""
-    mean, std = normalization()
-    raw = by_rows(lambda batch: models.scores("reward_model", batch), collate(examples), budget)
+def is_trained(folder: Path) -> bool:
+    """Return whether a reward model had pairs to learn from."""
+    trained: bool = json.loads((folder / "normalization.json").read_text())["trained"]
+    return trained
+
+
+def learned_scores(
+    models: SharedBase, role: str, folder: Path, examples: Sequence[Example], budget: int
+) -> list[float]:
+    """Return the normalised score that a role, loaded from a folder, gives each example."""
+    mean, std = normalization(folder)
+    raw = by_rows(lambda batch: models.scores(role, batch), collate(examples), budget)
     return [(value - mean) / std for value in raw.tolist()]
 
 
@@ -68,26 +77,44 @@ def reward(
         RuleFailed: a rule raised or gave no finite number.
         RewardError: the reward model gave no finite number.
     """
+    penalty, rewards = params.rewards.missing_eos_penalty, []
+    for response, mine in zip(responses, sources(models, params, rows, examples, texts, budget=budget), strict=True):
+        score = weighted_sum(params, mine)
+        rewards.append(Reward(None if score is None else score - penalty * response.truncated, mine))
+    return rewards
+
+
+def weighted_sum(params: Params, sources: Mapping[str, float | None]) -> float | None:
+    """Return the weighted sum of the sources that apply to a response; None where none does."""
+    weights = {LEARNED: params.rewards.reward_model}
+    weights |= {name: numbers["weight"] for name, numbers in params.rewards.rules.items()}
+    earned = [weights[name] * value for name, value in sources.items() if value is not None]
+    return sum(earned) if earned else None
+
+
+def sources(
+    models: SharedBase,
+    params: Params,
+    rows: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    *,
+    budget: int,
+) -> list[dict[str, float | None]]:
+    """Return what each source of reward gives each response, before its weight; arguments and errors as ``reward``."""
     keys = params.rewards
-    weights = {name: numbers["weight"] for name, numbers in keys.rules.items()}
-    sources: dict[str, list[float | None]] = {}
+    columns: dict[str, list[float | None]] = {}
     if keys.reward_model:
-        weights[LEARNED] = keys.reward_model
-        sources[LEARNED] = [*learned_scores(models, examples, budget)]
-        for value, row in zip(sources[LEARNED], rows, strict=True):
+        columns[LEARNED] = [*learned_scores(models, LEARNED, training.REWARD_MODEL, examples, budget)]
+        for value, row in zip(columns[LEARNED], rows, strict=True):
             if value is None or not math.isfinite(value):
                 raise RewardError(f"the reward model gave {value} to a response to {row['prompt']!r}")
     for name, numbers in keys.rules.items():
-        sources[name] = [
+        columns[name] = [
             apply_rule(name, row["prompt"], text, row["answer"], _own(numbers))
             for row, text in zip(rows, texts, strict=True)
         ]
-    rewards = []
-    for i, response in enumerate(responses):
-        mine = {name: values[i] for name, values in sources.items()}
-        earned = [weights[name] * value for name, value in mine.items() if value is not None]
-        rewards.append(Reward(sum(earned) - keys.missing_eos_penalty * response.truncated if earned else None, mine))
-    return rewards
+    return [{name: values[i] for name, values in columns.items()} for i in range(len(rows))]
 
 
 class Sample(NamedTuple):
@@ -122,23 +149,36 @@ def sample(
 
 
 def check_sources(params: Params, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Try the rules on the data's own responses before anything is sampled, if there is no learned score.
+    """Look before anything is sampled whether the sources of reward can judge.
 
     Raises:
         RuleFailed: a rule raised or gave no finite number.
-        RewardError: no rule applies to any row, so nothing could be trained.
+        RewardError: the reward model is asked for and untrained, or no rule applies to any row.
     """
+    if params.rewards.reward_model and not is_trained(training.REWARD_MODEL):
+        raise RewardError(
+            f"rewards.reward_model is {params.rewards.reward_model}, but the data has no pairs to train a reward model "
+            "on; give it rows with chosen and rejected, or set rewards.reward_model: 0 and a rule in rewards.rules"
+        )
+    if not judged_rows(params, rows):
+        raise RewardError(
+            f"no rule of params.yaml ({', '.join(params.rewards.rules)}) applies to any of {len(rows)} rows; "
+            "give the data an `answer`, or set rewards.reward_model above 0"
+        )
+
+
+def judged_rows(params: Params, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows to which a source of reward applies, from the rules' results on the data's own responses."""
     if params.rewards.reward_model:
-        return
-    for name, numbers in params.rewards.rules.items():
+        return list(rows)
+    return [
+        row
+        for row in rows
         if any(
-            apply_rule(name, row["prompt"], row["chosen"], row["answer"], _own(numbers)) is not None for row in rows
-        ):
-            return
-    raise RewardError(
-        f"no rule of params.yaml ({', '.join(params.rewards.rules)}) applies to any of {len(rows)} training rows; "
-        "give the data an `answer`, or set rewards.reward_model above 0"
-    )
+            apply_rule(name, row["prompt"], row["chosen"] or "", row["answer"], _own(numbers)) is not None
+            for name, numbers in params.rewards.rules.items()
+        )
+    ]
 
 
 def means(rewards: Sequence[Reward]) -> dict[str, float]:

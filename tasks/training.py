@@ -2,11 +2,12 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -22,9 +23,13 @@ from tasks.params import Params
 from tasks.stage import Stage
 from tasks.workspace import CONVERTED, IDENTITY, PREPARED
 
+if TYPE_CHECKING:
+    from alignflow.checkpoint import Keep, State
+
 Config = TypeVar("Config")
 SFT = Path("artifacts/sft")
 REWARD_MODEL = Path("artifacts/reward_model")
+JUDGE_MODEL = Path("artifacts/judge_model")
 
 
 def config_of(section: object, record: type[Config]) -> Config:
@@ -143,6 +148,30 @@ def tokens_of(batch: Sequences) -> int:
     return sum(sequence_lengths(batch))
 
 
+def snapshot_steps(total: int, count: int) -> list[int]:
+    """Return equally spaced steps strictly between the start and the end; fewer where there are not so many."""
+    return sorted({round(total * i / (count + 1)) for i in range(1, count + 1)} - {0, total})
+
+
+def keep_snapshots(stage: Stage, models: SharedBase, count: int) -> "Keep":
+    """Return the stage's ``keep``, which then also saves the policy at equally spaced steps.
+
+    Snapshots lie beside the checkpoint until ``finish``: DVC removes a stage's outputs before a stopped run continues.
+    """
+    wanted = snapshot_steps(stage.total_steps, count)
+
+    def keep(step: int, state: "Callable[[], State]") -> None:
+        if step in wanted:
+            models.save_adapter("policy", _snapshots(stage) / f"step-{step}")
+        stage.keep(step, state)
+
+    return keep
+
+
+def _snapshots(stage: Stage) -> Path:
+    return stage.checkpoint.parent / "snapshots"
+
+
 def finish(
     stage: Stage,
     models: SharedBase,
@@ -151,7 +180,7 @@ def finish(
     frozen: Mapping[str, str],
     beside: Mapping[str, object] | None = None,
 ) -> dict[str, float]:
-    """Save the trained role, check that frozen roles are as they were, write the curve, track the adapter.
+    """Save the trained role and its snapshots, check that frozen roles are as they were, write the curve, track it.
 
     Args:
         stage: the running stage.
@@ -168,10 +197,12 @@ def finish(
             raise ReferenceChanged(f"the weights of {name} changed during training; nothing was saved")
     folder = Path("artifacts") / stage.name.replace("@", "/")
     models.save(role, folder)
-    for name, content in (beside or {}).items():
+    for name, content in {"training.json": {"steps": len(stage.history)}, **(beside or {})}.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     stage.write_curve()
     stage.record.adapter(folder, name=f"alignflow-{stage.name.partition('@')[0]}")
+    if _snapshots(stage).exists():  # after the record took its copy: they are looked at once, not registered
+        shutil.copytree(_snapshots(stage), folder / "snapshots", dirs_exist_ok=True)
     return stage.training_metrics()
 
 

@@ -102,6 +102,7 @@ def run_call(stage: str) -> dict[str, Any]:
         "name": "KEY",
         "rounds": {"KEY": previous},
         "adapter": Path("ITEM"),
+        "settings": type("P", (), {"evaluate": type("E", (), {"capability_path": "QUESTIONS"})}),
         "load": lambda _: type("P", (), {"data": type("D", (), {"path": "DATA"})}),
     }
     return {
@@ -118,6 +119,7 @@ def resolved(text: str) -> str:
         "${item.previous}": "PREVIOUS",
         "${item}": "ITEM",
         "${data.path}": "DATA",
+        "${evaluate.capability_path}": "QUESTIONS",
     }.items():
         text = text.replace(template, name)
     return text

@@ -21,6 +21,8 @@ SHORT = (
     "sft.steps=2",
     "reward_model.steps=3",
     "reward_model.normalization_prompts=4",
+    "judge_model.steps=3",
+    "judge_model.normalization_prompts=4",
     "dpo.steps=2",
     "iterative_dpo.shards=2",
     "iterative_dpo.prompts_per_shard=3",
@@ -32,6 +34,8 @@ SHORT = (
     "grpo.batch_size=2",
     "sampling.max_response_length=12",
     "evaluate.prompts=4",
+    "evaluate.trajectory_prompts=2",
+    "evaluate.capability_texts=4",
     "evaluate.max_response_length=12",
     "compare.bootstrap_samples=200",
 )

@@ -8,10 +8,11 @@ import pytest
 from tests.pipeline import ROOT, closure, paths, read_yaml, resolved, run_call, stages
 
 STAGES = stages()
-TRAINED = ("sft", "reward_model", "dpo", "iterative_dpo", "ppo", "grpo")
-ALGORITHMS = {f"alignflow/algorithms/{name}.py" for name in TRAINED}
+TRAINED = ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo", "ppo", "grpo")
+ALGORITHMS = {f"alignflow/algorithms/{name}.py" for name in TRAINED if name != "judge_model"}
 OWN = {
     **{name: {f"alignflow/algorithms/{name}.py"} for name in TRAINED},
+    "judge_model": {"alignflow/algorithms/reward_model.py"},  # the same, of other data
     "iterative_dpo": {"alignflow/algorithms/iterative_dpo.py", "alignflow/algorithms/dpo.py"},
 }
 DERIVED = {"iterative_dpo.shards", "iterative_dpo.last", "iterative_dpo.rounds"}  # they only make the foreach
@@ -100,13 +101,14 @@ def test_outs_and_metrics_are_what_the_stage_writes(stage: str):
     assert set(emptied) <= set(outs)
 
 
-def test_the_rounds_of_iterative_dpo_chain_and_the_last_is_evaluated():
+def test_the_rounds_of_iterative_dpo_chain_and_all_are_evaluated():
     params, dvc = read_yaml("params.yaml")["iterative_dpo"], read_yaml("dvc.yaml")["stages"]
     before = "artifacts/sft"
     for name, turn in params["rounds"].items():
         assert turn["previous"] == before
         before = f"artifacts/iterative_dpo/{name}"
-    assert dvc["evaluate"]["foreach"]["iterative_dpo"].replace("${iterative_dpo.last}", params["last"]) == before
+    assert before == f"artifacts/iterative_dpo/{params['last']}"
+    assert dvc["evaluate"]["foreach"]["iterative_dpo"] == "artifacts/iterative_dpo"
 
 
 def test_evaluations_in_dvc_are_those_that_the_stage_knows():
@@ -114,13 +116,10 @@ def test_evaluations_in_dvc_are_those_that_the_stage_knows():
     from tasks.params import load
 
     params = load(ROOT / "params.yaml")
-    found = {
-        name: item.replace("${iterative_dpo.last}", params.iterative_dpo.last)
-        for name, item in read_yaml("dvc.yaml")["stages"]["evaluate"]["foreach"].items()
-    }
-    assert found == {
-        name: (adapter_of(name, params) or PurePosixPath("artifacts/base")).as_posix() for name in POLICIES
-    }
+    folders = {name: (adapter_of(name, params) or PurePosixPath("artifacts/base")) for name in POLICIES}
+    folders["iterative_dpo"] = folders["iterative_dpo"].parent  # with the earlier rounds, its snapshots
+    found = read_yaml("dvc.yaml")["stages"]["evaluate"]["foreach"]
+    assert found == {name: folder.as_posix() for name, folder in folders.items()}
 
 
 def test_a_folder_of_code_is_hashed_without_what_python_writes_into_it():

@@ -405,8 +405,11 @@ def _arrow(path: Path) -> Iterator[Record]:
     import pyarrow
 
     try:
-        with pyarrow.memory_map(str(path)) as file:
-            if path.open("rb").read(len(ARROW_FILE)) == ARROW_FILE:
+        # not memory-mapped: read pages of a map count as this process's memory, and grow with the file
+        with pyarrow.OSFile(str(path)) as file:
+            magic = file.read(len(ARROW_FILE))
+            file.seek(0)
+            if magic == ARROW_FILE:
                 whole = pyarrow.ipc.open_file(file)
                 batches = (whole.get_batch(i) for i in range(whole.num_record_batches))
             else:

@@ -207,14 +207,12 @@ class SharedBase:
 
         A head's bias comes back in ``add``; plain classifiers have none and score without it.
         """
-        adapters.save(
-            self._peft,
-            role,
-            folder,
-            identity=self.base.identity,
-            head=self.heads.get(role),
-        )
+        self.save_adapter(role, folder)
         self.base.tokenizer.save_pretrained(folder)
+
+    def save_adapter(self, role: str, folder: Path) -> None:
+        """Write a role as ``save`` does, without the tokenizer."""
+        adapters.save(self._peft, role, folder, identity=self.base.identity, head=self.heads.get(role))
 
     def fingerprint(self, role: str) -> str:
         """Return a hash of a role's weights, to see that they did not change."""

@@ -1,4 +1,4 @@
-"""The reward model's loss, its step, and calibration."""
+"""The reward model's loss and its step."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from alignflow.algorithms.reward_model import RewardBatch, RewardModelConfig, count, cut_rejected, reward_loss, step
-from alignflow.evaluation import calibration_error
 from alignflow.types import Pair
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
@@ -63,15 +62,6 @@ def test_margins_of_the_data_are_weighed_by_their_coefficient():
     batch = RewardBatch(rows([(1, 2), (1, 3), (1, 2), (1, 1)]), torch.tensor([4.0, 0.0]))
     output = step(Given(scores=torch.tensor([3.0, 0, 1, 2])), batch, RewardModelConfig(0.0, 0.5))
     close(output.losses, [math.log(2), math.log1p(math.exp(2))])
-
-
-def test_calibration_by_hand():
-    """Four pairs with margin log 3, so p = 3/4 (bin 7) and 1 - p (bin 2); every label is 1, so the gap is 1/4."""
-    close(calibration_error([math.log(3)] * 4, bins=10), 0.25, FLOAT64)
-
-
-def test_no_confidence_is_perfectly_calibrated():
-    close(calibration_error([0.0] * 10), 0.0, FLOAT64)
 
 
 def test_only_long_rejected_responses_are_cut_and_the_rest_of_a_pair_stays():

@@ -3,7 +3,15 @@
 import pytest
 
 from alignflow import rewards
-from alignflow.rewards import RuleFailed, apply_rule, brevity, concise_answer, numbers_of, right_abstain_wrong
+from alignflow.rewards import (
+    RuleFailed,
+    apply_rule,
+    brevity,
+    concise_answer,
+    numbers_of,
+    outcome,
+    right_abstain_wrong,
+)
 
 PROMPT = "Why do stars twinkle?"
 
@@ -58,6 +66,10 @@ VALUES = {"right": 1.0, "abstain": 0.2, "wrong": -2.0}
 )
 def test_right_answers_earn_most_abstentions_a_little_and_wrong_ones_cost(answer: str, response: str, reward: float):
     assert right_abstain_wrong("", response, answer, **VALUES) == reward
+
+
+def test_what_the_rule_pays_for_has_a_name():
+    assert [outcome(text, "Paris") for text in ("Paris!", "I don't know.", "Rome")] == ["right", "abstain", "wrong"]
 
 
 def test_a_rule_about_answers_does_not_apply_to_prompts_without_one():

@@ -60,7 +60,7 @@ def as_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 def as_arrow(path: Path, rows: list[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist(rows)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+        writer.write_table(table, max_chunksize=1000)  # rows of a batch, as the `datasets` library writes them
 
 
 def as_saved(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -88,6 +88,7 @@ CONTAINERS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
     "lines_called.json": as_bytes(jsonl),
     "no_ending": as_bytes(jsonl),
     "rows.json": as_bytes(lambda rows: json.dumps(rows).encode()),
+    "dense.json": as_bytes(lambda rows: json.dumps(rows, separators=(",", ":")).encode()),
     "indented.json": as_bytes(lambda rows: json.dumps(rows, indent=2, ensure_ascii=False).encode()),
     "array_called.jsonl": as_bytes(lambda rows: json.dumps(rows).encode() + b"\n"),
     "array_by_lines.json": as_bytes(lambda rows: b"[\n" + b",\n".join(jsonl(rows).splitlines()) + b"\n]\n"),
@@ -373,7 +374,8 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
     (tmp_path / "a.json").write_text(json.dumps(rows))
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", compression="none", use_dictionary=False)
-    for name in ("a.jsonl", "a.json", "a.parquet"):
+    as_arrow(tmp_path / "a.arrow", rows)
+    for name in ("a.jsonl", "a.json", "a.parquet", "a.arrow"):
         run = subprocess.run(
             [sys.executable, "-c", MEASURE, str(tmp_path / name)], capture_output=True, text=True, check=True
         )

@@ -34,14 +34,18 @@ def change(path: Path, old: str, new: str) -> Path:
 
 def test_the_shipped_file_loads_and_names_rules_that_exist():
     found = params.load(FILE)
-    assert {found.evaluate.gold, *found.rewards.rules} <= set(RULES)
+    assert {*found.evaluate.judges, *found.rewards.rules} <= set(RULES)
 
 
 @pytest.mark.parametrize(
     ("section", "record"),
     [
-        *((name, OptimisationConfig) for name in ("sft", "reward_model", "dpo", "iterative_dpo", "ppo", "grpo")),
+        *(
+            (name, OptimisationConfig)
+            for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo", "ppo", "grpo")
+        ),
         ("reward_model", RewardModelConfig),
+        ("judge_model", RewardModelConfig),
         ("dpo", DPOConfig),
         ("iterative_dpo", DPOConfig),
         ("ppo", PPOConfig),
@@ -96,9 +100,9 @@ def test_no_number_has_a_default():
         (r"  margin_coef: \S+", "  margin_coef: -0.1", r"reward_model\.margin_coef"),
         (r"  group_size: .*", "  group_size: 1", r"grpo\.group_size: .*greater than or equal to 2"),
         (r"  shards: \d+", "  shards: 17", r"iterative_dpo: .*alignflow set iterative_dpo\.shards=17"),
-        (r"  rules: .*", "  rules: {concise_answer: 1.0}", r"params\.yaml: evaluate\.gold: concise_answer is also"),
+        (r"  rules: .*", "  rules: {concise_answer: 1.0}", r"params\.yaml: evaluate\.judges: concise_answer is also"),
         (r"  epochs: \d+", "  epochs: two", r"ppo\.epochs: .*integer.*'two'"),
-        (r"gold: concise_answer", "gold: consise_answer", r"evaluate\.gold: no rule .* did you mean concise_answer"),
+        (r"judges: \[.*\]", "judges: [consise_answer]", r"evaluate\.judges: no rule .* did you mean concise_answer"),
         (r"  rules: .*", "  rules: {brevty: 1.0}", r"rewards\.rules: no rule 'brevty' .* did you mean brevity"),
         (r"  rules: .*", "  rules: {brevity: {wait: 1}}", r"rewards\.rules: brevity takes weight, not wait"),
         (
@@ -107,7 +111,16 @@ def test_no_number_has_a_default():
             r"rewards\.rules: right_abstain_wrong takes weight, right, abstain, wrong, not weight",
         ),
         (r"  rules: .*", "  rules: [brevity]", r"rewards\.rules: .*dictionary"),
-        (r"gold: concise_answer", "gold: right_abstain_wrong", r"evaluate\.gold: .* takes numbers \(right, abstain"),
+        (
+            r"judges: \[.*\]",
+            "judges: [concise_answer, right_abstain_wrong]",
+            r"evaluate\.judges: right.* takes numbers \(right, abstain",
+        ),
+        (r"  seed: 2\n", "  seed: 1\n", r"judge_model\.seed: 1 is reward_model\.seed, too"),
+        (r"  judge_fraction: \S+", "  judge_fraction: 1.0", r"data\.judge_fraction: .*less than 1"),
+        (r"  snapshots: \d", "  snapshots: -1", r"dpo\.snapshots: .*greater than or equal to 0"),
+        (r"  url: \S+", "  url: localhost", r"llm_judge\.url: .*pattern"),
+        (r"  url: \S+", "  url: http://localhost:8000/v1", r"llm_judge: url needs a model"),
         (r"  reward_model: \d.*\n  rules: .*", "  reward_model: 0.0\n  rules: {}", r"rewards: no source has a weight"),
         (r"base:", "base: [", r"not valid YAML"),
         (r"  format: auto", "  format: rankd", r"data\.format: no format 'rankd'; did you mean ranked"),

@@ -34,6 +34,7 @@ SMALL = [
     "data.near_duplicate_threshold=1",
     "sampling.max_response_length=6",
     "reward_model.normalization_prompts=4",
+    "judge_model.normalization_prompts=4",
     "iterative_dpo.shards=2",
     "iterative_dpo.prompts_per_shard=3",
     "iterative_dpo.min_margin=0.0",
@@ -46,9 +47,11 @@ SMALL = [
     "grpo.minibatches=1",
     "grpo.steps=2",
     "evaluate.prompts=3",
+    "evaluate.trajectory_prompts=2",
+    "evaluate.capability_texts=2",
     "evaluate.max_response_length=6",
-    *(f"{name}.steps=3" for name in ("sft", "reward_model", "dpo", "iterative_dpo")),
-    *(f"{name}.batch_size=2" for name in ("sft", "reward_model", "dpo", "iterative_dpo")),
+    *(f"{name}.steps=3" for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo")),
+    *(f"{name}.batch_size=2" for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo")),
 ]
 
 
@@ -71,6 +74,8 @@ def set_up(folder: Path, tiny: Path) -> None:
         | ({"answer": str(i)} if i % 3 else {})
         for i in range(20)
     ]
+    questions = (ROOT / "data/capability.jsonl").read_text().splitlines(keepends=True)
+    (folder / "data/capability.jsonl").write_text("".join(questions[:4]))
     (folder / "data/preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -175,6 +180,25 @@ def test_a_reward_model_of_few_pairs_trains_its_head_alone(place: Path, tmp_path
     shutil.copytree(kept, "artifacts/reward_model")
 
 
+REPORT = {"accuracy", "low", "high", "pairs", "margins", "by_margin", "by_length_difference", "calibration"}
+REPORT |= {"calibration_error", "length_correlation", "shorter_wins", "margin"}
+
+
+def test_the_judge_model_learns_from_prompts_of_its_own_and_both_are_reported_on(place: Path):
+    found = stage("judge_model")
+    first, second = (json.loads(Path(f"artifacts/{m}_model/report.json").read_text()) for m in ("reward", "judge"))
+    assert (set(first), set(second)) == (REPORT, REPORT | {"agreement"})
+    held_out = Path("data/prepared/eval.jsonl").read_text().splitlines()
+    for report in (first, second):
+        assert report["pairs"] == len(report["margins"]) == len(held_out)
+        assert report["low"] <= report["accuracy"] <= report["high"]
+        for buckets in (report["by_margin"], report["by_length_difference"], report["calibration"]):
+            assert sum(bucket["pairs"] for bucket in buckets) == len(held_out)
+    alike = [a * b > 0 for a, b in zip(first["margins"], second["margins"], strict=True)]
+    assert second["agreement"] == found["eval/agreement"] == sum(alike) / len(alike)
+    assert moved("artifacts/judge_model", "artifacts/reward_model")
+
+
 @pytest.mark.parametrize("name", ["dpo", "ppo", "grpo"])
 def test_a_method_trains_away_from_sft(place: Path, name: str):
     found = stage(name)
@@ -185,6 +209,46 @@ def test_a_method_trains_away_from_sft(place: Path, name: str):
     if name != "dpo":
         first = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
         assert abs(float(first["kl/reference"])) < 1e-4, "the policy starts from the reference"
+
+
+def snapshots(name: str) -> dict[str, dict[str, torch.Tensor]]:
+    return {folder.name: weights(str(folder)) for folder in sorted(Path(f"artifacts/{name}/snapshots").iterdir())}
+
+
+def test_snapshots_lie_between_start_and_end(place: Path):
+    assert list(snapshots("dpo")) == ["step-1", "step-2"]
+    assert list(snapshots("grpo")) == ["step-1"]  # two were asked for, and two steps have one place between
+    assert moved("artifacts/dpo/snapshots/step-1", "artifacts/sft")
+    assert moved("artifacts/dpo/snapshots/step-2", "artifacts/dpo/snapshots/step-1")
+    assert moved("artifacts/dpo", "artifacts/dpo/snapshots/step-2")
+    files = {path.name for path in Path("artifacts/dpo/snapshots/step-1").iterdir()}
+    assert not any(name.startswith("tokenizer") for name in files)
+
+
+def test_a_resumed_run_has_the_same_snapshots_and_none_changes_the_training(settings: Callable[..., None]):
+    """DVC removes the outputs before it starts a stopped stage again; so does this test."""
+    whole, expected = weights("artifacts/dpo"), snapshots("dpo")
+    original = Stage.log
+
+    def stopping(self: Stage, step: int, metrics: Mapping[str, float]) -> None:
+        original(self, step, metrics)
+        if step == 2:
+            self.stop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "log", stopping)
+        with pytest.raises(SystemExit):
+            stage("dpo")
+    shutil.rmtree("artifacts/dpo", ignore_errors=True)
+    stage("dpo")
+    again = snapshots("dpo")
+    assert again.keys() == expected.keys()
+    for step, tensors in again.items():
+        assert all(tensor.equal(expected[step][name]) for name, tensor in tensors.items())
+    settings("dpo.snapshots=0")
+    stage("dpo")
+    assert not Path("artifacts/dpo/snapshots").exists()
+    assert all(tensor.equal(whole[name]) for name, tensor in weights("artifacts/dpo").items())
 
 
 def rounds() -> list[dict[str, Any]]:
@@ -220,7 +284,12 @@ OPTIONS = {
         "ppo.entropy_coef=0.01",
         "ppo.target_kl=1",
     ],
-    "grpo": ["grpo.zero_variance=resample", "grpo.mask_truncated=false", "grpo.normalization=dr_grpo"],
+    "grpo": [
+        "grpo.batch_size=4",
+        "grpo.zero_variance=resample",
+        "grpo.mask_truncated=false",
+        "grpo.normalization=dr_grpo",
+    ],
     "iterative_dpo": ["iterative_dpo.length_penalty=0.01", "iterative_dpo.loss=simpo", "iterative_dpo.nll_coef=1"],
 }
 
@@ -331,7 +400,7 @@ def test_a_judge_that_leaves_a_row_out_is_refused(
     with pytest.raises(SystemExit) as failed:
         stage("evaluate", "reference")
     assert failed.value.code == 1
-    assert "evaluate.gold: concise_answer does not apply to 'what is" in capsys.readouterr().err
+    assert "evaluate.judges: concise_answer does not apply to 'what is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("reference", "at_reference"), [("previous", True), ("initial", False)])
@@ -402,15 +471,105 @@ def test_a_policy_that_starts_elsewhere_than_its_reference_is_noticed(
         assert "should start at its reference" in capsys.readouterr().err
 
 
+MEASURED = {
+    "score/mean",
+    "judge/judge_model/mean",
+    "judge/concise_answer/mean",
+    "kl/reference",
+    "response_length/mean",
+    "truncated_fraction",
+    "repetition/mean",
+    "distinct_1",
+    "distinct_2",
+    "language_drift",
+    "capability/multiple_choice",
+    "capability/perplexity",
+    "peak_memory_gib",
+}
+OUTCOMES = {"right_fraction", "abstain_fraction", "wrong_fraction"}
+
+
+def evaluated(policy: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the answers of a policy, and its trajectory."""
+    folder = Path("evaluations") / policy
+    answers = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
+    return answers, json.loads((folder / "trajectory.json").read_text())
+
+
 @pytest.mark.parametrize("policy", ["base", "reference", "dpo", "iterative_dpo"])
 def test_a_policy_is_evaluated_on_held_out_prompts(place: Path, policy: str):
     found = stage("evaluate", policy)
-    answers = [json.loads(line) for line in Path(f"evaluations/{policy}/responses.jsonl").read_text().splitlines()]
-    held_out = {json.loads(line)["prompt_id"] for line in Path("data/prepared/eval.jsonl").read_text().splitlines()}
+    answers, _ = evaluated(policy)
+    held_out = {
+        row["prompt_id"]: row for row in map(json.loads, Path("data/prepared/eval.jsonl").read_text().splitlines())
+    }
     assert len(answers) == 3
-    assert {answer["prompt_id"] for answer in answers} <= held_out
+    assert {answer["prompt_id"] for answer in answers} <= set(held_out)
     assert (found["kl/reference"] == 0) == (policy == "reference")
     assert found["kl/reference"] >= 0
+    with_answer = [answer for answer in answers if held_out[answer["prompt_id"]]["answer"] is not None]
+    assert set(found) == MEASURED | (OUTCOMES if with_answer else set())
+    assert [answer for answer in answers if answer["outcome"] is not None] == with_answer
+    for answer in answers:
+        assert set(answer["judges"]) == {"judge_model", "concise_answer"}
+    for name in ("judge_model", "concise_answer"):
+        close(found[f"judge/{name}/mean"], sum(a["judges"][name] for a in answers) / 3)
+    close(found["score/mean"], sum(a["score"] for a in answers) / 3)
+
+
+@pytest.mark.parametrize(("policy", "steps"), [("dpo", [1, 2, 3]), ("iterative_dpo", [3, 6])])
+def test_the_trajectory_ends_with_the_policy_s_own_answers(place: Path, policy: str, steps: list[int]):
+    answers, points = evaluated(policy)
+    assert [point["step"] for point in points] == steps
+    for point in points:
+        assert set(point) == {"step", "label", "kl", "score", "judges", "response_length"}
+        assert {len(v) for v in (point["kl"], point["score"], *point["judges"].values(), point["response_length"])} == {
+            2
+        }
+    assert points[-1]["score"] == [answer["score"] for answer in answers[:2]]
+    assert points[0]["score"] != points[-1]["score"]
+
+
+def test_what_was_not_trained_here_has_no_trajectory(place: Path):
+    assert evaluated("base")[1] == evaluated("reference")[1] == []
+
+
+@pytest.fixture
+def prompts_and_answers(settings: Callable[..., None]) -> Iterator[Callable[..., None]]:
+    """Leave the prepared rows no responses, for one test."""
+    shutil.copytree("data/prepared", "aside")
+    for path in Path("data/prepared").glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({**row, "chosen": None, "rejected": None}) + "\n" for row in rows))
+    yield settings
+    shutil.rmtree("data/prepared")
+    shutil.move("aside", "data/prepared")
+
+
+def test_prompts_with_answers_and_rules_are_enough(prompts_and_answers: Callable[..., None]):
+    """Neither scorer has pairs: both stay untrained, the critic starts at 0, and no untrained judge judges."""
+    prompts_and_answers(*MIXED, "rewards.reward_model=0", "ppo.steps=1")
+    for name in ("reward_model", "judge_model"):
+        assert stage(name)["steps"] == 0
+        assert not weights(f"artifacts/{name}")["base_model.model.score.weight"].any()
+        assert json.loads(Path(f"artifacts/{name}/report.json").read_text())["accuracy"] is None
+    assert stage("ppo")["score/mean"] <= 1
+    found = stage("evaluate", "ppo")
+    answers, _ = evaluated("ppo")
+    assert set(found) == (MEASURED | OUTCOMES) - {"judge/judge_model/mean", "capability/perplexity"}
+    value = {"right": 1, "abstain": 0.1, "wrong": -1}
+    assert [answer["score"] for answer in answers] == [value[answer["outcome"]] for answer in answers]
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "iterative_dpo", "evaluate"])
+def test_an_untrained_reward_model_is_not_maximised(
+    prompts_and_answers: Callable[..., None], name: str, capsys: pytest.CaptureFixture[str]
+):
+    stage("reward_model")
+    with pytest.raises(SystemExit) as failed:
+        stage(name, *{"iterative_dpo": ["round-1"], "evaluate": ["reference"]}.get(name, []))
+    assert failed.value.code == 1
+    assert "rewards.reward_model is 1.0, but the data has no pairs" in capsys.readouterr().err
 
 
 def test_a_stage_whose_input_is_missing_says_which(place: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,117 @@
+"""How far a reward model can be trusted: figures on pairs of prompts that it never saw.
+
+A pair's margin is score(chosen) − score(rejected), not normalised: above 0 where the model agrees with the label.
+"""
+
+import math
+import statistics
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95  # of the interval of an accuracy
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Pairs that are alike in some way, and on how many of them the model agrees with the label."""
+
+    low: float
+    """Least value inside."""
+    high: float
+    """Greatest value inside."""
+    pairs: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a calibration curve."""
+
+    probability: float
+    """Mean probability that the model gives the answer it prefers."""
+    observed: float
+    """Share of these pairs whose label agrees."""
+    pairs: int
+
+
+def accuracy(margins: Sequence[float]) -> float:
+    """Return the share of pairs in the right order; a tie is wrong."""
+    return sum(margin > 0 for margin in margins) / len(margins)
+
+
+def wilson(successes: int, total: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share: it holds near 0 and 1 and for few observations, too.
+
+    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n). Wilson 1927, "Probable inference, the law of succession, and
+    statistical inference".
+    """
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    p, weight = successes / total, z * z / total
+    half = z * math.sqrt(p * (1 - p) / total + weight / (4 * total))
+    return max(0.0, (p + weight / 2 - half) / (1 + weight)), min(1.0, (p + weight / 2 + half) / (1 + weight))
+
+
+def buckets(values: Sequence[float], margins: Sequence[float], *, count: int = 4) -> list[Bucket]:
+    """Return the accuracy of pairs sorted by a value into equally full buckets; equal values stay together.
+
+    Args:
+        values: what the pairs are sorted by. N
+        margins: of the same pairs. N
+        count: buckets, where the values are different enough.
+    """
+    ordered = sorted(values)
+    cuts = sorted({ordered[len(ordered) * i // count] for i in range(1, count)})
+    inside: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    for pair in zip(values, margins, strict=True):
+        inside[bisect_right(cuts, pair[0])].append(pair)
+    result = []
+    for _, pairs in sorted(inside.items()):
+        mine, theirs = zip(*pairs, strict=True)
+        result.append(Bucket(min(mine), max(mine), len(pairs), accuracy(theirs)))
+    return result
+
+
+def calibration_curve(margins: Sequence[float], *, bins: int = 5) -> list[Point]:
+    """Return how often the label agrees with the preferred answer, by the probability σ(|margin|) it is given.
+
+    Bins of equal width over [½, 1]; those without pairs are left out. A tie agrees by half.
+    """
+    inside: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    for margin in margins:
+        probability = 1 / (1 + math.exp(-abs(margin)))
+        agrees = 0.5 if margin == 0 else float(margin > 0)
+        inside[min(int((probability - 0.5) * 2 * bins), bins - 1)].append((probability, agrees))
+    result = []
+    for _, pairs in sorted(inside.items()):
+        probabilities, observed = zip(*pairs, strict=True)
+        result.append(Point(statistics.fmean(probabilities), statistics.fmean(observed), len(pairs)))
+    return result
+
+
+def calibration_error(curve: Sequence[Point]) -> float:
+    """Return the expected calibration error Σ |probability − observed| · share of the pairs.
+
+    Guo et al. 2017, arXiv:1706.04599, Eq. 3.
+    """
+    total = sum(point.pairs for point in curve)
+    return sum(abs(point.probability - point.observed) * point.pairs / total for point in curve)
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return Pearson's correlation; None where one side never varies."""
+    try:
+        return statistics.correlation(first, second)
+    except statistics.StatisticsError:
+        return None
+
+
+def shorter_wins(chosen: Sequence[int], rejected: Sequence[int]) -> float:
+    """Return the accuracy of "the shorter answer is better", from the lengths of each pair; a tie is right by half."""
+    return sum(0.5 if a == b else float(a < b) for a, b in zip(chosen, rejected, strict=True)) / len(chosen)
+
+
+def agreement(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the share of pairs on which two models prefer the same answer, from their margins; a tie prefers none."""
+    return sum(a * b > 0 for a, b in zip(first, second, strict=True)) / len(first)

@@ -1,0 +1,23 @@
+"""Stage ``judge_model``: a reward model of other prompts and another seed, which judges and is never maximised."""
+
+from collections.abc import Mapping
+
+from tasks.stage import Stage, run
+
+
+def work(stage: Stage) -> Mapping[str, float]:
+    """Train on the pairs that no other stage learns from."""
+    from tasks import training
+    from tasks.reward_training import train_reward_model
+
+    return train_reward_model(stage, stage.params.judge_model, "judge", other=training.REWARD_MODEL)
+
+
+if __name__ == "__main__":
+    run(
+        "judge_model",
+        work,
+        sections=["base", "lora", "sampling", "judge_model"],
+        inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model/report.json", "data/prepared"],
+        outs=["artifacts/judge_model"],
+    )

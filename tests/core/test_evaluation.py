@@ -1,0 +1,45 @@
+"""Repetition, variety and language of a policy's answers."""
+
+import pytest
+
+from alignflow.evaluation import distinct, language_drift, languages, repetition, words
+
+
+def test_words_are_runs_of_letters_and_single_characters_where_no_spaces_are_written():
+    assert words("Stop, now! 42 Ärzte") == ["stop", "now", "42", "ärzte"]
+    assert words("猫がいる cat") == ["猫", "が", "い", "る", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("a b c A B C", 1 / 4),  # abc, bca, cab and abc again
+        ("a a a a a", 2 / 3),  # three times the same
+        ("a b c d", 0.0),
+        ("a b", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_the_repeated_share_of_trigrams(text: str, share: float):
+    assert repetition(text) == pytest.approx(share, abs=1e-12)
+
+
+def test_distinct_n_divides_by_all_words_and_joins_no_texts():
+    """Words a b a | a b: 2 different of 5; pairs ab, ba | ab: 2 different over 5 words."""
+    assert distinct(["a b a", "a b"], 1) == distinct(["a b a", "a b"], 2) == 2 / 5
+    assert distinct(["a", "b"], 2) == 0.0
+    assert distinct(["", "?"], 1) == 0.0
+
+
+def test_a_language_is_named_when_it_is_sure():
+    texts = [
+        "Deciduous trees drop all their leaves each year, while evergreens keep theirs.",
+        "Pourquoi le ciel est-il bleu pendant la journée ?",
+        "cat",
+        "",
+    ]
+    assert languages(texts, least=0.9) == ["en", "fr", None, None]
+
+
+def test_drift_counts_answers_that_are_surely_in_another_language():
+    assert language_drift(["en", None, "fr", "en", "de"], ["en", "en", "en", None, "de"]) == 1 / 5
