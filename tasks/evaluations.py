@@ -128,32 +128,24 @@ def read_answers(root: Path) -> dict[str, tuple[Answer, ...]]:
     return ordered
 
 
-def read_trajectory(root: Path, policy: str, reference: Sequence[Answer]) -> tuple[tuple[str, ...], Trajectory] | None:
-    """Read a policy's snapshots, with the reference before them; None for a policy without any.
-
-    Returns:
-        Their labels and values.
+def read_trajectories(
+    root: Path, policies: Sequence[str], reference: Sequence[Answer]
+) -> dict[str, tuple[tuple[str, ...], Trajectory]]:
+    """Read the snapshots of all policies that have any: their labels and values, the reference first.
 
     Raises:
-        InputError: The file is missing or broken, or its prompts or judges are not the reference's.
+        InputError: A file is missing or broken, or its prompts or judges are not those of the others.
     """
-    path = root / "evaluations" / policy / "trajectory.json"
-    snapshots = listed(path, f"evaluate@{policy}", Snapshot)
-    if not snapshots:
-        return None
-    size, names = len(snapshots[0].kl), list(reference[0].judges)
-    for i, snapshot in enumerate(snapshots):
-        if len(snapshot.kl) != size or size > len(reference):
-            raise InputError(f"{path}: {i}.kl has {len(snapshot.kl)} values, expected {min(size, len(reference))}")
-        if missing := set(names) - set(snapshot.judges):
-            raise InputError(f"{path}: {i}.judges lacks {', '.join(sorted(missing))}")
-    first = reference[:size]  # snapshots answer the first prompts, in the order of the evaluation
-    kl = np.array([[0.0] * size, *(s.kl for s in snapshots)])
-    values = {"score": np.array([[row.score for row in first], *(s.score for s in snapshots)])} | {
-        name: np.array([[row.judges[name] for row in first], *(s.judges[name] for s in snapshots)]) for name in names
-    }
-    labels = ("reference", *(s.label for s in snapshots))
-    return labels, Trajectory(np.maximum(kl, 0), values)  # rounding may leave a KL a hair below 0
+    read = {policy: _trajectory(root, policy, reference) for policy in policies}
+    found = {policy: each for policy, each in read.items() if each}
+    sizes = {policy: path.kl.shape[1] for policy, (_, path) in found.items()}
+    for policy, size in sizes.items():
+        first = next(iter(sizes))
+        if size != sizes[first]:
+            raise InputError(
+                f"{_trajectory_file(root, policy)}: 0.kl has {size} values, that of {first} has {sizes[first]}"
+            )
+    return found
 
 
 def read_quality(root: Path, policy: str) -> Quality:
@@ -186,3 +178,27 @@ def read_judgements(root: Path, prompt_ids: Sequence[str]) -> Mapping[str, Float
             raise InputError(f"{path}, row {number}: {row.policy} on {row.prompt_id!r} was judged before")
         outcomes[position[row.prompt_id]] = row.outcome
     return found
+
+
+def _trajectory_file(root: Path, policy: str) -> Path:
+    return root / "evaluations" / policy / "trajectory.json"
+
+
+def _trajectory(root: Path, policy: str, reference: Sequence[Answer]) -> tuple[tuple[str, ...], Trajectory] | None:
+    path = _trajectory_file(root, policy)
+    snapshots = listed(path, f"evaluate@{policy}", Snapshot)
+    if not snapshots:
+        return None
+    size, names = len(snapshots[0].kl), list(reference[0].judges)
+    for i, snapshot in enumerate(snapshots):
+        if len(snapshot.kl) != size or size > len(reference):
+            raise InputError(f"{path}: {i}.kl has {len(snapshot.kl)} values, expected {min(size, len(reference))}")
+        if missing := set(names) - set(snapshot.judges):
+            raise InputError(f"{path}: {i}.judges lacks {', '.join(sorted(missing))}")
+    first = reference[:size]  # snapshots answer the first prompts, in the order of the evaluation
+    kl = np.array([[0.0] * size, *(s.kl for s in snapshots)])
+    values = {"score": np.array([[row.score for row in first], *(s.score for s in snapshots)])} | {
+        name: np.array([[row.judges[name] for row in first], *(s.judges[name] for s in snapshots)]) for name in names
+    }
+    labels = ("reference", *(s.label for s in snapshots))
+    return labels, Trajectory(np.maximum(kl, 0), values)  # rounding may leave a KL a hair below 0

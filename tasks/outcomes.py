@@ -28,7 +28,7 @@ from tasks.evaluations import (
     read_answers,
     read_judgements,
     read_quality,
-    read_trajectory,
+    read_trajectories,
 )
 from tasks.policies import POLICIES, REFERENCE, TITLES, training_stages
 from tasks.trainings import Cost, Curve, RewardReport, read_cost, read_curve, read_reward_report
@@ -180,9 +180,8 @@ def compare(root: Path, rounds: Sequence[str], method: Method) -> Comparison:
     trained = [policy for policy in stages if policy != REFERENCE]
     rates = _rates(against, trained, method.resampling)
     progress = {
-        policy: _progress(*found, judges, method.resampling)
-        for policy in trained
-        if (found := read_trajectory(root, policy, answers[REFERENCE]))
+        policy: _progress(labels, path, judges, method.resampling)
+        for policy, (labels, path) in read_trajectories(root, trained, answers[REFERENCE]).items()
     }
     return Comparison(
         outcomes={

@@ -102,8 +102,8 @@ def _shown(answer: Answer, reference: Answer) -> Shown:
     if text == before:
         return Shown(answer, plain, "the reference's answer, word for word")
     pieces = differences(text, before)
-    common = sum(len(_words(piece.text)) for piece in pieces if piece.kind == "same")
-    if common < ALIKE * max(len(_words(text)), len(_words(before)), 1):
+    common = sum(len(piece.text.split()) for piece in pieces if piece.kind == "same")
+    if common < ALIKE * max(len(text.split()), len(before.split()), 1):
         return Shown(answer, plain, "few words in common with the reference's answer")
     return Shown(answer, pieces, "")
 
