@@ -37,7 +37,7 @@ def _over_optimised(outcome: Outcome, comparison: Comparison) -> Iterator[str]:
     for judge, fall in progress.falls.items():
         since = "the start" if fall.since == 0 else progress.labels[fall.since]
         yield (
-            f"Over-optimised: from {since} to the end of training its {judge_title(PROXY)} score rose by "
+            f"Over-optimised: from {since} to the end of training its {judge_title(PROXY)} rose by "
             f"{number(fall.proxy)} while the {judge_title(judge)} fell by {number(-fall.judge)}. "
             "An earlier snapshot may be the better one."
         )

@@ -99,7 +99,7 @@ def over_optimisation(comparison: Comparison) -> Markup:
         axes.set_xlabel(KL_LABEL)
         name_ends(axes, ends)
 
-    label = "Gain over the reference against KL along training: reward model solid, independent judges dashed"
+    label = "Gain over the reference against KL along training: training reward solid, independent judges dashed"
     return draw("over-optimisation", label, (4.9, 3.3), paint, title="Gain over the reference, standard deviations")
 
 
@@ -206,7 +206,9 @@ def _range(bucket: Bucket) -> str:
     low, high = (None if each is None else f"{each:.3g}".replace("-", "−") for each in (bucket.low, bucket.high))
     if low is None:
         return f"< {high}"
-    return f"≥ {low}" if high is None else f"{low} to\n{high}"
+    if high is None:
+        return f"≥ {low}"
+    return f"{low}" if low == high else f"{low} to\n{high}"
 
 
 def _calibration(name: str, report: RewardReport) -> Markup:

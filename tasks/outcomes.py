@@ -37,7 +37,7 @@ PROXY = "score"
 """The judge that training maximised; every other one is independent of it."""
 JUDGE_MODEL = "judge_model"
 LLM = "llm"
-JUDGE_TITLES = {PROXY: "reward model", JUDGE_MODEL: "second reward model", LLM: "LLM judge"}
+JUDGE_TITLES = {PROXY: "training reward", JUDGE_MODEL: "second reward model", LLM: "LLM judge"}
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,15 @@ class RewardReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    accuracy: Share
-    low: Share
-    high: Share
-    pairs: Annotated[int, Field(ge=1)]
+    pairs: Annotated[int, Field(ge=0)]
+    accuracy: Share | None
+    """With the bounds of its interval; as all below, None where there are no pairs to know it from."""
+    low: Share | None
+    high: Share | None
     by_margin: list[Bucket]
     by_length_difference: list[Bucket]
     calibration: list[Calibration]
-    calibration_error: Share
+    calibration_error: Share | None
     length_correlation: FiniteFloat | None
     shorter_wins: Share | None
     """Accuracy of a judge that always takes the shorter answer."""

@@ -74,7 +74,7 @@ def _headline(findings: tuple[Finding, ...], comparison: Comparison) -> tuple[st
         return f"{better[0].outcome.title} is better than the reference, and {said}.", _rivals(better, comparison)
     for standing, advice in (
         (Standing.UNCONFIRMED, "Read the samples before you rely on it, or evaluate on more prompts."),
-        (Standing.DISPUTED, "Take an earlier snapshot, a stronger KL penalty or a better reward model."),
+        (Standing.DISPUTED, "Take an earlier snapshot, a stronger KL penalty or a better reward."),
     ):
         found = [finding for finding in ranked if finding.standing is standing]
         if found:
@@ -86,17 +86,19 @@ def _headline(findings: tuple[Finding, ...], comparison: Comparison) -> tuple[st
 
 
 def _doubt(finding: Finding, confidence: float) -> str:
-    """Say which judges keep a policy that the reward model prefers from being better."""
+    """Say which judges keep a policy that the training reward prefers from being better."""
     judged = finding.outcome.judged
     if not judged:
-        return "leads by the reward model, but no independent judge was asked"
+        return "leads by the training reward, but no independent judge was asked"
     if finding.standing is Standing.DISPUTED:
         against = [name for name, rate in judged.items() if rate.settled(confidence) and rate.rate < 0.5]
         names = listing([judge_title(name) for name in against])
-        return f"pleases the reward model, but the {names} {'prefers' if len(against) == 1 else 'prefer'} the reference"
+        return (
+            f"pleases the training reward, but the {names} {'prefers' if len(against) == 1 else 'prefer'} the reference"
+        )
     silent = [name for name, rate in judged.items() if not rate.settled(confidence)]
     names = listing([judge_title(name) for name in silent])
-    return f"leads by the reward model, but the {names} {'does' if len(silent) == 1 else 'do'} not confirm it"
+    return f"leads by the training reward, but the {names} {'does' if len(silent) == 1 else 'do'} not confirm it"
 
 
 def _finding(outcome: Outcome, comparison: Comparison) -> Finding:
@@ -124,12 +126,12 @@ def _standing(outcome: Outcome, confidence: float) -> Standing:
 def _sentence(outcome: Outcome, standing: Standing, confidence: float) -> str:
     said = f"{percent(outcome.score.rate)} of unseen prompts ({between(outcome.score.interval)})"
     opening = {
-        Standing.BETTER: f"is preferred over the reference on {said} by the reward model",
-        Standing.UNCONFIRMED: f"is preferred over the reference on {said} by the reward model",
-        Standing.DISPUTED: f"is preferred over the reference on {said} by the reward model",
-        Standing.UNSETTLED: f"is not shown to differ from the reference: the reward model prefers it on {said}, "
+        Standing.BETTER: f"is preferred over the reference on {said} by the training reward",
+        Standing.UNCONFIRMED: f"is preferred over the reference on {said} by the training reward",
+        Standing.DISPUTED: f"is preferred over the reference on {said} by the training reward",
+        Standing.UNSETTLED: f"is not shown to differ from the reference: the training reward prefers it on {said}, "
         f"sign test p\u00a0=\u00a0{p_value(outcome.score.adjusted_p)}",
-        Standing.WORSE: f"is worse than the reference: the reward model prefers it on only {said}",
+        Standing.WORSE: f"is worse than the reference: the training reward prefers it on only {said}",
     }[standing]
     return f"{opening}; {_judges(outcome, confidence)}."
 

@@ -114,6 +114,13 @@ def test_a_report_with_gaps_is_drawn(root):
     assert "correlation of score and length" in render(root)
 
 
+def test_a_reward_model_without_pairs_says_so(root):
+    nothing = dict.fromkeys(("accuracy", "low", "high", "calibration_error", "length_correlation", "shorter_wins"))
+    empty = {name: [] for name in ("margins", "by_margin", "by_length_difference", "calibration")}
+    write(root / "artifacts" / "reward_model" / "report.json", {"pairs": 0, **nothing, **empty})
+    assert "there are no held-out pairs" in render(root)
+
+
 def test_without_snapshots_and_with_an_llm_the_page_is_whole(root):
     for policy in POLICIES:
         write(root / "evaluations" / policy / "trajectory.json", [])

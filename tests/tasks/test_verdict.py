@@ -64,7 +64,7 @@ def test_unconfirmed_names_the_judge_that_cannot_tell(root, monkeypatch):
     for policy in ("dpo", "grpo"):
         win(root, monkeypatch, policy, 20, 20, 20)
     assert said(root).headline == (
-        "Iterative DPO leads by the reward model, but the rule concise_answer does not confirm it."
+        "Iterative DPO leads by the training reward, but the rule concise_answer does not confirm it."
     )
 
 
@@ -74,7 +74,7 @@ def test_disputed_names_the_judge_that_prefers_the_reference(root, monkeypatch):
     for policy in ("dpo", "iterative_dpo"):
         win(root, monkeypatch, policy, 20, 20, 20)
     found = said(root)
-    assert found.headline == "GRPO pleases the reward model, but the second reward model prefers the reference."
+    assert found.headline == "GRPO pleases the training reward, but the second reward model prefers the reference."
     assert "stronger KL penalty" in found.detail
 
 
@@ -82,7 +82,7 @@ def test_worse_is_said_of_the_reward_model_whatever_the_judges_say(root, monkeyp
     win(root, monkeypatch, "dpo", 4, 36, 20)
     found = finding(root, "dpo")
     assert found.standing is Standing.WORSE
-    assert found.sentence.startswith("is worse than the reference: the reward model prefers it on only 10")
+    assert found.sentence.startswith("is worse than the reference: the training reward prefers it on only 10")
     assert "the second reward model (90" in found.sentence
     assert "prefers it" in found.sentence
 
@@ -107,7 +107,7 @@ def test_without_an_independent_judge_nothing_is_better(root):
         write_answers(root, policy, [row | {"judges": {}} for row in answers(policy)])
     found = said(root)
     assert {each.standing for each in found.findings} == {Standing.UNCONFIRMED, Standing.UNSETTLED}
-    assert found.headline.endswith("leads by the reward model, but no independent judge was asked.")
+    assert found.headline.endswith("leads by the training reward, but no independent judge was asked.")
 
 
 def test_an_llm_is_a_judge_like_the_others(root):
@@ -133,14 +133,16 @@ def test_two_better_policies_are_compared_head_to_head(root, monkeypatch):
 
 
 def test_a_policy_counts_as_much_as_the_judge_who_likes_it_least(root, monkeypatch):
-    """GRPO wins 40 by the reward model but 29 by the rule; DPO 30 by all."""
+    """GRPO wins 40 by the training reward but 29 by the rule; DPO 30 by all."""
     win(root, monkeypatch, "grpo", 40, 40, 29)
     assert said(root).headline.startswith("DPO is better")
 
 
 def test_the_equal_kl_lead_is_said_by_every_judge(root):
     found = said(root)
-    assert found.equal_kl.startswith("At equal KL to the reference (4.00 nats a response), reward model: GRPO leads ")
+    assert found.equal_kl.startswith(
+        "At equal KL to the reference (4.00 nats a response), training reward: GRPO leads "
+    )
     assert "Iterative DPO by +0.40 (+0.40 to +0.40)" in found.equal_kl
     assert "second reward model: DPO leads Iterative DPO by +0.20" in found.equal_kl
     assert found.lines[-1] == found.equal_kl
@@ -153,7 +155,7 @@ def test_the_equal_kl_lead_is_said_by_every_judge(root):
 def test_over_optimisation_is_pointed_out_with_the_snapshot(root):
     """GRPO: from its first snapshot on, score 1 to 2, second reward model 1 to -1."""
     caution = finding(root, "grpo").cautions[0]
-    assert caution.startswith("Over-optimised: from half to the end of training its reward model score rose by 1.00")
+    assert caution.startswith("Over-optimised: from half to the end of training its training reward rose by 1.00")
     assert "the second reward model fell by 2.00" in caution
     write(root / "evaluations" / "grpo" / "trajectory.json", trajectory(end=(4.0, 2.0, -1.0, 0.8)))
     assert finding(root, "grpo").cautions[0].startswith("Over-optimised: from the start to the end")
