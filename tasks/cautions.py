@@ -44,18 +44,21 @@ def _over_optimised(outcome: Outcome, comparison: Comparison) -> Iterator[str]:
 
 
 def _explained_by_length(outcome: Outcome, comparison: Comparison) -> Iterator[str]:
-    """Name the judges whose preference does not outlive the length control."""
-    longer = outcome.changes["response_length"].value > 0
+    """Name the judges whose settled preference is not settled at equal length."""
+    explained: list[str] = []
+    open_: list[str] = []
     for judge, rate in outcome.rates.items():
         equal = outcome.equal_length[judge]
         if rate.rate <= 0.5 or not rate.settled(comparison.confidence) or equal.interval.low > 0.5:
             continue
-        lead = f"Its answers are {'longer' if longer else 'shorter'}, and at equal length the {judge_title(judge)}"
-        found = f"{percent(equal.value)} ({between(equal.interval)}) instead of {percent(rate.rate)}"
-        if equal.value < rate.rate:
-            yield f"{lead} prefers it on {found}: length may explain that win."
-        else:
-            yield f"{lead} may or may not prefer it ({found}): the lengths differ too much to tell."
+        said = f"{judge_title(judge)} ({percent(equal.value)}, {between(equal.interval)}, not {percent(rate.rate)})"
+        # at least half of the lead gone: length and not chance is the likely reason
+        (explained if equal.value - 0.5 < (rate.rate - 0.5) / 2 else open_).append(said)
+    lead = f"Its answers are {'longer' if outcome.changes['response_length'].value > 0 else 'shorter'}: at equal length"
+    if explained:
+        yield f"{lead} most of the win by the {listing(explained)} is gone."
+    if open_:
+        yield f"{lead} the win by the {listing(open_)} is not settled; lengths differ too much to tell."
 
 
 def _traits(outcome: Outcome, reference: Outcome) -> Iterator[str]:
@@ -95,7 +98,9 @@ def rule_outcomes(outcome: Outcome, comparison: Comparison) -> str:
     """Say what became of right, abstained and wrong answers; empty without questions whose answer is known."""
     if not outcome.shares:
         return ""
-    before, settled, open_ = comparison.reference.shares, [], []
+    before = comparison.reference.shares
+    settled: list[str] = []
+    open_: list[str] = []
     for name, noun in (("wrong", "wrong answers"), ("abstain", "abstentions"), ("right", "right answers")):
         change = outcome.changes[name]
         moved = f"{percent(before[name].value)} to {percent(outcome.shares[name].value)}"

@@ -198,15 +198,28 @@ def test_without_capability_figures_nothing_is_claimed(root):
     assert finding(root, "dpo").cautions == ()
 
 
-def test_a_win_that_length_explains_is_pointed_out(root):
-    """DPO wins exactly where its answer is longer, by 20 tokens, and loses where it is shorter by as much."""
+def lengths(root, longer: int) -> tuple[str, ...]:
+    """Give DPO, which wins its first 30 prompts, that many longer answers, then shorter ones; return its cautions."""
     rows = answers("dpo")
     for i, row in enumerate(rows):
-        row["response_length"] = 40 + i % 2 if i < 30 else i % 2
+        row["response_length"] = 40 + i % 2 if i < longer else i % 2
     write_answers(root, "dpo", rows)
-    cautions = finding(root, "dpo").cautions
-    assert any(each.endswith("length may explain that win.") for each in cautions)
-    assert any("at equal length the rule concise_answer prefers it on" in each for each in cautions)
+    return finding(root, "dpo").cautions
+
+
+def test_a_win_that_length_explains_is_pointed_out(root):
+    """Longer answers win 30 of 36, the four shorter ones none: at equal length, below one half."""
+    (said,) = [each for each in lengths(root, 36) if "equal length" in each]
+    assert said.startswith("Its answers are longer: at equal length most of the win by the training reward (")
+    assert said.endswith(", not 75\u00a0%) is gone.")
+    assert "second reward model (" in said
+    assert "and rule concise_answer (" in said
+
+
+def test_a_win_that_length_leaves_open_is_pointed_out(root):
+    """All longer: nothing is known about equal length, and nothing speaks against the win either."""
+    (said,) = [each for each in lengths(root, 40) if "equal length" in each]
+    assert said.endswith("is not settled; lengths differ too much to tell.")
 
 
 def outcomes(*counts: tuple[str, int]) -> list[str]:
