@@ -64,6 +64,8 @@ def test_answers_that_are_all_longer_tell_nothing_about_equal_length():
     result = length_controlled(np.ones(10), np.full(10, 40.0), 0.1, RESAMPLING)
     assert result.interval.low < 0.5 < result.value < 1
     assert length_controlled(np.ones(1), np.array([40.0]), 0.1, RESAMPLING).interval.low < 0.5
+    many = np.repeat([1.0, 0.0], [700, 300])
+    assert length_controlled(many, np.full(1000, 40.0), 0.1, RESAMPLING).interval.low < 0.5
 
 
 def test_uneven_groups_that_length_separates_settle_nothing_either():

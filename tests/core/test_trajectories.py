@@ -60,6 +60,10 @@ def test_a_path_that_comes_back_is_read_where_it_first_reaches_the_level():
     assert found is not None
     assert found.levels == (1.0,)
     assert found.gains["a"][0].value == pytest.approx(1.0)
+    paths["a"] = constant([0, 4, 0.25, 1], judge=[0, 2, 9, 9])  # it falls below the level again in between
+    found = at_equal_kl(paths, "judge", 1, RESAMPLING)
+    assert found is not None
+    assert found.gains["a"][0].value == pytest.approx(1.0)
 
 
 def test_a_lead_is_compared_prompt_by_prompt():
