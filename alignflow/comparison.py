@@ -4,8 +4,8 @@ Everything here is paired by prompt: both policies answered the same P prompts, 
 prompt cancels and the prompt is the unit that is resampled. No model, file or setting is known here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import comb
 
 import numpy as np
@@ -49,6 +49,8 @@ class WinRate:
     interval: Interval
     p_value: float
     """Two-sided sign test of "wins and losses are equally likely"."""
+    adjusted_p: float
+    """The same after Holm's correction over the family it was tested in; p_value where it was tested alone."""
 
     @property
     def prompts(self) -> int:
@@ -56,13 +58,32 @@ class WinRate:
         return self.wins + self.ties + self.losses
 
     def settled(self, confidence: float) -> bool:
-        """Say whether the rate differs from one half by interval and by sign test alike.
+        """Say whether the rate differs from one half by interval and by corrected sign test alike.
 
         Both are asked because they fail differently: a percentile interval has no width when every
         prompt is a win (three wins of three would look certain), and the sign test does not see ties.
         """
         excludes_half = self.interval.low > 0.5 or self.interval.high < 0.5
-        return excludes_half and self.p_value < 1 - confidence
+        return excludes_half and self.adjusted_p < 1 - confidence
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of one value a prompt, with its bootstrap interval."""
+
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two judges order the same pairs of answers."""
+
+    share: float
+    """Pairs on which both say the same (win, tie or loss)."""
+    kappa: float | None
+    """Cohen's κ, agreement beyond chance; None when both judges always say the same one thing."""
+    pairs: int
 
 
 def same_order(prompt_ids: Sequence[str], reference_ids: Sequence[str]) -> NDArray[np.intp]:
@@ -184,13 +205,85 @@ def win_rate(scores: Floats, reference_scores: Floats, resampling: Resampling) -
     Raises:
         ValueError: As in `outcomes`.
     """
-    each = outcomes(scores, reference_scores)
+    return rate_of(outcomes(scores, reference_scores), resampling)
+
+
+def rate_of(each: Floats, resampling: Resampling) -> WinRate:
+    """Return the win rate of outcomes that a judge gave by itself, such as one that reads both answers.
+
+    Outcomes strictly between 0 and 1 count as ties in the sign test.
+
+    Args:
+        each: 1 for a win, ½ for a tie, 0 for a loss. (P,)
+        resampling: How the interval is drawn, by prompt.
+
+    Raises:
+        ValueError: There is no prompt.
+    """
+    if not each.size:
+        raise ValueError("there is no prompt to compare on")
     wins, losses = int((each == 1).sum()), int((each == 0).sum())
+    p_value = sign_test(wins, losses)
     return WinRate(
         wins=wins,
         ties=each.size - wins - losses,
         losses=losses,
         rate=float(each.mean()),
         interval=bootstrap_interval(each, resampling),
-        p_value=sign_test(wins, losses),
+        p_value=p_value,
+        adjusted_p=p_value,
     )
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Return p-values that hold for a whole family of m tests.
+
+    p̃₍ᵢ₎ = min(1, max_{j ≤ i} (m − j + 1) · p₍ⱼ₎),  p₍₁₎ ≤ … ≤ p₍ₘ₎
+
+    Holm 1979, *A Simple Sequentially Rejective Multiple Test Procedure*: rejecting where p̃ < α errs at all
+    with probability of at most α, however the tests depend on each other.
+
+    Args:
+        p_values: One a test, in any order.
+
+    Returns:
+        The corrected ones, in the same order.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, (len(p_values) - rank) * p_values[i])
+        corrected[i] = min(1.0, largest)
+    return tuple(corrected)
+
+
+def corrected(family: Mapping[str, WinRate]) -> dict[str, WinRate]:
+    """Return the win rates of one family of comparisons with Holm's correction over all of them."""
+    adjusted = holm([rate.p_value for rate in family.values()])
+    return {name: replace(rate, adjusted_p=p) for (name, rate), p in zip(family.items(), adjusted, strict=True)}
+
+
+def mean(values: Floats, resampling: Resampling) -> Mean:
+    """Return the mean of one value a prompt with its interval; of differences, it is a paired comparison."""
+    return Mean(float(values.mean()), bootstrap_interval(values, resampling))
+
+
+def agreement(first: Floats, second: Floats) -> Agreement:
+    """Return how alike two judges order the same pairs of answers.
+
+    κ = (pₒ − pₑ) / (1 − pₑ),  pₒ = share of equal outcomes,  pₑ = Σ_c share₁(c) · share₂(c)
+
+    Cohen 1960, *A Coefficient of Agreement for Nominal Scales*; c runs over win, tie and loss.
+
+    Args:
+        first: Outcomes by one judge. (P,)
+        second: Outcomes by the other, same pairs. (P,)
+
+    Raises:
+        ValueError: The shapes differ or there is no pair.
+    """
+    if first.shape != second.shape or not first.size:
+        raise ValueError(f"outcomes must be two aligned (P,) arrays, got {first.shape} and {second.shape}")
+    share = float((first == second).mean())
+    chance = sum(float((first == c).mean() * (second == c).mean()) for c in np.unique(np.concatenate((first, second))))
+    return Agreement(share, (share - chance) / (1 - chance) if chance < 1 else None, first.size)

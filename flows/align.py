@@ -33,6 +33,8 @@ class Outcome:
     reports: tuple[str, ...]
     """Reports among the stages."""
     comparison: tuple[comparison.Row, ...]
+    verdict: tuple[str, ...]
+    """The comparison in words, one statement a line."""
 
 
 def _not_stopped(*_: object) -> bool:
@@ -141,7 +143,7 @@ def _publish(results: Sequence[stage.Result], rows: Sequence[comparison.Row]) ->
     table = [{"stage": r.stage, "how": r.how, "seconds": r.seconds, **r.metrics} for r in results]
     create_table_artifact(table, key="stages", description="How each stage ended")
     if rows:
-        create_table_artifact([dict(r) for r in rows], key="comparison", description="Policies compared")
+        create_table_artifact([comparison.flat(r) for r in rows], key="comparison", description="Policies compared")
 
 
 def _deliver(
@@ -151,6 +153,7 @@ def _deliver(
     reports: Sequence[str],
     rows: Sequence[comparison.Row],
 ) -> Outcome:
+    said = comparison.verdict(place.path) if rows else []
     experiment = None
     if workspace.changed(place):
         workspace.save(place, [r.stage for r in results])
@@ -158,4 +161,4 @@ def _deliver(
     brought = workspace.bring_back(place)
     if experiment and not brought:
         get_run_logger().info("your files are as they were; to take it over: dvc exp apply %s", experiment)
-    return Outcome(experiment, brought, tuple(results), tuple(left_out), tuple(reports), tuple(rows))
+    return Outcome(experiment, brought, tuple(results), tuple(left_out), tuple(reports), tuple(rows), tuple(said))

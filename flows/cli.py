@@ -112,6 +112,7 @@ def report() -> None:
     if not rows:
         raise UserError(f"{root / comparison.DATA} is missing; `alignflow run` makes it")
     Console().print(comparison.table(rows))
+    print("\n".join(["", *comparison.verdict(root), ""]))
     print(f"with sample answers and curves: {root / comparison.PAGE}")
 
 
@@ -292,6 +293,7 @@ def _conclude(console: "Console", outcome: "Outcome") -> None:
         console.print(comparison.measured(reports))
     elif outcome.comparison:
         console.print(comparison.table(outcome.comparison))
+        console.print("\n".join(["", *outcome.verdict]), highlight=False, markup=False)
     best = comparison.best(outcome.comparison) if outcome.comparison else ""
     database = f"sqlite:///{home() / 'mlflow.db'}"
     tracking = os.environ.get("MLFLOW_TRACKING_URI", database)

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 DATA = Path("reports/comparison.json")
+WORDS = Path("reports/verdict.json")
 PAGE = Path("reports/comparison.html")
 
-Row = Mapping[str, str | float | None]
+Row = Mapping[str, Any]
+"""An entry of ``reports/comparison.json``; its keys are documented in docs/metrics.md."""
 
 
 def read(root: Path) -> list[Row]:
@@ -21,25 +23,51 @@ def read(root: Path) -> list[Row]:
     return rows
 
 
+def verdict(root: Path) -> list[str]:
+    """Return the verdict in words, one statement a line; empty when there is none yet."""
+    path = root / WORDS
+    lines: list[str] = json.loads(path.read_text())["lines"] if path.exists() else []
+    return lines
+
+
 def best(rows: Sequence[Row]) -> str:
-    """Return the policy that wins most often against the reference."""
-    return str(max(rows, key=lambda row: float(row.get("win_rate") or 0))["policy"])
+    """Return the policy to try first: one that is shown to be better, then by the judge that likes it least."""
+
+    def rank(row: Row) -> tuple[bool, float]:
+        rates = [judge["win_rate"] for judge in row.get("judges", {}).values()]
+        return row.get("standing") == "better", min([float(row.get("win_rate") or 0), *rates])
+
+    return str(max(rows, key=rank)["policy"])
+
+
+def flat(row: Row) -> dict[str, str | float]:
+    """Return the part of an entry that fits one row of a table: its texts and numbers."""
+    return {key: value for key, value in row.items() if isinstance(value, str | int | float)}
 
 
 def table(rows: Sequence[Row]) -> "Table":
     """Return the comparison as a table for a terminal."""
     from rich.table import Table
 
-    drawn = Table(title="Policies on held-out prompts", title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for head in ("policy", "wins", "interval", "score", "gold", "KL", "tokens", "cut", "time", "GiB"):
+    judges = list(dict.fromkeys(judge for row in rows for judge in row.get("judges", {}) if judge != "score"))
+    drawn = Table(
+        title="Policies on held-out prompts",
+        caption=f"judges: wins by {', '.join(judges)}; even: wins at equal length" if judges else None,
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for head in ("policy", "wins", "interval", "judges", "even", "score", "KL", "tokens", "cut", "time", "GiB"):
         drawn.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
     for row in rows:
         drawn.add_row(
             str(row["policy"]),
             _number(row, "win_rate", ".2f"),
             f"{_number(row, 'win_rate_low', '.2f')}–{_number(row, 'win_rate_high', '.2f')}",
+            " ".join(_number(row.get("judges", {}).get(judge, {}), "win_rate", ".2f") for judge in judges) or "–",
+            _number(row.get("judges", {}).get("score", {}).get("length_controlled", {}), "value", ".2f"),
             _number(row, "score_mean", "+.2f"),
-            _number(row, "gold_mean", ".2f"),
             _number(row, "kl_reference", ".2f"),
             _number(row, "response_length_mean", ".0f"),
             _number(row, "truncated_fraction", ".0%"),

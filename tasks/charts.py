@@ -1,53 +1,17 @@
-"""Draw the comparison as inline SVG whose colours are the page's CSS variables, so that it follows its theme.
+"""The charts of the comparison's page."""
 
-Matplotlib lays out axes and ticks with stand-in colours; `_inline` then swaps each for ``var(--name)``
-and drops everything that only a standalone file needs. Each panel is its own small figure, so that the
-page can put them side by side or below each other without shrinking their text.
-"""
-
-import re
-from collections.abc import Callable, Mapping
-from io import StringIO
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tasks.evaluations import TITLES, Curve
-from tasks.outcomes import Comparison, Outcome
+from tasks.drawing import ACCENT, INK, MUTED, PAPER, POLICY_COLOURS, POLICY_MARKERS, draw, name_ends
+from tasks.outcomes import PROXY, Comparison, Outcome, Progress, judge_title
+from tasks.policies import TITLES
+from tasks.trainings import Bucket, Curve, RewardReport
+from tasks.wording import capital
 
-INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
-POLICY_COLOURS = {policy: f"#0505{i:02x}" for i, policy in enumerate(TITLES)}
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
-    colour: f"policy-{policy}" for policy, colour in POLICY_COLOURS.items()
-}
-"""CSS variable of the page behind each stand-in colour."""
-
-STYLE = {
-    "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
-    "text.parse_math": False,  # a metric's name is a name
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-}
 LEARNING_METRICS = (
     "score/mean",
     "rewards/accuracy",
@@ -60,44 +24,115 @@ LEARNING_METRICS = (
 PANELS = 3
 POINTS = 300
 """Points a curve is thinned to; more cannot be told apart at this size."""
+KL_LABEL = "KL to the reference, nats a response (square-root scale)"
 
 
 def win_rates(comparison: Comparison) -> Markup:
-    """Draw each policy's win rate with its interval, by both judges, around the 50 % line."""
+    """Draw each policy's win rate with its interval, by every judge, around the 50 % line."""
     outcomes = comparison.candidates[::-1]  # the axis counts upwards, the reader downwards
+    judges = list(dict.fromkeys(judge for outcome in outcomes for judge in outcome.rates))
+    line = 0.21  # of an inch: height of a judge's row
+    gap = 1.5  # rows between two policies
 
     def paint(axes: Any) -> None:
         axes.axvline(50, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for y, outcome in enumerate(outcomes):
+        block = len(judges) + gap
+        for i, outcome in enumerate(outcomes):
             colour = POLICY_COLOURS[outcome.policy]
-            for rate, up, marker in ((outcome.score, 0.14, "o"), (outcome.gold, -0.2, "D")):
+            for j, (judge, rate) in enumerate(outcome.rates.items()):
+                y = i * block + len(judges) - 1 - j
                 low, high = 100 * rate.interval.low, 100 * rate.interval.high
-                axes.plot([low, high], [y + up, y + up], color=colour, linewidth=2.5, alpha=0.55)
-                face = colour if marker == "o" else PAPER
-                axes.plot(100 * rate.rate, y + up, marker, color=colour, markerfacecolor=face, markersize=7)
-            axes.text(101.5, y + 0.14, f"{100 * outcome.score.rate:.0f} %", va="center", weight="bold")
-            axes.text(101.5, y - 0.2, f"{100 * outcome.gold.rate:.0f} %", va="center", color=MUTED)
-        axes.set_yticks(range(len(outcomes)), [outcome.title for outcome in outcomes], color=INK)
-        axes.set_ylim(-0.6, len(outcomes) - 0.5)
+                proxy = judge == PROXY
+                axes.plot([low, high], [y, y], color=colour, linewidth=2.5, alpha=0.55, solid_capstyle="butt")
+                axes.plot(
+                    100 * rate.rate,
+                    y,
+                    "o" if proxy else "D",
+                    color=colour,
+                    markerfacecolor=colour if proxy else PAPER,
+                    markersize=7 if proxy else 5.5,
+                    clip_on=False,
+                )
+                axes.text(-2, y, judge_title(judge), va="center", ha="right", color=MUTED, fontsize=9)
+                weight = "bold" if proxy else "normal"
+                axes.text(104, y, f"{100 * rate.rate:.0f} %", va="center", weight=weight, fontsize=9)
+            axes.text(0, i * block + len(judges) - 0.25, outcome.title, va="bottom", color=colour, weight="bold")
+        axes.set_yticks([])
+        axes.set_ylim(-0.7, len(outcomes) * block - 0.2)
         axes.set_xlim(0, 100)
         axes.set_xticks(range(0, 101, 25), [f"{x} %" for x in range(0, 101, 25)])
         axes.grid(axis="y", visible=False)
 
-    return _draw("win-rates", "Win rate against the reference, by policy", (5.0, 0.52 * len(outcomes) + 0.4), paint)
+    height = line * len(outcomes) * (len(judges) + gap) + 0.35
+    return draw("win-rates", "Win rate against the reference, by policy and judge", (4.9, height), paint)
 
 
-def against_kl(comparison: Comparison, judge: str, label: str) -> Markup:
-    """Draw one judge's mean against the KL to the reference, one point a policy."""
-    points = [(o, o.score_mean if judge == "score" else o.gold_mean) for o in comparison.outcomes.values()]
+def over_optimisation(comparison: Comparison) -> Markup:
+    """Draw proxy and independent judges against the KL along training, every algorithm in one plot.
+
+    In standard deviations of the reference's answers, so that judges of any scale share the axis; the
+    independent judges as their mean.
+    """
 
     def paint(axes: Any) -> None:
-        for outcome, mean in points:
-            axes.plot(outcome.kl_reference, mean, "o", color=POLICY_COLOURS[outcome.policy], markersize=9)
-        axes.margins(0.16)
-        _name_points(axes, [(o.kl_reference, mean, o.policy) for o, mean in points])
-        axes.set_xlabel("KL to the reference, nats a response")
+        ends = []
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        for policy, progress in comparison.progress.items():
+            colour, marker = POLICY_COLOURS[policy], POLICY_MARKERS[policy]
+            distance = np.sqrt(progress.path.kl.mean(1))
+            proxy = _standard_gain(progress, PROXY)
+            axes.plot(distance, proxy, color=colour, linewidth=1.9, marker=marker, markersize=5)
+            independent = [_standard_gain(progress, judge) for judge in comparison.judges if judge != PROXY]
+            if independent:
+                axes.plot(
+                    distance,
+                    np.mean(independent, axis=0),
+                    color=colour,
+                    linewidth=1.6,
+                    linestyle=(0, (3, 2)),
+                    marker=marker,
+                    markerfacecolor=PAPER,
+                    markersize=5,
+                )
+            ends.append((float(distance[-1]), float(proxy[-1]), policy))
+        _root_axis(axes)
+        axes.set_xlabel(KL_LABEL)
+        name_ends(axes, ends)
 
-    return _draw(f"kl-{judge}", f"{label} against KL to the reference", (4.6, 3.1), paint, title=label)
+    label = "Gain over the reference against KL along training: training reward solid, independent judges dashed"
+    return draw("over-optimisation", label, (4.9, 3.3), paint, title="Gain over the reference, standard deviations")
+
+
+def along_training(comparison: Comparison) -> list[Markup]:
+    """Draw each judge's gain against the KL along training with its interval, a panel a judge."""
+    drawn = []
+    for judge in comparison.judges:
+
+        def paint(axes: Any, judge: str = judge) -> None:
+            axes.axhline(0, color=MUTED, linewidth=0.8)
+            for policy, progress in comparison.progress.items():
+                colour, gains = POLICY_COLOURS[policy], progress.gains[judge]
+                distance = np.sqrt(progress.path.kl.mean(1))
+                low, high = ([getattr(gain.interval, side) for gain in gains] for side in ("low", "high"))
+                axes.fill_between(distance, low, high, color=colour, alpha=0.13, linewidth=0)
+                middle, marker = [gain.value for gain in gains], POLICY_MARKERS[policy]
+                axes.plot(distance, middle, color=colour, linewidth=1.6, marker=marker, markersize=4)
+            _root_axis(axes)
+            axes.yaxis.get_major_locator().set_params(nbins=5)
+
+        title = capital(judge_title(judge))
+        label = f"{title}: gain over the reference against KL along training, by algorithm"
+        drawn.append(draw(f"along-{judge}", label, (3.3, 2.1), paint, title=title))
+    return drawn
+
+
+def reward_model(name: str, report: RewardReport) -> list[Markup]:
+    """Draw a reward model's accuracy by margin and by length, and its calibration."""
+    return [
+        _accuracy(f"{name}-margin", "Accuracy by size of its own margin", report.by_margin),
+        _accuracy(f"{name}-length", "Accuracy by chosen − rejected, tokens", report.by_length_difference),
+        _calibration(name, report),
+    ]
 
 
 def learning_curves(curve: Curve, policy: str) -> list[Markup]:
@@ -116,7 +151,7 @@ def learning_curves(curve: Curve, policy: str) -> list[Markup]:
             axes.yaxis.get_major_locator().set_params(nbins=4)
 
         label = f"{TITLES[policy]}: {name} by training step"
-        drawn.append(_draw(f"curve-{policy}-{name}", label, (3.1, 1.75), paint, title=name))
+        drawn.append(draw(f"curve-{policy}-{name}", label, (3.1, 1.75), paint, title=name))
     return drawn
 
 
@@ -131,14 +166,14 @@ def costs(comparison: Comparison) -> list[Markup]:
 
 
 def _bars(outcomes: tuple[Outcome, ...], key: str, title: str, scale: float) -> Markup:
-    heights = {o: scale * getattr(o.cost, key) for o in outcomes[::-1]}
+    heights = [scale * getattr(outcome.cost, key) for outcome in outcomes[::-1]]
 
     def paint(axes: Any) -> None:
-        names = [outcome.title for outcome in heights]
-        colours = [POLICY_COLOURS[outcome.policy] for outcome in heights]
-        axes.barh(names, list(heights.values()), color=colours, height=0.62)
-        highest = max(heights.values()) or 1.0
-        for y, value in enumerate(heights.values()):
+        names = [outcome.title for outcome in outcomes[::-1]]
+        colours = [POLICY_COLOURS[outcome.policy] for outcome in outcomes[::-1]]
+        axes.barh(names, heights, color=colours, height=0.62)
+        highest = max(heights) or 1.0
+        for y, value in enumerate(heights):
             axes.text(value + 0.02 * highest, y, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", va="center")
         axes.set_xlim(0, 1.22 * highest)  # room for the number beside the longest bar
         axes.set_xticks([])
@@ -146,36 +181,79 @@ def _bars(outcomes: tuple[Outcome, ...], key: str, title: str, scale: float) -> 
         axes.spines["bottom"].set_visible(False)
         axes.grid(visible=False)
 
-    return _draw(f"cost-{key}", title, (3.3, 2.0), paint, title=title)
+    return draw(f"cost-{key}", title, (3.3, 2.0), paint, title=title)
 
 
-def _name_points(axes: Any, points: list[tuple[float, float, str]]) -> None:
-    """Write each policy's name beside its point, in its colour; names of a crowd form one column."""
-    line, width = 0.08, 0.36  # of the axes: height of a line of text, width of the longest name
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    placed = [((x - left) / (right - left), (y - bottom) / (top - bottom), policy) for x, y, policy in points]
-    crowds: list[list[tuple[float, float, str]]] = []
-    for each in sorted(placed, key=lambda place: (place[0] > 0.5, place[1])):
-        last = crowds[-1][-1] if crowds else None
-        if last and abs(each[1] - last[1]) < 1.4 * line and abs(each[0] - last[0]) < width:
-            crowds[-1].append(each)
-        else:
-            crowds.append([each])
-    for crowd in crowds:
-        leftwards = crowd[0][0] > 0.5  # names grow towards the middle, never over the edge
-        edge = min(x for x, _, _ in crowd) - 0.04 if leftwards else max(x for x, _, _ in crowd) + 0.04
-        middle = sum(y for _, y, _ in crowd) / len(crowd)
-        for i, (_, _, policy) in enumerate(crowd):
-            axes.text(
-                edge,
-                middle + line * (i - (len(crowd) - 1) / 2),
-                TITLES[policy],
-                color=POLICY_COLOURS[policy],
-                transform=axes.transAxes,
-                ha="right" if leftwards else "left",
-                va="center",
-                in_layout=False,
-            )
+def _accuracy(name: str, title: str, buckets: list[Bucket]) -> Markup:
+    filled = [bucket for bucket in buckets if bucket.pairs and bucket.accuracy is not None]
+
+    def paint(axes: Any) -> None:
+        axes.axhline(50, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        heights = [100 * (bucket.accuracy or 0) for bucket in filled]
+        axes.bar(range(len(filled)), heights, color=ACCENT, width=0.72)
+        for x, (bucket, height) in enumerate(zip(filled, heights, strict=True)):
+            axes.text(x, height + 2, f"{bucket.pairs}", ha="center", va="bottom", color=MUTED, fontsize=8)
+        axes.set_xticks(range(len(filled)), [_range(bucket) for bucket in filled], fontsize=7.5)
+        axes.set_yticks([0, 50, 100], ["0 %", "50 %", "100 %"])
+        axes.set_ylim(0, 118)
+        axes.set_xlim(-0.6, max(len(filled), 1) - 0.4)
+        axes.grid(axis="x", visible=False)
+
+    return draw(f"accuracy-{name}", title, (3.3, 1.9), paint, title=title)
+
+
+def _range(bucket: Bucket) -> str:
+    low, high = (None if each is None else f"{each:.3g}".replace("-", "−") for each in (bucket.low, bucket.high))
+    if low is None:
+        return f"< {high}"
+    if high is None:
+        return f"≥ {low}"
+    return f"{low}" if low == high else f"{low} to\n{high}"
+
+
+def _calibration(name: str, report: RewardReport) -> Markup:
+    points = [
+        (100 * each.probability, 100 * each.observed, each.pairs)
+        for each in report.calibration
+        if each.pairs and each.probability is not None and each.observed is not None
+    ]
+
+    def paint(axes: Any) -> None:
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        if points:
+            given, observed, pairs = zip(*points, strict=True)
+            sizes = [14 + 110 * n / max(pairs) for n in pairs]
+            axes.plot(given, observed, color=ACCENT, linewidth=1.4)
+            axes.scatter(given, observed, s=sizes, color=ACCENT, linewidth=0, clip_on=False)
+        lowest = 50 if all(each[0] >= 50 for each in points) else 0
+        ticks = range(lowest, 101, 25)
+        axes.set_xticks(ticks, [f"{x} %" for x in ticks])
+        axes.set_yticks([0, 50, 100], ["0 %", "50 %", "100 %"])
+        axes.tick_params(axis="x", pad=8)  # clear of the lowest label of the other axis
+        axes.set_xlim(lowest, 100)
+        axes.set_ylim(0, 104)
+
+    title = "Calibration: observed by stated"
+    return draw(f"calibration-{name}", title, (3.3, 1.9), paint, title=title)
+
+
+def _standard_gain(progress: Progress, judge: str) -> NDArray[np.float64]:
+    """Return the mean gain of each snapshot in standard deviations of the reference's values."""
+    spread = float(progress.path.values[judge][0].std()) or 1.0
+    return np.array([gain.value for gain in progress.gains[judge]]) / spread
+
+
+def _root_axis(axes: Any) -> None:
+    """Label an axis of square roots with what was under them; round values, evenly far apart."""
+    _, right = axes.get_xlim()
+    step = 10 ** np.floor(np.log10(max(right, 1e-6) ** 2)) / 10
+    candidates = [step * k for k in (0, 1, 2, 5, 10, 20, 30, 50, 70, 100)]
+    ticks: list[float] = []
+    for each in candidates:
+        if np.sqrt(each) <= right and (not ticks or np.sqrt(each) - np.sqrt(ticks[-1]) > 0.13 * right):
+            ticks.append(each)
+    axes.set_xticks(np.sqrt(ticks), [f"{tick:.3g}" for tick in ticks])
+    axes.set_xlim(0, right)
 
 
 def _thin(steps: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -186,29 +264,3 @@ def _thin(steps: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDAr
         return steps, values
     groups = np.array_split(np.arange(steps.size), POINTS)
     return np.array([steps[g].mean() for g in groups]), np.array([values[g].mean() for g in groups])
-
-
-def _draw(name: str, label: str, size: tuple[float, float], paint: Callable[[Any], None], *, title: str = "") -> Markup:
-    # the salt keeps ids of one panel apart from those of another on the same page, and stable between runs
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_title(title)
-        paint(axes)
-        text = StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), label, size, VARIABLES)
-
-
-def _inline(svg: str, label: str, size: tuple[float, float], variables: Mapping[str, str]) -> Markup:
-    """Make a standalone SVG a part of the page: its theme, its font, no outside address."""
-    body = re.sub(r"<(metadata|style).*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    body = body[body.index(">") + 1 :]
-    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
-    body = re.sub(r"font-family: [^;\"]*;?", "", body)
-    body = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", body)
-    for colour, variable in variables.items():
-        body = body.replace(colour, f"var(--{variable})")
-    width, height = (72 * inches for inches in size)  # matplotlib draws SVG at 72 points an inch
-    # safe to mark: titles and numbers are ours, and matplotlib escapes metric names
-    return Markup(f'<svg role="img" aria-label="{Markup.escape(label)}" viewBox="0 0 {width:g} {height:g}">{body}')

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignflow.comparison import Resampling
-from tasks import params, report
-from tasks.outcomes import Comparison, compare, metrics, row
+from tasks import figures, params, recorder, report
+from tasks.outcomes import PROXY, Comparison, Method, compare
 from tasks.stage import Stage, run
-from tasks.verdict import interval, percent, verdict
+from tasks.verdict import Verdict, verdict
+from tasks.wording import between, duration, number, percent, signed
 
 
-def write_reports(root: Path) -> Comparison:
+def write_reports(root: Path) -> tuple[Comparison, Verdict]:
     """Compare the policies under ``root``, write the reports there and return what they are made of.
 
     Raises:
@@ -22,20 +23,31 @@ def write_reports(root: Path) -> Comparison:
         InputError: A file of an earlier stage is missing, broken or does not fit the others.
     """
     settings = params.load(root / "params.yaml")
-    resampling = Resampling(
-        samples=settings.compare.bootstrap_samples,
-        confidence=settings.compare.confidence,
-        seed=settings.compare.seed,
+    section = settings.compare
+    method = Method(
+        resampling=Resampling(samples=section.bootstrap_samples, confidence=section.confidence, seed=section.seed),
+        length_ridge=section.length_ridge,
+        kl_levels=section.kl_levels,
     )
-    comparison = compare(root, tuple(settings.iterative_dpo.rounds), resampling)
-    _write(root / "reports" / "comparison.json", _json([row(outcome) for outcome in comparison.compared]))
-    _write(root / "reports" / "comparison.html", report.render(comparison))
-    return comparison
+    comparison = compare(root, tuple(settings.iterative_dpo.rounds), method)
+    said = verdict(comparison)
+    page = report.render(comparison, said)
+    _write(root / "reports" / "comparison.json", _json(rows(comparison, said)))
+    _write(root / "reports" / "verdict.json", _json(figures.summary(comparison, said)))
+    _write(root / "reports" / "comparison.html", page)
+    return comparison, said
+
+
+def rows(comparison: Comparison, said: Verdict) -> list[dict[str, object]]:
+    """Return the entries of ``reports/comparison.json``."""
+    findings = {finding.outcome.policy: finding for finding in said.findings}
+    return [figures.row(outcome, comparison, findings.get(outcome.policy)) for outcome in comparison.compared]
 
 
 def table(comparison: Comparison) -> str:
     """Return the comparison as plain text of fixed width, for a terminal or a log."""
-    head = ("policy", "win rate", "interval", "judge", "score", "KL", "tokens", "cut off", "time", "GiB")
+    judges = [judge for judge in comparison.judges if judge != PROXY]
+    head = ("policy", "wins", "interval", *judges, "equal length", "score", "KL", "tokens", "cut off", "time", "GiB")
     lines = [head]
     for outcome in comparison.compared:
         assert outcome.cost is not None, outcome.policy
@@ -43,14 +55,15 @@ def table(comparison: Comparison) -> str:
             (
                 outcome.title,
                 percent(outcome.score.rate),
-                interval(outcome.score),
-                percent(outcome.gold.rate),
-                f"{outcome.score_mean:+.2f}",
-                f"{outcome.kl_reference:.2f}",
-                f"{outcome.response_length_mean:.0f}",
-                percent(outcome.truncated_fraction),
-                report.duration(outcome.cost.train_seconds),
-                f"{outcome.cost.peak_memory_gib:.2f}",
+                between(outcome.score.interval),
+                *(percent(outcome.rates[judge].rate) for judge in judges),
+                percent(outcome.equal_length[PROXY].value),
+                signed(outcome.means[PROXY].value),
+                number(outcome.traits["kl"].value),
+                f"{outcome.traits['response_length'].value:.0f}",
+                percent(outcome.traits["truncated"].value),
+                duration(outcome.cost.train_seconds),
+                number(outcome.cost.peak_memory_gib),
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -63,19 +76,17 @@ def table(comparison: Comparison) -> str:
     )
 
 
-def summary(comparison: Comparison) -> str:
-    """Return the verdict in words, one line a policy."""
-    said = verdict(comparison)
-    lines = [f"{finding.outcome.title} {finding.sentence}" for finding in said.findings]
-    return "\n".join([f"{said.headline} {said.detail}", *lines])
-
-
 def work(stage: Stage) -> Mapping[str, float]:
-    """Compare in the current folder, print table and verdict, track the page."""
-    comparison = write_reports(Path())
-    print(f"{table(comparison)}\n\n{summary(comparison)}", flush=True)
+    """Compare in the current folder, print table and verdict, track the page, the tables and a run a policy."""
+    comparison, said = write_reports(Path())
+    print("\n".join([table(comparison), "", *said.lines]), flush=True)
     stage.record.artifact(Path("reports"))
-    return metrics(comparison)
+    stage.record.table("comparison", [figures.scalars(row) for row in rows(comparison, said)])
+    stage.record.table("round_robin", figures.round_robin(comparison))
+    for outcome in comparison.outcomes.values():
+        # the same keys in every run, so that MLflow's compare view puts the policies beside each other
+        recorder.nested(stage.record, f"compare/{outcome.policy}", figures.of_policy(outcome))
+    return figures.metrics(comparison)
 
 
 def _json(content: object) -> str:

@@ -1,34 +1,20 @@
-"""Read what earlier stages left for the comparison: answers, costs and learning curves, all checked."""
+"""Read what the evaluation of each policy left: answers, snapshots along training, quality, an LLM's judgements."""
 
-import csv
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from alignflow.comparison import PromptMismatchError, same_order
-from tasks.workspace import stage_file
+from alignflow.comparison import Floats, PromptMismatchError, same_order
+from alignflow.trajectories import Trajectory
+from tasks.policies import POLICIES, REFERENCE
+from tasks.reading import InputError, listed, record, rows
 
-REFERENCE = "reference"
-TITLES: Mapping[str, str] = {
-    "base": "Base",
-    REFERENCE: "Reference",
-    "dpo": "DPO",
-    "iterative_dpo": "Iterative DPO",
-    "ppo": "PPO",
-    "grpo": "GRPO",
-}
-"""Every evaluated policy and how a reader sees it named, in the order of tables and samples."""
-
-
-class InputError(ValueError):
-    """A file of an earlier stage is missing, broken or does not fit the others; names the file."""
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+OUTCOMES = ("right", "abstain", "wrong")
+"""Of a rule task's row, the best first."""
 
 
 class Answer(BaseModel):
@@ -40,155 +26,179 @@ class Answer(BaseModel):
     prompt: str
     response: str
     score: FiniteFloat
-    """Reward model, normalised to mean 0 and standard deviation 1 on reference responses."""
-    gold: Annotated[FiniteFloat, Field(ge=0, le=1)]
-    """Independent judge that no training stage saw."""
+    """The proxy: what training maximised, without the penalty for a missing end."""
+    judges: dict[str, FiniteFloat]
+    """What each independent judge gave; none of them was trained on."""
     kl: FiniteFloat
-    """KL estimate to the reference, nats for the whole response."""
+    """To the reference, nats for the whole response."""
     response_length: Annotated[int, Field(ge=0)]
     """Tokens."""
     truncated: bool
+    repetition: Share
+    """Share of repeated word trigrams."""
+    language: str | None
+    """ISO code found in the response; None where unsure."""
+    prompt_language: str | None
+    outcome: Literal["right", "abstain", "wrong"] | None
+    """Of a question whose answer is known; None elsewhere."""
+
+    @property
+    def drifted(self) -> bool | None:
+        """Say whether the response is in another language than its prompt; None where either is unsure."""
+        return self.language != self.prompt_language if self.language and self.prompt_language else None
 
 
-class Cost(BaseModel):
-    """What training took; the keys that every training stage's metrics file has."""
+class Quality(BaseModel):
+    """What ``metrics/evaluate/<policy>.json`` holds that no single answer tells."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    train_seconds: Annotated[FiniteFloat, Field(ge=0)]
-    trained_tokens: Annotated[FiniteFloat, Field(ge=0)]
-    peak_memory_gib: Annotated[FiniteFloat, Field(ge=0)]
+    distinct_1: Share
+    distinct_2: Share
+    perplexity: Annotated[FiniteFloat, Field(gt=0)] | None = Field(None, alias="capability/perplexity")
+    """On held-out chosen text."""
+    multiple_choice: Share | None = Field(None, alias="capability/multiple_choice")
+    """Accuracy of the small fixed set."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A policy's learning curve; the stages that trained it follow each other on the step axis."""
+class Snapshot(BaseModel):
+    """One entry of ``evaluations/<policy>/trajectory.json``: a value a prompt, always the same first prompts."""
 
-    steps: NDArray[np.float64]
-    series: Mapping[str, NDArray[np.float64]]
-    """Values by metric; NaN where a step has none. (steps,)"""
-    breaks: tuple[float, ...]
-    """Steps at which a later stage took over (rounds of iterative DPO)."""
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    step: Annotated[int, Field(ge=0)]
+    label: str
+    kl: Annotated[list[FiniteFloat], Field(min_length=1)]
+    score: list[FiniteFloat]
+    judges: dict[str, list[FiniteFloat]]
+    response_length: list[int]
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        lengths = {"score": len(self.score), "response_length": len(self.response_length)} | {
+            f"judges.{name}": len(values) for name, values in self.judges.items()
+        }
+        for key, length in lengths.items():
+            if length != len(self.kl):
+                raise ValueError(f"{key} has {length} values, kl has {len(self.kl)}")
+        return self
 
 
-def training_stages(rounds: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the stages that trained each compared policy, in the order of the comparison."""
-    return {
-        REFERENCE: ("sft",),
-        "dpo": ("dpo",),
-        "iterative_dpo": tuple(f"iterative_dpo@{name}" for name in rounds),
-        "ppo": ("ppo",),
-        "grpo": ("grpo",),
-    }
+class Judgement(BaseModel):
+    """One row of ``judgements/llm.jsonl``: an LLM's word on a policy's answer against the reference's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    prompt_id: str
+    policy: str
+    outcome: Share
+    """1 for a win, ½ for a tie, 0 for a loss."""
 
 
 def read_answers(root: Path) -> dict[str, tuple[Answer, ...]]:
     """Read every policy's answers, brought into the reference's order of prompts.
 
     Raises:
-        InputError: A file is missing or broken, or a policy answered other prompts.
+        InputError: A file is missing or broken, or a policy answered other prompts or had other judges.
     """
-    paths = {policy: root / "evaluations" / policy / "responses.jsonl" for policy in TITLES}
-    found = {policy: _rows(path, f"evaluate@{policy}") for policy, path in paths.items()}
+    paths = {policy: root / "evaluations" / policy / "responses.jsonl" for policy in POLICIES}
+    found = {policy: rows(path, f"evaluate@{policy}", Answer) for policy, path in paths.items()}
+    for policy, path in paths.items():
+        if not found[policy]:
+            raise InputError(f"{path} holds no answer")
     ids = [row.prompt_id for row in found[REFERENCE]]
+    judges = sorted(found[REFERENCE][0].judges)
     ordered = {}
-    for policy, rows in found.items():
+    for policy, answers in found.items():
         try:
-            order = same_order([row.prompt_id for row in rows], ids)
+            order = same_order([row.prompt_id for row in answers], ids)
         except PromptMismatchError as error:
             raise InputError(f"{paths[policy]}, compared with {paths[REFERENCE]}: {error}") from None
-        ordered[policy] = tuple(rows[i] for i in order)
+        ordered[policy] = tuple(answers[i] for i in order)
         for mine, theirs in zip(ordered[policy], found[REFERENCE], strict=True):
             if mine.prompt != theirs.prompt:
                 raise InputError(
                     f"{paths[policy]}: prompt {mine.prompt_id!r} has another text than in {paths[REFERENCE]}"
                 )
+            if sorted(mine.judges) != judges:
+                raise InputError(
+                    f"{paths[policy]}: judges of prompt {mine.prompt_id!r} are {sorted(mine.judges)}, not {judges}; "
+                    f"`dvc repro evaluate@{policy}` judges it again"
+                )
     return ordered
 
 
-def read_cost(root: Path, stages: Iterable[str]) -> Cost:
-    """Read what the stages that trained a policy took: times and tokens add up, memory is the highest.
+def read_trajectories(
+    root: Path, policies: Sequence[str], reference: Sequence[Answer]
+) -> dict[str, tuple[tuple[str, ...], Trajectory]]:
+    """Read the snapshots of all policies that have any: their labels and values, the reference first.
 
     Raises:
-        InputError: A metrics file is missing or broken, or lacks a number.
+        InputError: A file is missing or broken, or its prompts or judges are not those of the others.
     """
-    costs = [_cost(root / stage_file("metrics", stage, ".json"), stage) for stage in stages]
-    return Cost(
-        train_seconds=sum(cost.train_seconds for cost in costs),
-        trained_tokens=sum(cost.trained_tokens for cost in costs),
-        peak_memory_gib=max(cost.peak_memory_gib for cost in costs),
-    )
+    read = {policy: _trajectory(root, policy, reference) for policy in policies}
+    found = {policy: each for policy, each in read.items() if each}
+    sizes = {policy: path.kl.shape[1] for policy, (_, path) in found.items()}
+    for policy, size in sizes.items():
+        first = next(iter(sizes))
+        if size != sizes[first]:
+            raise InputError(
+                f"{_trajectory_file(root, policy)}: 0.kl has {size} values, that of {first} has {sizes[first]}"
+            )
+    return found
 
 
-def read_curve(root: Path, stages: Iterable[str]) -> Curve:
-    """Read the learning curves of the stages that trained a policy, one after the other.
+def read_quality(root: Path, policy: str) -> Quality:
+    """Read the figures of a policy that are about all its answers at once, or about other texts.
 
     Raises:
-        InputError: A plots file is missing, has no step column or holds something that is no number.
+        InputError: The file is missing or broken, or lacks a number.
     """
-    points: dict[float, Mapping[str, float]] = {}
-    breaks: list[float] = []
-    for stage in stages:
-        offset = max(points, default=0.0)
-        if points:
-            breaks.append(offset)
-        read = _points(root / stage_file("plots", stage, ".csv"), stage)
-        points |= {offset + step: values for step, values in read.items()}
-    steps = sorted(points)
-    names = dict.fromkeys(name for values in points.values() for name in values)
-    return Curve(
-        steps=np.array(steps),
-        series={name: np.array([points[s].get(name, math.nan) for s in steps]) for name in names},
-        breaks=tuple(breaks),
-    )
+    return record(root / "metrics" / "evaluate" / f"{policy}.json", f"evaluate@{policy}", Quality)
 
 
-def _text(path: Path, stage: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; `dvc repro {stage}` makes it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+def read_judgements(root: Path, prompt_ids: Sequence[str]) -> Mapping[str, Floats]:
+    """Read an LLM's outcomes by policy, NaN for a prompt it was not asked about; empty without such a judge.
+
+    Raises:
+        InputError: The file is broken, or names a policy or prompt that was not evaluated, or one twice.
+    """
+    path = root / "judgements" / "llm.jsonl"
+    if not path.exists():  # the one judge that is never required
+        return {}
+    position = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
+    found: dict[str, Floats] = {}
+    for number, row in enumerate(rows(path, "llm_judge", Judgement), start=1):
+        if row.policy not in POLICIES or row.policy == REFERENCE:
+            raise InputError(f"{path}, row {number}: policy: {row.policy!r} is not compared with the reference")
+        if row.prompt_id not in position:
+            raise InputError(f"{path}, row {number}: prompt_id: {row.prompt_id!r} was not evaluated")
+        outcomes = found.setdefault(row.policy, np.full(len(prompt_ids), np.nan))
+        if np.isfinite(outcomes[position[row.prompt_id]]):
+            raise InputError(f"{path}, row {number}: {row.policy} on {row.prompt_id!r} was judged before")
+        outcomes[position[row.prompt_id]] = row.outcome
+    return found
 
 
-def _rows(path: Path, stage: str) -> tuple[Answer, ...]:
-    rows = []
-    # JSON may hold U+2028 and its like unescaped, so only a newline ends a row
-    for number, line in enumerate(_text(path, stage).split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(Answer.model_validate_json(line))
-            except ValidationError as error:
-                raise InputError(f"{path}, line {number}: {_first(error)}") from None
-    if not rows:
-        raise InputError(f"{path} holds no answer")
-    return tuple(rows)
+def _trajectory_file(root: Path, policy: str) -> Path:
+    return root / "evaluations" / policy / "trajectory.json"
 
 
-def _cost(path: Path, stage: str) -> Cost:
-    try:
-        return Cost.model_validate(json.loads(_text(path, stage)))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    except ValidationError as error:
-        raise InputError(f"{path}: {_first(error)}") from None
-
-
-def _points(path: Path, stage: str) -> dict[float, Mapping[str, float]]:
-    reader = csv.DictReader(_text(path, stage).splitlines())
-    if "step" not in (reader.fieldnames or ()):
-        raise InputError(f"{path} has no column named step")
-    points: dict[float, Mapping[str, float]] = {}
-    for row in reader:
-        try:
-            values = {name: float(text) for name, text in row.items() if text}
-            points[values.pop("step")] = values  # a resumed stage repeats steps; the later row holds
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}, line {reader.line_num}: not a row of numbers ({error})") from None
-    return points
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'row'}: {first['msg']}"
+def _trajectory(root: Path, policy: str, reference: Sequence[Answer]) -> tuple[tuple[str, ...], Trajectory] | None:
+    path = _trajectory_file(root, policy)
+    snapshots = listed(path, f"evaluate@{policy}", Snapshot)
+    if not snapshots:
+        return None
+    size, names = len(snapshots[0].kl), list(reference[0].judges)
+    for i, snapshot in enumerate(snapshots):
+        if len(snapshot.kl) != size or size > len(reference):
+            raise InputError(f"{path}: {i}.kl has {len(snapshot.kl)} values, expected {min(size, len(reference))}")
+        if missing := set(names) - set(snapshot.judges):
+            raise InputError(f"{path}: {i}.judges lacks {', '.join(sorted(missing))}")
+    first = reference[:size]  # snapshots answer the first prompts, in the order of the evaluation
+    kl = np.array([[0.0] * size, *(s.kl for s in snapshots)])
+    values = {"score": np.array([[row.score for row in first], *(s.score for s in snapshots)])} | {
+        name: np.array([[row.judges[name] for row in first], *(s.judges[name] for s in snapshots)]) for name in names
+    }
+    labels = ("reference", *(s.label for s in snapshots))
+    return labels, Trajectory(np.maximum(kl, 0), values)  # rounding may leave a KL a hair below 0

@@ -1,24 +1,54 @@
-"""Turn answers and costs into the numbers that the table, the page and the metrics file show."""
+"""Turn answers, snapshots and costs into everything that the verdict, the page and the tables are made of."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from alignflow.comparison import Resampling, WinRate, win_rate
-from tasks.evaluations import (
-    REFERENCE,
-    TITLES,
-    Answer,
-    Cost,
-    Curve,
-    read_answers,
-    read_cost,
-    read_curve,
-    training_stages,
+from alignflow.comparison import (
+    Agreement,
+    Floats,
+    Mean,
+    Resampling,
+    WinRate,
+    agreement,
+    corrected,
+    mean,
+    outcomes,
+    rate_of,
 )
+from alignflow.length_control import length_controlled
+from alignflow.trajectories import EqualKl, Fall, Trajectory, at_equal_kl, over_optimised
+from tasks.evaluations import (
+    OUTCOMES,
+    Answer,
+    Quality,
+    read_answers,
+    read_judgements,
+    read_quality,
+    read_trajectories,
+)
+from tasks.policies import POLICIES, REFERENCE, TITLES, training_stages
+from tasks.trainings import Cost, Curve, RewardReport, read_cost, read_curve, read_reward_report
+
+PROXY = "score"
+"""The judge that training maximised; every other one is independent of it."""
+JUDGE_MODEL = "judge_model"
+LLM = "llm"
+JUDGE_TITLES = {PROXY: "training reward", JUDGE_MODEL: "second reward model", LLM: "LLM judge"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the comparison is computed."""
+
+    resampling: Resampling
+    length_ridge: float
+    """Of the length-controlled win rate."""
+    kl_levels: int
+    """At how many levels of KL algorithms are compared."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +56,20 @@ class Outcome:
     """How one policy did on the held-out prompts, and what it cost."""
 
     policy: str
-    score: WinRate
-    """Against the reference, by the reward model."""
-    gold: WinRate
-    """Against the reference, by the independent judge."""
-    score_mean: float
-    gold_mean: float
-    kl_reference: float
-    response_length_mean: float
-    truncated_fraction: float
+    rates: Mapping[str, WinRate]
+    """Against the reference, by judge, the proxy first; of trained policies with Holm's correction over all of
+    them, judge by judge."""
+    equal_length: Mapping[str, Mean]
+    """Length-controlled win rate against the reference, by judge."""
+    means: Mapping[str, Mean]
+    """What each judge gave."""
+    traits: Mapping[str, Mean]
+    """`TRAITS` of its answers."""
+    changes: Mapping[str, Mean]
+    """Of traits, and of shares on rule tasks, paired by prompt with the reference."""
+    shares: Mapping[str, Mean]
+    """Right, abstain and wrong; empty without questions whose answer is known."""
+    quality: Quality
     cost: Cost | None
     """None for a policy that was not trained here (base)."""
 
@@ -42,6 +77,29 @@ class Outcome:
     def title(self) -> str:
         """The policy's name as a reader sees it."""
         return TITLES[self.policy]
+
+    @property
+    def score(self) -> WinRate:
+        """Against the reference, by the proxy."""
+        return self.rates[PROXY]
+
+    @property
+    def judged(self) -> Mapping[str, WinRate]:
+        """Against the reference, by each independent judge."""
+        return {judge: rate for judge, rate in self.rates.items() if judge != PROXY}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One policy along its training."""
+
+    labels: tuple[str, ...]
+    """Of the snapshots, the reference first."""
+    path: Trajectory
+    gains: Mapping[str, tuple[Mean, ...]]
+    """Over the reference, by judge, a value a snapshot, paired by prompt."""
+    falls: Mapping[str, Fall]
+    """Over-optimisation, by the judge that shows it."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +109,19 @@ class Comparison:
     outcomes: Mapping[str, Outcome]
     answers: Mapping[str, tuple[Answer, ...]]
     """By policy; row i of every policy answers the same prompt."""
+    judges: tuple[str, ...]
+    """The proxy, then every independent judge but an LLM: those that score a single answer."""
+    round_robin: Mapping[str, Mapping[tuple[str, str], WinRate]]
+    """By judge, the first policy of a pair against the second, with Holm's correction over all pairs."""
+    agreements: Mapping[tuple[str, str], Agreement]
+    """Between judges, over all trained policies' prompts."""
+    progress: Mapping[str, Progress]
+    """By policy, those that left snapshots."""
+    equal_kl: Mapping[str, EqualKl]
+    """By judge; empty when fewer than two policies left snapshots away from the reference."""
+    reward_models: Mapping[str, RewardReport]
     curves: Mapping[str, Curve]
-    resampling: Resampling
+    method: Method
 
     @property
     def reference(self) -> Outcome:
@@ -69,100 +138,201 @@ class Comparison:
         """The reference and the candidates: the rows of ``reports/comparison.json``."""
         return (self.reference, *self.candidates)
 
-    def head_to_head(self, policy: str, other: str) -> WinRate:
-        """Compare two policies with each other, by the reward model."""
-        return _win_rate(self.answers[policy], self.answers[other], "score", self.resampling)
+    @property
+    def confidence(self) -> float:
+        """Of all intervals and tests."""
+        return self.method.resampling.confidence
+
+    @property
+    def rule_rows(self) -> int:
+        """Prompts that are questions whose answer is known."""
+        return sum(row.outcome is not None for row in self.answers[REFERENCE])
+
+    def head_to_head(self, policy: str, other: str, judge: str) -> WinRate:
+        """Compare two policies with each other, in the order of the table of policies."""
+        return self.round_robin[judge][policy, other]
 
 
-def compare(root: Path, rounds: Sequence[str], resampling: Resampling) -> Comparison:
-    """Read the stages' files under ``root`` and compare every policy with the reference.
+TRAITS = ("kl", "response_length", "truncated", "repetition", "language_drift")
+"""What is read off every single answer; ``language_drift`` where both languages are known."""
+
+
+def judge_title(judge: str) -> str:
+    """Return a judge's name as a reader sees it."""
+    return JUDGE_TITLES.get(judge, f"rule {judge}")
+
+
+def compare(root: Path, rounds: Sequence[str], method: Method) -> Comparison:
+    """Read the stages' files under ``root`` and compare every policy with the reference and with each other.
 
     Raises:
         InputError: A file is missing, broken or does not fit the others.
     """
     stages = training_stages(rounds)
     answers = read_answers(root)
+    judges = (PROXY, *sorted(answers[REFERENCE][0].judges, key=lambda name: name != JUDGE_MODEL))
+    llm = read_judgements(root, [row.prompt_id for row in answers[REFERENCE]])
+    against = {
+        policy: {judge: _outcomes(rows, answers[REFERENCE], judge) for judge in judges}
+        | ({LLM: llm[policy]} if policy in llm else {})
+        for policy, rows in answers.items()
+    }
+    trained = [policy for policy in stages if policy != REFERENCE]
+    rates = _rates(against, trained, method.resampling)
+    progress = {
+        policy: _progress(labels, path, judges, method.resampling)
+        for policy, (labels, path) in read_trajectories(root, trained, answers[REFERENCE]).items()
+    }
     return Comparison(
         outcomes={
             policy: _outcome(
                 policy,
                 rows,
                 answers[REFERENCE],
+                rates[policy],
+                against[policy],
+                read_quality(root, policy),
                 read_cost(root, stages[policy]) if policy in stages else None,
-                resampling,
+                method,
             )
             for policy, rows in answers.items()
         },
         answers=answers,
+        judges=judges,
+        round_robin={judge: _round_robin(answers, judge, method.resampling) for judge in judges},
+        agreements=_agreements(against, trained),
+        progress=progress,
+        equal_kl=_equal_kl(progress, judges, method),
+        reward_models={
+            name: read_reward_report(root, name)
+            for name in ("reward_model", *([JUDGE_MODEL] if JUDGE_MODEL in judges else []))
+        },
         curves={policy: read_curve(root, names) for policy, names in stages.items()},
-        resampling=resampling,
+        method=method,
     )
 
 
-def values(rows: Sequence[Answer], judge: str) -> NDArray[np.float64]:
-    """Return what one judge (``score`` or ``gold``) gave each answer, one value a prompt."""
-    return np.array([getattr(row, judge) for row in rows], dtype=np.float64)
+def values(rows: Sequence[Answer], judge: str) -> Floats:
+    """Return what one judge gave each answer, one value a prompt."""
+    return np.array([row.score if judge == PROXY else row.judges[judge] for row in rows], dtype=np.float64)
 
 
-def row(outcome: Outcome) -> dict[str, str | float]:
-    """Return the policy's entry in ``reports/comparison.json``; other tools rely on its keys."""
-    assert outcome.cost is not None, outcome.policy
-    return {
-        "policy": outcome.policy,
-        "win_rate": outcome.score.rate,
-        "win_rate_low": outcome.score.interval.low,
-        "win_rate_high": outcome.score.interval.high,
-        "score_mean": outcome.score_mean,
-        "gold_mean": outcome.gold_mean,
-        "kl_reference": outcome.kl_reference,
-        "response_length_mean": outcome.response_length_mean,
-        "truncated_fraction": outcome.truncated_fraction,
-        **outcome.cost.model_dump(),
+def _outcomes(rows: Sequence[Answer], others: Sequence[Answer], judge: str) -> Floats:
+    """Compare by one judge; equal texts tie, whatever rounding in another batch made of their scores."""
+    same = np.array([a.response == b.response for a, b in zip(rows, others, strict=True)])
+    theirs = values(others, judge)
+    return outcomes(np.where(same, theirs, values(rows, judge)), theirs)
+
+
+def _rates(
+    against: Mapping[str, Mapping[str, Floats]], trained: Sequence[str], resampling: Resampling
+) -> dict[str, dict[str, WinRate]]:
+    """Return each policy's win rates by judge, those of trained policies corrected as one family a judge."""
+    rates = {
+        policy: {judge: rate_of(each[np.isfinite(each)], resampling) for judge, each in by_judge.items()}
+        for policy, by_judge in against.items()
+    }
+    for judge in {judge for by_judge in rates.values() for judge in by_judge}:
+        family = corrected({policy: rates[policy][judge] for policy in trained if judge in rates[policy]})
+        for policy, rate in family.items():
+            rates[policy][judge] = rate
+    return rates
+
+
+def _round_robin(
+    answers: Mapping[str, Sequence[Answer]], judge: str, resampling: Resampling
+) -> dict[tuple[str, str], WinRate]:
+    """Compare every policy with every other by one judge; a pair stands in both directions."""
+    there = {(one, other): _outcomes(answers[one], answers[other], judge) for one, other in combinations(POLICIES, 2)}
+    met = {f"{one} {other}": rate_of(each, resampling) for (one, other), each in there.items()}
+    back = {f"{one} {other}": rate_of(1 - each, resampling) for (one, other), each in there.items()}
+    there_rates, back_rates = corrected(met), corrected(back)
+    found = {}
+    for one, other in there:
+        found[one, other] = there_rates[f"{one} {other}"]
+        found[other, one] = back_rates[f"{one} {other}"]
+    return found
+
+
+def _agreements(
+    against: Mapping[str, Mapping[str, Floats]], trained: Sequence[str]
+) -> dict[tuple[str, str], Agreement]:
+    names = list(dict.fromkeys(judge for policy in trained for judge in against[policy]))
+    found = {}
+    for one, other in combinations(names, 2):
+        pairs = [np.stack((against[p][one], against[p][other])) for p in trained if {one, other} <= against[p].keys()]
+        both = np.concatenate(pairs, axis=1)
+        both = both[:, np.isfinite(both).all(0)]
+        if both.size:
+            found[one, other] = agreement(*both)
+    return found
+
+
+def _progress(labels: tuple[str, ...], path: Trajectory, judges: Sequence[str], resampling: Resampling) -> Progress:
+    falls = {judge: over_optimised(path, PROXY, judge, resampling) for judge in judges if judge != PROXY}
+    return Progress(
+        labels=labels,
+        path=path,
+        gains={judge: tuple(mean(v - each[0], resampling) for v in each) for judge, each in path.values.items()},
+        falls={judge: fall for judge, fall in falls.items() if fall},
+    )
+
+
+def _equal_kl(progress: Mapping[str, Progress], judges: Sequence[str], method: Method) -> dict[str, EqualKl]:
+    paths = {policy: each.path for policy, each in progress.items()}
+    found = {judge: at_equal_kl(paths, judge, method.kl_levels, method.resampling) for judge in judges}
+    return {judge: each for judge, each in found.items() if each}
+
+
+def _traits(rows: Sequence[Answer]) -> dict[str, Floats]:
+    """Return a value a prompt for each of `TRAITS`, NaN where it is not known. (P,) each"""
+    drifted = [np.nan if row.drifted is None else float(row.drifted) for row in rows]
+    return {name: np.array([float(getattr(row, name)) for row in rows]) for name in TRAITS[:-1]} | {
+        TRAITS[-1]: np.array(drifted)
     }
 
 
-def metrics(comparison: Comparison) -> dict[str, float]:
-    """Return the flat numbers of ``metrics/compare.json``, e.g. ``win_rate/dpo``."""
-    flat: dict[str, float] = {}
-    for outcome in comparison.candidates:
-        numbers = {
-            "win_rate": outcome.score.rate,
-            "win_rate_low": outcome.score.interval.low,
-            "win_rate_high": outcome.score.interval.high,
-            "win_rate_p_value": outcome.score.p_value,
-            "gold_win_rate": outcome.gold.rate,
-            "gold_win_rate_low": outcome.gold.interval.low,
-            "gold_win_rate_high": outcome.gold.interval.high,
-            "score_mean": outcome.score_mean,
-            "gold_mean": outcome.gold_mean,
-            "kl_reference": outcome.kl_reference,
-        }
-        flat |= {f"{name}/{outcome.policy}": number for name, number in numbers.items()}
-    return flat
+def _shares(rows: Sequence[Answer]) -> dict[str, Floats]:
+    """Return 1 where a rule task's row ended that way and 0 elsewhere; empty without such rows."""
+    known = [row.outcome for row in rows if row.outcome]
+    return {name: np.array([float(each == name) for each in known]) for name in OUTCOMES} if known else {}
+
+
+def _means(each: Mapping[str, Floats], resampling: Resampling) -> dict[str, Mean]:
+    """Return means over the prompts where there is a value, of what has any."""
+    known = {name: array[np.isfinite(array)] for name, array in each.items()}
+    return {name: mean(array, resampling) for name, array in known.items() if array.size}
 
 
 def _outcome(
     policy: str,
     rows: Sequence[Answer],
     reference: Sequence[Answer],
+    rates: Mapping[str, WinRate],
+    against: Mapping[str, Floats],
+    quality: Quality,
     cost: Cost | None,
-    resampling: Resampling,
+    method: Method,
 ) -> Outcome:
+    traits, before = _traits(rows), _traits(reference)
+    extra = traits["response_length"] - before["response_length"]
+    paired = {name: traits[name] - before[name] for name in TRAITS} | {
+        name: share - other
+        for (name, share), other in zip(_shares(rows).items(), _shares(reference).values(), strict=True)
+    }
     return Outcome(
         policy=policy,
-        score=_win_rate(rows, reference, "score", resampling),
-        gold=_win_rate(rows, reference, "gold", resampling),
-        score_mean=float(values(rows, "score").mean()),
-        gold_mean=float(values(rows, "gold").mean()),
-        kl_reference=float(np.mean([each.kl for each in rows])),
-        response_length_mean=float(np.mean([each.response_length for each in rows])),
-        truncated_fraction=float(np.mean([each.truncated for each in rows])),
+        rates=rates,
+        equal_length={
+            judge: length_controlled(
+                each[np.isfinite(each)], extra[np.isfinite(each)], method.length_ridge, method.resampling
+            )
+            for judge, each in against.items()
+        },
+        means=_means({judge: values(rows, judge) for judge in against if judge != LLM}, method.resampling),
+        traits=_means(traits, method.resampling),
+        changes=_means(paired, method.resampling),
+        shares=_means(_shares(rows), method.resampling),
+        quality=quality,
         cost=cost,
     )
-
-
-def _win_rate(rows: Sequence[Answer], reference: Sequence[Answer], judge: str, resampling: Resampling) -> WinRate:
-    """Compare by one judge; equal texts tie, whatever rounding in another batch made of their scores."""
-    same = np.array([a.response == b.response for a, b in zip(rows, reference, strict=True)])
-    theirs = values(reference, judge)
-    return win_rate(np.where(same, theirs, values(rows, judge)), theirs, resampling)

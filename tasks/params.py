@@ -406,6 +406,11 @@ class Compare(Section):
 
     bootstrap_samples: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    length_ridge: Positive
+    """Of the length-controlled win rate: keeps its two coefficients finite, as strong as about four times as many
+    prompts. Usual: 0.01 to 1."""
+    kl_levels: Annotated[int, Field(ge=1, le=10)]
+    """At how many levels of KL to the reference algorithms are compared."""
     seed: Seed
 
 

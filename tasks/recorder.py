@@ -167,6 +167,13 @@ def link_reused(parent: Path, stage: str, metrics: Mapping[str, float], outs: Ma
     recorder._note("end", status="FINISHED")
 
 
+def nested(parent: Recorder, name: str, metrics: Mapping[str, float]) -> None:
+    """Record figures that concern one part of a stage as a finished run below the stage's, which delivers it."""
+    recorder = _open(f"{parent.folder.name}.{name}", name=name, params={}, tags={"stage": name}, parent=parent.folder)
+    recorder.log(0, metrics)
+    recorder._note("end", status="FINISHED")
+
+
 def _open(
     key: str,
     *,

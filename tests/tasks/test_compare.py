@@ -1,27 +1,31 @@
-"""Stage ``compare`` on real files: numbers by hand, words that fit them, a page that needs nothing else."""
+"""Stage ``compare`` on real files: numbers by hand, and every broken file named."""
 
-import csv
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from alignflow.comparison import Resampling
-from tasks import compare, params, report
-from tasks.evaluations import InputError
-from tasks.outcomes import compare as compare_policies
-from tasks.outcomes import metrics
-from tasks.verdict import Standing, verdict
+from tasks import compare, params
+from tasks.figures import metrics, of_policy, scalars
+from tasks.policies import POLICIES, training_stages
+from tasks.reading import InputError
+from tests.pipeline import read_yaml
+from tests.tasks.evaluated import (
+    PROMPTS,
+    SHORT,
+    answers,
+    build,
+    compared,
+    quality,
+    write,
+    write_answers,
+    write_judgements,
+)
 
-ROUNDS = ("round-1", "round-2")
-RESAMPLING = Resampling(samples=500, confidence=0.95, seed=3)
-PROMPTS = 40
 KEYS = [
     "policy",
     "win_rate",
@@ -36,60 +40,6 @@ KEYS = [
     "trained_tokens",
     "peak_memory_gib",
 ]
-WINS = {"base": (8, 20), "dpo": (30, 30), "iterative_dpo": (32, 20), "ppo": (22, 20), "grpo": (36, 4)}
-"""Prompts of 40 on which a policy beats the reference, by reward model and by independent judge."""
-COSTS = {
-    "sft": (60.0, 4000, 1.25),
-    "dpo": (90.0, 8000, 1.5),
-    "iterative_dpo/round-1": (40.0, 3000, 1.75),
-    "iterative_dpo/round-2": (50.5, 3500, 1.625),
-    "ppo": (200.0, 6000, 2.0),
-    "grpo": (180.0, 9000, 1.875),
-}
-HOSTILE = '</p><script>alert("x")</script><img src=http://example.org/a.png onerror=alert(1)> & {{ 7 * 7 }}'
-
-
-def answers(policy: str) -> list[dict[str, object]]:
-    """The reference scores 0 and is judged 0.5; a win is +1 and 0.75, a loss -1 and 0.25."""
-    by_score, by_gold = WINS.get(policy, (None, None))
-    rows = []
-    for i in range(PROMPTS):
-        score = 0.0 if by_score is None else 1.0 if i < by_score else -1.0
-        gold = 0.5 if by_gold is None else 0.75 if i < by_gold else 0.25
-        rows.append(
-            {
-                "prompt_id": f"p{i:02d}",
-                "prompt": f"Question {i}?",
-                "response": f"{policy} answers {i}: {HOSTILE}",
-                "score": score,
-                "gold": gold,
-                "kl": 0.0 if policy == "reference" else 2.0,
-                "response_length": 20 + i % 2,
-                "truncated": i % 4 == 0,
-            }
-        )
-    return rows
-
-
-def write_answers(root: Path, policy: str, rows: Iterable[Mapping[str, object]]) -> None:
-    path = root / "evaluations" / policy / "responses.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-
-
-def build(tmp_path: Path) -> Path:
-    for policy in ("base", "reference", *list(WINS)[1:]):
-        write_answers(tmp_path, policy, answers(policy)[::-1] if policy == "ppo" else answers(policy))
-    for stage, (seconds, tokens, memory) in COSTS.items():
-        numbers = {"train_seconds": seconds, "trained_tokens": tokens, "peak_memory_gib": memory, "loss": 0.4}
-        for folder in ("metrics", "plots"):
-            (tmp_path / folder / stage).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "metrics" / f"{stage}.json").write_text(json.dumps(numbers))
-        with (tmp_path / "plots" / f"{stage}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["step", "loss", "rewards/accuracy"])
-            writer.writerows([[1, 0.7, 0.5], [2, 0.6, ""], [3, 0.5, 0.8]])
-    return tmp_path
 
 
 @pytest.fixture
@@ -102,43 +52,101 @@ def settings(root):
     """The project's own params.yaml, set to what the files above were made for."""
     path = root / "params.yaml"
     path.write_text((Path(__file__).parents[2] / "params.yaml").read_text())
-    values = {"compare.bootstrap_samples": 500, "compare.confidence": 0.95, "compare.seed": 3}
-    params.override(path, [f"{key}={value}" for key, value in values.items()] + ["iterative_dpo.shards=2"])
+    values = {"bootstrap_samples": 500, "confidence": 0.95, "seed": 3, "length_ridge": 0.1, "kl_levels": 2}
+    assignments = [f"compare.{key}={value}" for key, value in values.items()]
+    params.override(path, [*assignments, "iterative_dpo.shards=2"])
 
 
-def compared(root):
-    return compare_policies(root, ROUNDS, RESAMPLING)
+def written(root):
+    compare.write_reports(root)
+    return {row["policy"]: row for row in json.loads((root / "reports" / "comparison.json").read_text())}
 
 
 def test_the_report_lists_every_policy_with_the_agreed_keys_in_order(root, settings):
-    compare.write_reports(root)
-    rows = json.loads((root / "reports" / "comparison.json").read_text())
-    assert [row["policy"] for row in rows] == ["reference", "dpo", "iterative_dpo", "ppo", "grpo"]
-    assert all(list(row) == KEYS for row in rows)
+    rows = written(root)
+    assert list(rows) == ["reference", "dpo", "iterative_dpo", "ppo", "grpo"]
+    assert all(list(row)[: len(KEYS)] == KEYS for row in rows.values())
+    assert len({tuple(row) for row in rows.values()}) == 1
 
 
 def test_the_numbers_agree_with_hand_calculation(root, settings):
-    """DPO wins 30 of 40: 0.75; mean score (30 - 10) / 40 = 0.5; judge (30 * .75 + 10 * .25) / 40 = 0.625.
+    """DPO wins 30 of 40: 0.75; mean score (30 - 10) / 40 = 0.5; rule (30 * .75 + 10 * .25) / 40 = 0.625.
 
-    Lengths alternate 20 and 21; every fourth answer is cut off.
+    Lengths alternate 20 and 21; every fourth answer is cut off. The second reward model gives +2 or -2.
     """
-    compare.write_reports(root)
-    rows = {row["policy"]: row for row in json.loads((root / "reports" / "comparison.json").read_text())}
+    rows = written(root)
     dpo = rows["dpo"]
     assert dpo["win_rate"] == 0.75
     assert 0.5 < dpo["win_rate_low"] < 0.75 < dpo["win_rate_high"] < 1
     assert (dpo["score_mean"], dpo["gold_mean"], dpo["kl_reference"]) == (0.5, 0.625, 2.0)
     assert (dpo["response_length_mean"], dpo["truncated_fraction"]) == (20.5, 0.25)
     assert (dpo["train_seconds"], dpo["trained_tokens"], dpo["peak_memory_gib"]) == (90.0, 8000, 1.5)
+    assert dpo["judges"]["judge_model"]["mean"]["value"] == 1.0
+    assert list(dpo["judges"]) == ["score", "judge_model", "concise_answer"]
     reference = rows["reference"]
     assert [reference[key] for key in KEYS[1:4]] == [0.5, 0.5, 0.5]
-    assert reference["train_seconds"] == 60.0
+    assert (reference["train_seconds"], reference["standing"]) == (60.0, "reference")
+
+
+def test_every_judge_has_its_own_counts_and_equal_lengths_leave_the_rate(root, settings):
+    """Both answers to a prompt are equally long, so the length-controlled rate is the plain one but for the ridge."""
+    iterative = written(root)["iterative_dpo"]["judges"]
+    assert {judge: found["win_rate"] for judge, found in iterative.items()} == {
+        "score": 0.8,
+        "judge_model": 0.75,
+        "concise_answer": 0.5,
+    }
+    assert (iterative["score"]["wins"], iterative["score"]["ties"], iterative["score"]["losses"]) == (32, 0, 8)
+    assert iterative["score"]["length_controlled"]["value"] == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_sign_tests_of_trained_policies_are_corrected_judge_by_judge(root):
+    """By the rule: DPO and GRPO 30 of 40, the others 20 of 40; the smallest of four counts four times."""
+    outcomes = compared(root).outcomes
+    dpo = outcomes["dpo"].rates["concise_answer"]
+    assert dpo.adjusted_p == pytest.approx(4 * dpo.p_value)
+    assert outcomes["ppo"].rates["concise_answer"].adjusted_p == 1
+    assert outcomes["base"].score.adjusted_p == outcomes["base"].score.p_value
+
+
+def test_the_round_robin_meets_every_pair_in_both_directions(root, settings):
+    """Score, DPO against PPO: DPO wins prompts 22 to 29, all others are equal: (8 + 32 / 2) / 40 = 0.6."""
+    rows = written(root)
+    direct = rows["dpo"]["round_robin"]["score"]["ppo"]
+    assert (direct["wins"], direct["ties"], direct["losses"], direct["win_rate"]) == (8, 32, 0, 0.6)
+    assert rows["ppo"]["round_robin"]["score"]["dpo"]["win_rate"] == 0.4
+    assert list(rows["dpo"]["round_robin"]["judge_model"]) == ["base", "reference", "iterative_dpo", "ppo", "grpo"]
+    assert direct["adjusted_p"] >= direct["p_value"]
+
+
+def test_algorithms_are_compared_at_the_smallest_final_kl(root, settings):
+    """It is 4, so the two levels are 1 and 4. PPO reaches 0.2 at its first snapshot (KL 4) and half of it at KL 1.
+
+    The reference scores 0, so gains are the snapshots' scores.
+    """
+    rows = written(root)
+    gains = {p: [each["gain"]["value"] for each in rows[p]["equal_kl"]["score"]] for p in list(rows)[1:]}
+    assert {p: pytest.approx(each) for p, each in gains.items()} == {
+        "dpo": [0.5, 1.0],
+        "iterative_dpo": [0.8, 1.6],
+        "ppo": [0.1, 0.2],
+        "grpo": [1.0, 2.0],
+    }
+    assert [each["kl"] for each in rows["dpo"]["equal_kl"]["score"]] == [1.0, 4.0]
+    leads = json.loads((root / "reports" / "verdict.json").read_text())["equal_kl_leads"]["judge_model"]
+    assert [(lead["first"], lead["second"]) for lead in leads] == [("grpo", "dpo"), ("dpo", "iterative_dpo")]
+
+
+def test_judges_agree_as_often_as_they_order_alike(root, settings):
+    """Score and second reward model: DPO on all 40, iterative DPO on 38, PPO on 38, GRPO on 40 - 32 = 8; 124 of 160."""
+    compare.write_reports(root)
+    found = json.loads((root / "reports" / "verdict.json").read_text())["agreements"]
+    first = next(each for each in found if each["judges"] == ["score", "judge_model"])
+    assert (first["share"], first["pairs"]) == (124 / 160, 160)
 
 
 def test_rounds_add_up_in_time_and_tokens_and_the_highest_memory_counts(root, settings):
-    compare.write_reports(root)
-    rows = {row["policy"]: row for row in json.loads((root / "reports" / "comparison.json").read_text())}
-    iterative = rows["iterative_dpo"]
+    iterative = written(root)["iterative_dpo"]
     assert [iterative[key] for key in KEYS[-3:]] == [90.5, 6500, 1.75]
 
 
@@ -149,12 +157,33 @@ def test_a_round_left_over_from_an_earlier_setting_is_not_counted(root):
     assert cost.train_seconds == 90.5
 
 
-def test_metrics_are_flat_numbers(root, settings):
-    compare.write_reports(root)
+def test_metrics_are_flat_numbers(root):
     numbers = metrics(compared(root))
     assert numbers["win_rate/dpo"] == 0.75
-    assert numbers["gold_win_rate/grpo"] == 0.1
+    assert numbers["judge_win_rate/judge_model/grpo"] == 0.1
+    assert numbers["judge_win_rate_low/judge_model/grpo"] < 0.1 < numbers["judge_win_rate_high/judge_model/grpo"]
+    assert numbers["length_controlled_win_rate/dpo"] == pytest.approx(0.75, abs=0.01)
+    assert numbers["equal_kl_gain/grpo"] == pytest.approx(2.0)
+    assert numbers["judge_equal_kl_gain/judge_model/grpo"] == pytest.approx(-1.0)
     assert all(isinstance(number, float | int) for number in numbers.values())
+
+
+def test_every_policy_has_the_same_keys_so_that_they_line_up(root):
+    keys = {tuple(of_policy(outcome)) for outcome in compared(root).outcomes.values()}
+    assert len(keys) == 1
+
+
+def test_every_metric_is_documented(root):
+    outcomes = [row | {"outcome": "right"} for row in answers("reference")]
+    for policy in POLICIES:
+        write_answers(root, policy, outcomes)
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    found = compared(root)
+    for key in metrics(found):
+        name = re.sub("_(low|high|p_value)$", "", key.partition("/")[0])
+        assert f"`{name}/" in text, name
+    for key in json.loads(json.dumps(compare.rows(found, compare.verdict(found))[0])):
+        assert f"`{key}`" in text, key
 
 
 def test_the_order_of_rows_in_a_file_changes_nothing(root):
@@ -163,136 +192,39 @@ def test_the_order_of_rows_in_a_file_changes_nothing(root):
 
 
 def test_an_answer_with_the_references_own_text_is_a_tie_whatever_rounding_did_to_its_score(root):
-    rows = [row | {"score": row["score"] + 1e-6} for row in answers("reference")]
-    write_answers(root, "dpo", rows)
+    write_answers(root, "dpo", [row | {"score": 1e-6} for row in answers("reference")])
     assert compared(root).outcomes["dpo"].score.ties == PROMPTS
 
 
-def test_the_verdict_says_what_the_numbers_allow(root):
-    """Both judges 30 of 40; score 32 but judge 20; 22 of 40 either way; score 36 but judge 4."""
-    said = verdict(compared(root))
-    standing = {finding.outcome.policy: finding.standing for finding in said.findings}
-    assert standing == {
-        "dpo": Standing.BETTER,
-        "iterative_dpo": Standing.UNCONFIRMED,
-        "ppo": Standing.UNSETTLED,
-        "grpo": Standing.DISPUTED,
-    }
-    assert said.headline.startswith("DPO is better")
-    assert "75\u00a0% of unseen prompts" in said.findings[0].sentence
+def test_an_llm_judges_on_the_prompts_it_was_asked_about(root):
+    """Three wins and a tie of four prompts: 0.875."""
+    rows = [
+        {"prompt_id": f"p0{i}", "policy": "dpo", "outcome": o, "orders": [1, 1]} for i, o in enumerate([1, 1, 1, 0.5])
+    ]
+    write_judgements(root, rows)
+    outcomes = compared(root).outcomes
+    assert (outcomes["dpo"].rates["llm"].rate, outcomes["dpo"].rates["llm"].prompts) == (0.875, 4)
+    assert "llm" not in outcomes["ppo"].rates
 
 
-def test_without_a_better_policy_the_verdict_says_so(root):
-    for policy in ("dpo", "iterative_dpo", "ppo", "grpo"):
-        write_answers(root, policy, answers("reference"))
-    assert verdict(compared(root)).headline == "No policy is shown to be better than the reference."
+def test_a_project_without_the_stage_of_the_llm_judge_has_none(root):
+    (root / "judgements" / "llm.jsonl").unlink()
+    assert all("llm" not in outcome.rates for outcome in compared(root).outcomes.values())
 
 
-def test_longer_and_truncated_answers_are_pointed_out(root):
-    rows = [row | {"response_length": 60, "truncated": True} for row in answers("dpo")]
-    write_answers(root, "dpo", rows)
-    cautions = verdict(compared(root)).findings[0].cautions
-    assert len(cautions) == 2
-    assert "60 tokens against 20" in cautions[0]
+def test_without_a_second_reward_model_its_report_is_not_asked_for(root):
+    for policy in POLICIES:
+        rows = [row | {"judges": {"concise_answer": row["judges"]["concise_answer"]}} for row in answers(policy)]
+        write_answers(root, policy, rows)
+    (root / "artifacts" / "judge_model" / "report.json").unlink()
+    assert list(compared(root).reward_models) == ["reward_model"]
 
 
-class Page(HTMLParser):
-    """Collects the tags, attributes and text that a browser would see."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text += data
-
-
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    return report.render(compared(build(tmp_path_factory.mktemp("rendered"))))
-
-
-@pytest.fixture(scope="module")
-def page(rendered):
-    return Page(rendered)
-
-
-def test_the_page_needs_no_other_file_and_no_network(rendered, page):
-    addresses = [value or "" for name, value in page.attributes if name in ("src", "href", "xlink:href", "action")]
-    assert all(address.startswith("#") for address in addresses)
-    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(page.tags)
-    style = rendered.split("</style>")[0]
-    assert "@import" not in style
-    assert "url(" not in style
-
-
-def test_text_of_a_model_is_shown_and_never_run(page):
-    assert HOSTILE in page.text
-    assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert "49" not in re.findall(r"& (\S+)", page.text)
-
-
-def test_the_page_shows_each_policy_side_by_side_for_a_few_prompts(root, page):
-    samples = report.samples(compared(root))
-    assert len(samples) == 5
-    for sample in samples:
-        assert list(sample.answers) == ["base", "reference", "dpo", "iterative_dpo", "ppo", "grpo"]
-        assert all(answer.response in page.text for answer in sample.answers.values())
-
-
-def test_the_best_and_the_worst_case_are_by_mean_gain_of_the_independent_judge(root):
-    """Prompt 0 wins by all four (+0.25 each); prompts past 30 lose by all four (-0.25 each)."""
-    samples = report.samples(compared(root))
-    best, worst = samples[-2:]
-    assert {answer.gold for policy, answer in best.answers.items() if policy in ("dpo", "grpo")} == {0.75}
-    assert "gain" in best.reason
-    assert "+0.25" in best.reason
-    assert {answer.gold for policy, answer in worst.answers.items() if policy in ("dpo", "grpo")} == {0.25}
-    assert "−0.25" in worst.reason
-
-
-def test_charts_follow_the_pages_theme(rendered):
-    """A fixed colour would vanish in one of the two themes."""
-    drawings = re.findall(r"<svg.*?</svg>", rendered, flags=re.DOTALL)
-    assert len(drawings) >= 1 + 2 + 5 + 3  # win rates, two against KL, a curve a method, three costs
-    for drawing in drawings:
-        assert not re.search(r"(?:fill|stroke|color)\s*[:=]\s*\"?#", drawing)
-    used = set(re.findall(r"var\((--[\w-]+)\)", rendered))
-    assert used <= set(re.findall(r"(--[\w-]+):", rendered))
-
-
-def test_ids_of_charts_do_not_meet_on_the_page(page):
-    ids = [value for name, value in page.attributes if name == "id"]
-    assert len(ids) == len(set(ids))
-
-
-def test_the_same_inputs_give_the_same_page(root, rendered):
-    assert report.render(compared(root)) == rendered
-
-
-def test_the_page_stays_small_with_very_long_answers_and_curves(root):
-    write_answers(root, "grpo", [row | {"response": "long " * 50_000} for row in answers("grpo")])
-    rows = "\n".join(f"{i},{i % 7},{i % 5}" for i in range(20_000))
-    (root / "plots" / "grpo.csv").write_text(f"step,loss,score/mean\n{rows}\n")
-    assert len(report.render(compared(root)).encode()) < 1_000_000
-
-
-def test_two_prompts_are_enough_for_a_page(root):
-    for policy in ("base", "reference", "dpo", "iterative_dpo", "ppo", "grpo"):
-        write_answers(root, policy, answers(policy)[:2])
-    assert len(report.samples(compared(root))) == 2
-
-
-def test_a_stage_without_steps_has_no_curve_and_no_error(root):
-    (root / "plots" / "sft.csv").write_text("step,loss\n")
-    assert "</html>" in report.render(compared(root))
+def test_policies_are_those_that_dvc_evaluates_and_their_stages_exist():
+    dvc = read_yaml("dvc.yaml")["stages"]
+    assert list(dvc["evaluate"]["foreach"]) == list(POLICIES)
+    for stages in training_stages(["round-1"]).values():
+        assert all(stage.partition("@")[0] in dvc for stage in stages)
 
 
 def test_curves_of_rounds_follow_each_other(root):
@@ -306,6 +238,10 @@ def test_curves_of_rounds_follow_each_other(root):
     [
         "evaluations/ppo/responses.jsonl",
         "evaluations/base/responses.jsonl",
+        "evaluations/grpo/trajectory.json",
+        "metrics/evaluate/reference.json",
+        "artifacts/reward_model/report.json",
+        "artifacts/judge_model/report.json",
         "metrics/sft.json",
         "metrics/iterative_dpo/round-2.json",
         "plots/grpo.csv",
@@ -314,14 +250,24 @@ def test_curves_of_rounds_follow_each_other(root):
 def test_a_missing_file_is_named(root, settings, monkeypatch, path):
     (root / path).unlink()
     monkeypatch.chdir(root)
-    monkeypatch.chdir(root)
     with pytest.raises(InputError, match=rf"^{re.escape(path)} is missing; `dvc repro "):
         compare.write_reports(Path())
     assert not (root / "reports").exists()
 
 
-def broken(row: Mapping[str, object]) -> str:
+def broken(row: dict[str, object]) -> str:
     return f"{json.dumps(answers('dpo')[0])}\n{json.dumps(row)}\n"
+
+
+ROW = answers("dpo")[1]
+SNAPSHOT = {
+    "step": 1,
+    "label": "end",
+    "kl": [1.0] * SHORT,
+    "score": [0.0] * SHORT,
+    "judges": {"judge_model": [0.0] * SHORT, "concise_answer": [0.0] * SHORT},
+    "response_length": [20] * SHORT,
+}
 
 
 @pytest.mark.parametrize(
@@ -330,10 +276,24 @@ def broken(row: Mapping[str, object]) -> str:
         ("evaluations/dpo/responses.jsonl", "", "holds no answer"),
         ("evaluations/dpo/responses.jsonl", "{\n", "line 1"),
         ("evaluations/dpo/responses.jsonl", broken({"prompt_id": "p01"}), "line 2: prompt: Field required"),
-        ("evaluations/dpo/responses.jsonl", broken(answers("dpo")[1] | {"gold": 1.5}), "line 2: gold"),
-        ("evaluations/dpo/responses.jsonl", broken(answers("dpo")[1] | {"score": float("nan")}), "line 2"),
-        ("evaluations/dpo/responses.jsonl", broken(answers("dpo")[1]), "38 missing"),
+        ("evaluations/dpo/responses.jsonl", broken(ROW | {"repetition": 1.5}), "line 2: repetition"),
+        ("evaluations/dpo/responses.jsonl", broken(ROW | {"outcome": "maybe"}), "line 2: outcome"),
+        ("evaluations/dpo/responses.jsonl", broken(ROW | {"judges": {"a": "good"}}), "line 2: judges.a"),
+        ("evaluations/dpo/responses.jsonl", broken(ROW | {"score": float("nan")}), "line 2"),
+        ("evaluations/dpo/responses.jsonl", broken(ROW), "38 missing"),
         ("evaluations/dpo/responses.jsonl", broken(answers("dpo")[0]), "'p00' occurs more than once"),
+        ("evaluations/dpo/trajectory.json", "[{", "not JSON"),
+        ("evaluations/dpo/trajectory.json", '{"step": 1}', "valid array"),
+        ("evaluations/dpo/trajectory.json", json.dumps([SNAPSHOT | {"score": [0.0]}]), "0: Value error, score has 1"),
+        ("evaluations/dpo/trajectory.json", json.dumps([{"step": 1}]), "0.label: Field required"),
+        ("evaluations/dpo/trajectory.json", json.dumps([SNAPSHOT | {"judges": {}}]), "0.judges lacks concise_answer"),
+        ("metrics/evaluate/dpo.json", json.dumps(quality(distinct_1=2)), "distinct_1"),
+        ("metrics/evaluate/dpo.json", "{}", "distinct_1: Field required"),
+        ("artifacts/judge_model/report.json", '{"accuracy": 0.8}', "pairs: Field required"),
+        ("judgements/llm.jsonl", '{"prompt_id": "p00", "policy": "kto", "outcome": 1}', "row 1: policy: 'kto'"),
+        ("judgements/llm.jsonl", '{"prompt_id": "q", "policy": "dpo", "outcome": 1}', "row 1: prompt_id: 'q'"),
+        ("judgements/llm.jsonl", 2 * '{"prompt_id": "p00", "policy": "dpo", "outcome": 1}\n', "judged before"),
+        ("judgements/llm.jsonl", '{"prompt_id": "p00", "policy": "dpo", "outcome": 2}', "line 1: outcome"),
         ("metrics/dpo.json", "[", "not JSON"),
         ("metrics/dpo.json", '{"train_seconds": 1, "trained_tokens": 1}', "peak_memory_gib"),
         ("plots/dpo.csv", "loss\n1\n", "step"),
@@ -345,11 +305,7 @@ def test_a_broken_file_is_named_with_what_is_wrong(root, path, content, message)
     with pytest.raises(InputError, match=re.escape(str(root / path))) as raised:
         compared(root)
     assert message in str(raised.value)
-
-
-def test_a_missing_params_file_is_named(root):
-    with pytest.raises(params.ParamsError, match=r"params\.yaml: not found"):
-        compare.write_reports(root)
+    assert "\n" not in str(raised.value)
 
 
 def test_evaluations_of_another_prompt_text_are_not_compared(root):
@@ -360,7 +316,23 @@ def test_evaluations_of_another_prompt_text_are_not_compared(root):
         compared(root)
 
 
-def test_the_stage_prints_its_table_and_the_verdict(root, settings):
+def test_evaluations_by_other_judges_are_not_compared(root):
+    rows = answers("dpo")
+    rows[3]["judges"] = {"judge_model": 1.0}
+    write_answers(root, "dpo", rows)
+    with pytest.raises(InputError, match=r"dpo.*'p03' are \['judge_model'\].*`dvc repro evaluate@dpo`"):
+        compared(root)
+
+
+def test_snapshots_on_other_numbers_of_prompts_are_not_compared(root):
+    longer = {key: value + value[:1] if isinstance(value, list) else value for key, value in SNAPSHOT.items()}
+    longer["judges"] = {name: [0.0] * (SHORT + 1) for name in ("judge_model", "concise_answer")}
+    write(root / "evaluations" / "ppo" / "trajectory.json", [longer])
+    with pytest.raises(InputError, match=r"ppo/trajectory\.json: 0\.kl has 11 values, that of dpo has 10"):
+        compared(root)
+
+
+def test_the_stage_prints_its_table_and_the_verdict_and_records_a_run_a_policy(root, settings):
     env = {**os.environ, "ALIGNFLOW_HOME": str(root / "home"), "PYTHONPATH": str(Path(__file__).parents[2])}
     ran = subprocess.run(
         [sys.executable, "-m", "tasks.compare"], cwd=root, env=env, capture_output=True, text=True, check=True
@@ -375,3 +347,24 @@ def test_the_stage_prints_its_table_and_the_verdict(root, settings):
         "GRPO",
     ]
     assert len({len(line) for line in lines[:6]}) == 1
+    assert any(line.startswith("GRPO: disputed. It is preferred over the reference on 90") for line in lines)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'home' / 'mlflow.db'}")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "alignflow"]
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"compare", *(f"compare/{policy}" for policy in POLICIES)}
+    parent = runs["compare"].info.run_id
+    assert {run.data.tags.get("mlflow.parentRunId") for name, run in runs.items() if name != "compare"} == {parent}
+    assert runs["compare/dpo"].data.metrics["win_rate"] == 0.75
+    assert runs["compare/grpo"].data.metrics["judge_win_rate/judge_model"] == 0.1
+    assert runs["compare"].data.metrics["final/win_rate/dpo"] == 0.75
+    names = {item.path for item in client.list_artifacts(parent)}
+    assert {"reports", "comparison.json", "round_robin.json"} <= names
+
+
+def test_tables_hold_texts_and_numbers_only(root):
+    found = compared(root)
+    row = compare.rows(found, compare.verdict(found))[1]
+    assert set(KEYS) <= set(scalars(row))
+    assert "judges" not in scalars(row)

@@ -1,0 +1,39 @@
+"""The policies that are evaluated and compared: the one place that lists them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One policy of the comparison."""
+
+    title: str
+    """As a reader sees it."""
+    stage: str | None
+    """The stage that trained it; its adapter lies in ``artifacts/<stage>``. None: the base model itself."""
+    in_rounds: bool = False
+    """The stage runs once a round, each starting from the one before; the last round's adapter counts."""
+
+
+REFERENCE = "reference"
+"""The policy that all others started from and are compared with."""
+POLICIES: Mapping[str, Policy] = {
+    "base": Policy("Base", None),
+    REFERENCE: Policy("Reference", "sft"),
+    "dpo": Policy("DPO", "dpo"),
+    "iterative_dpo": Policy("Iterative DPO", "iterative_dpo", in_rounds=True),
+    "ppo": Policy("PPO", "ppo"),
+    "grpo": Policy("GRPO", "grpo"),
+}
+"""By name, in the order of tables, charts and samples."""
+TITLES: Mapping[str, str] = {name: policy.title for name, policy in POLICIES.items()}
+
+
+def training_stages(rounds: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the stages that trained each policy, those of iterative DPO by round; none for the base model."""
+    return {
+        name: tuple(f"{policy.stage}@{each}" for each in rounds) if policy.in_rounds else (policy.stage,)
+        for name, policy in POLICIES.items()
+        if policy.stage
+    }

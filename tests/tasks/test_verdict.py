@@ -1,0 +1,244 @@
+"""The verdict in words: each standing and each caution, from files whose numbers are known."""
+
+import pytest
+
+from tasks.verdict import Standing, Verdict, verdict
+from tests.tasks.evaluated import (
+    POLICIES,
+    PROMPTS,
+    WINS,
+    answers,
+    build,
+    compared,
+    quality,
+    trajectory,
+    write,
+    write_answers,
+    write_judgements,
+)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return build(tmp_path)
+
+
+def said(root) -> Verdict:
+    return verdict(compared(root))
+
+
+def finding(root, policy: str):
+    return next(each for each in said(root).findings if each.outcome.policy == policy)
+
+
+def win(root, monkeypatch, policy: str, *wins: int) -> None:
+    """Write answers that beat the reference so often by reward model, second reward model and rule."""
+    monkeypatch.setitem(WINS, policy, wins)
+    write_answers(root, policy, answers(policy))
+
+
+def test_each_policy_stands_where_its_judges_put_it(root):
+    """All judges 30 of 40; the rule 20; no judge above 22; the second reward model 4 of 40."""
+    assert {each.outcome.policy: each.standing for each in said(root).findings} == {
+        "dpo": Standing.BETTER,
+        "iterative_dpo": Standing.UNCONFIRMED,
+        "ppo": Standing.UNSETTLED,
+        "grpo": Standing.DISPUTED,
+    }
+
+
+def test_better_names_what_every_judge_says(root):
+    found = said(root)
+    assert found.headline == "DPO is better than the reference, and both independent judges agree."
+    assert found.detail == "It is the only policy of which that can be said here."
+    sentence = found.findings[0].sentence
+    assert sentence.startswith("is preferred over the reference on 75\u00a0% of unseen prompts (")
+    assert "second reward model (75\u00a0%" in sentence
+    assert "rule concise_answer (75\u00a0%" in sentence
+    assert sentence.endswith(") agree.")
+
+
+def test_unconfirmed_names_the_judge_that_cannot_tell(root, monkeypatch):
+    assert finding(root, "iterative_dpo").sentence.endswith("cannot tell the two apart.")
+    assert "the second reward model (75" in finding(root, "iterative_dpo").sentence
+    for policy in ("dpo", "grpo"):
+        win(root, monkeypatch, policy, 20, 20, 20)
+    assert said(root).headline == (
+        "Iterative DPO leads by the training reward, but the rule concise_answer does not confirm it."
+    )
+
+
+def test_disputed_names_the_judge_that_prefers_the_reference(root, monkeypatch):
+    assert "the second reward model (10\u00a0%" in finding(root, "grpo").sentence
+    assert "prefers the reference; " not in finding(root, "dpo").sentence
+    for policy in ("dpo", "iterative_dpo"):
+        win(root, monkeypatch, policy, 20, 20, 20)
+    found = said(root)
+    assert found.headline == "GRPO pleases the training reward, but the second reward model prefers the reference."
+    assert "stronger KL penalty" in found.detail
+
+
+def test_worse_is_said_of_the_reward_model_whatever_the_judges_say(root, monkeypatch):
+    win(root, monkeypatch, "dpo", 4, 36, 20)
+    found = finding(root, "dpo")
+    assert found.standing is Standing.WORSE
+    assert found.sentence.startswith("is worse than the reference: the training reward prefers it on only 10")
+    assert "the second reward model (90" in found.sentence
+    assert "prefers it" in found.sentence
+
+
+def test_an_open_question_stays_open_even_when_a_judge_is_against_it(root, monkeypatch):
+    win(root, monkeypatch, "ppo", 22, 4, 36)
+    found = finding(root, "ppo")
+    assert found.standing is Standing.UNSETTLED
+    assert "sign test p\u00a0=" in found.sentence
+    assert "the second reward model (10\u00a0%, " in found.sentence
+    assert "prefers the reference" in found.sentence
+
+
+def test_without_a_better_policy_the_verdict_says_so(root):
+    for policy in ("dpo", "iterative_dpo", "ppo", "grpo"):
+        write_answers(root, policy, answers("reference"))
+    assert said(root).headline == "No policy is shown to be better than the reference."
+
+
+def test_without_an_independent_judge_nothing_is_better(root):
+    for policy in POLICIES:
+        write_answers(root, policy, [row | {"judges": {}} for row in answers(policy)])
+    found = said(root)
+    assert {each.standing for each in found.findings} == {Standing.UNCONFIRMED, Standing.UNSETTLED}
+    assert found.headline.endswith("leads by the training reward, but no independent judge was asked.")
+
+
+def test_an_llm_is_a_judge_like_the_others(root):
+    """It prefers the reference on 36 of 40 prompts, which both other judges do not."""
+    rows = [{"prompt_id": f"p{i:02d}", "policy": "dpo", "outcome": float(i < 4)} for i in range(PROMPTS)]
+    write_judgements(root, rows)
+    found = finding(root, "dpo")
+    assert found.standing is Standing.DISPUTED
+    assert "the LLM judge (10\u00a0%" in found.sentence
+
+
+def test_two_better_policies_are_compared_head_to_head(root, monkeypatch):
+    """DPO wins 30 prompts by every judge, GRPO 38: GRPO is ahead on 8 prompts, level on 32, so 60 %, p = 0.008."""
+    win(root, monkeypatch, "grpo", 38, 38, 38)
+    found = said(root)
+    assert found.headline == "GRPO is better than the reference, and both independent judges agree."
+    assert found.detail.startswith("So is DPO; head to head GRPO is preferred over DPO on 60\u00a0% (")
+    assert found.detail.endswith("which does not settle who is ahead.")  # 0.008 times up to 15 pairs
+    win(root, monkeypatch, "dpo", 30, 30, 30)
+    win(root, monkeypatch, "grpo", 40, 40, 40)
+    write_answers(root, "dpo", answers("dpo")[::-1])
+    assert "head to head GRPO is preferred over DPO on 62" in said(root).detail
+
+
+def test_a_policy_counts_as_much_as_the_judge_who_likes_it_least(root, monkeypatch):
+    """GRPO wins 40 by the training reward but 29 by the rule; DPO 30 by all."""
+    win(root, monkeypatch, "grpo", 40, 40, 29)
+    assert said(root).headline.startswith("DPO is better")
+
+
+def test_the_equal_kl_lead_is_said_by_every_judge(root):
+    found = said(root)
+    assert found.equal_kl.startswith(
+        "At equal KL to the reference (4.00 nats a response), training reward: GRPO leads "
+    )
+    assert "Iterative DPO by +0.40 (+0.40 to +0.40)" in found.equal_kl
+    assert "second reward model: DPO leads Iterative DPO by +0.20" in found.equal_kl
+    assert found.lines[-1] == found.equal_kl
+    write(root / "evaluations" / "dpo" / "trajectory.json", [])
+    for policy in ("iterative_dpo", "ppo"):
+        write(root / "evaluations" / policy / "trajectory.json", [])
+    assert said(root).equal_kl == ""
+
+
+def test_over_optimisation_is_pointed_out_with_the_snapshot(root):
+    """GRPO: from its first snapshot on, score 1 to 2, second reward model 1 to -1."""
+    caution = finding(root, "grpo").cautions[0]
+    assert caution.startswith("Over-optimised: from half to the end of training its training reward rose by 1.00")
+    assert "the second reward model fell by 2.00" in caution
+    write(root / "evaluations" / "grpo" / "trajectory.json", trajectory(end=(4.0, 2.0, -1.0, 0.8)))
+    assert finding(root, "grpo").cautions[0].startswith("Over-optimised: from the start to the end")
+
+
+def test_a_policy_without_faults_has_no_caution(root):
+    assert finding(root, "dpo").cautions == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "caution"),
+    [
+        ({"response_length": 60}, "Its answers are longer (60 tokens against 20)"),
+        ({"truncated": True}, "100\u00a0% of its answers are cut off by the length limit, against 25\u00a0%."),
+        ({"repetition": 0.4}, "40\u00a0% of its word trigrams are repetitions, against 10\u00a0%."),
+        ({"language": "de"}, "100\u00a0% of its answers are in another language than their prompt, against 0\u00a0%."),
+    ],
+)
+def test_a_trait_that_got_worse_is_pointed_out(root, changed, caution):
+    write_answers(root, "dpo", answers("dpo", **changed))
+    assert any(caution in each for each in finding(root, "dpo").cautions)
+
+
+def test_an_unknown_language_is_no_drift(root):
+    write_answers(root, "dpo", answers("dpo", language=None))
+    assert finding(root, "dpo").cautions == ()
+
+
+def test_a_lost_capability_is_pointed_out(root):
+    changed = quality(**{"capability/perplexity": 21.0, "capability/multiple_choice": 0.25})
+    write(root / "metrics" / "evaluate" / "dpo.json", changed)
+    cautions = finding(root, "dpo").cautions
+    assert "perplexity on held-out text is 21.0, the reference's 14.0" in cautions[0]
+    assert "25\u00a0% of the multiple-choice questions, −25\u00a0points" in cautions[1]
+
+
+def test_without_capability_figures_nothing_is_claimed(root):
+    for policy in POLICIES:
+        write(root / "metrics" / "evaluate" / f"{policy}.json", {"distinct_1": 0.3, "distinct_2": 0.7})
+    assert finding(root, "dpo").cautions == ()
+
+
+def lengths(root, longer: int) -> tuple[str, ...]:
+    """Give DPO, which wins its first 30 prompts, that many longer answers, then shorter ones; return its cautions."""
+    rows = answers("dpo")
+    for i, row in enumerate(rows):
+        row["response_length"] = 40 + i % 2 if i < longer else i % 2
+    write_answers(root, "dpo", rows)
+    return finding(root, "dpo").cautions
+
+
+def test_a_win_that_length_explains_is_pointed_out(root):
+    """Longer answers win 30 of 36, the four shorter ones none: at equal length, below one half."""
+    (said,) = [each for each in lengths(root, 36) if "equal length" in each]
+    assert said.startswith("Its answers are longer: at equal length most of the win by the training reward (")
+    assert said.endswith(", not 75\u00a0%) is gone.")
+    assert "second reward model (" in said
+    assert "and rule concise_answer (" in said
+
+
+def test_a_win_that_length_leaves_open_is_pointed_out(root):
+    """All longer: nothing is known about equal length, and nothing speaks against the win either."""
+    (said,) = [each for each in lengths(root, 40) if "equal length" in each]
+    assert said.endswith("is not settled; lengths differ too much to tell.")
+
+
+def outcomes(*counts: tuple[str, int]) -> list[str]:
+    return [name for name, count in counts for _ in range(count)]
+
+
+def test_rule_tasks_say_what_became_of_wrong_answers(root):
+    """Of 40 questions 24 were wrong and 8 right; DPO abstains on 20 of the wrong ones."""
+    before = outcomes(("right", 8), ("abstain", 8), ("wrong", 24))
+    after = outcomes(("right", 8), ("abstain", 28), ("wrong", 4))
+    for policy in POLICIES:
+        known = after if policy == "dpo" else before
+        write_answers(root, policy, [row | {"outcome": o} for row, o in zip(answers(policy), known, strict=True)])
+    found = finding(root, "dpo").rule_outcomes
+    assert found.startswith("On 40 questions with a known answer: wrong answers fall from 60\u00a0% to 10\u00a0% (−50")
+    assert "abstentions rise from 20\u00a0% to 70\u00a0% (+50" in found
+    assert found.endswith("no settled change in right answers (20\u00a0% to 20\u00a0%).")
+    assert finding(root, "ppo").rule_outcomes.count("no settled change") == 1
+
+
+def test_without_known_answers_nothing_is_said_of_rule_tasks(root):
+    assert all(each.rule_outcomes == "" for each in said(root).findings)
