@@ -125,7 +125,6 @@ def test_no_number_has_a_default():
         (r"base:", "base: [", r"not valid YAML"),
         (r"  format: auto", "  format: rankd", r"data\.format: no format 'rankd'; did you mean ranked"),
         (r"  max_fraction: \{\}", "  max_fraction: {dupes: 0.1}", r"data\.max_fraction: no reason 'dupes'.*duplicate"),
-        (r"  judge_fraction: \S+", "  judge_fraction: 1.0", r"data\.judge_fraction: .*less than 1"),
         (
             r"  sources: \[\]",
             "  sources: [{path: elsewhere/a.jsonl, weight: 1}]",
