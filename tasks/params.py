@@ -388,8 +388,8 @@ def scenario(path: Path) -> tuple[str, ...]:
     """
     known = sorted(file.stem for file in path.parent.glob("*.yaml"))
     if path.stem not in known:
-        there = f"; there are: {', '.join(known)}" if known else ""
-        raise ParamsError(f"no scenario {path.stem!r} in {path.parent}/{_closest(path.stem, known)}{there}")
+        there = f"; there are: {', '.join(known)}" if known else f"; {path.parent}/ holds none"
+        raise ParamsError(f"no scenario {path.stem!r}{_closest(path.stem, known)}{there}")
     tree = _read(path)
     for section, keys in tree.items():
         if not isinstance(keys, dict):
