@@ -70,7 +70,7 @@ def test_a_broken_scenario_is_told_with_its_file(text: str, message: str, tmp_pa
 def test_an_unknown_scenario_names_the_nearest_and_all_there_are(tmp_path: Path):
     write(tmp_path, "grpo: {steps: 3}\n", "short")
     write(tmp_path, "grpo: {steps: 9}\n", "questions")
-    with pytest.raises(ParamsError, match=r"no scenario .qestions.; did you mean questions\?; there are: questions, short"):
+    with pytest.raises(ParamsError, match=r"qestions.; did you mean questions\?; there are: questions, short"):
         scenario(tmp_path / "qestions.yaml")
     with pytest.raises(ParamsError, match=r"no scenario 'x'; .*none/ holds none"):
         scenario(tmp_path / "none" / "x.yaml")
