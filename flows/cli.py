@@ -218,10 +218,12 @@ def _settings_of(scenario: str) -> tuple[str, ...]:
     """Return what a scenario sets, having found every mistake in its file."""
     if not scenario:
         return ()
+    from tasks.params import load
     from tasks.params import scenario as read
 
     path = SCENARIOS / f"{scenario}.yaml"
     with _explained():
+        load(PARAMS)  # its own mistakes are not the scenario's
         given = read(path)
     with _explained(f"{path}: "):
         _try(given)
