@@ -31,6 +31,7 @@ data = typer.Typer(help="Look at preference data.", no_args_is_help=True, rich_m
 app.add_typer(data, name="data")
 
 PARAMS = Path("params.yaml")
+SCENARIOS = Path("scenarios")
 
 Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 
@@ -39,6 +40,7 @@ Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...
 def run(
     overrides: Assignments = None,
     only: Annotated[str, typer.Option(help="Stages to run, e.g. dpo,grpo, with all they need.")] = "",
+    scenario: Annotated[str, typer.Option(help="Settings of scenarios/NAME.yaml; KEY=VALUE goes on top.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the DVC experiment that keeps the result.")] = None,
 ) -> None:
     """Run the pipeline as a Prefect flow; KEY=VALUE (dpo.beta=0.2) changes parameters for this run alone.
@@ -47,7 +49,8 @@ def run(
     policies in it are up to date.
     """
     root = _project()
-    changes, chosen = tuple(overrides or ()), tuple(part for part in only.split(",") if part)
+    given, chosen = _settings_of(scenario), tuple(part for part in only.split(",") if part)
+    changes = (*given, *(overrides or ()))
     _check(root, changes, chosen, name)
 
     from flows import environment
@@ -247,17 +250,42 @@ def _project() -> Path:
     return root
 
 
+def _settings_of(scenario: str) -> tuple[str, ...]:
+    """Return what a scenario sets, having found every mistake in its file."""
+    if not scenario:
+        return ()
+    from tasks.params import load
+    from tasks.params import scenario as read
+
+    path = SCENARIOS / f"{scenario}.yaml"
+    with _explained():
+        load(PARAMS)  # its own mistakes are not the scenario's
+        given = read(path)
+    with _explained(f"{path}: "):
+        _try(given)
+    return given
+
+
+def _try(overrides: Sequence[str]) -> None:
+    """Apply overrides to a copy of params.yaml; errors name the original."""
+    from tasks.params import ParamsError, load, override
+
+    load(PARAMS)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / PARAMS
+        shutil.copy(PARAMS, copy)
+        try:
+            override(copy, overrides)
+        except ParamsError as error:
+            raise ParamsError(str(error).replace(str(copy), str(PARAMS))) from None
+
+
 def _check(root: Path, overrides: Sequence[str], only: Sequence[str], name: str | None) -> None:
     """Find every mistake in a run's arguments before anything starts."""
     from flows import graph, workspace
 
-    with _explained(), tempfile.TemporaryDirectory() as folder:
-        from tasks.params import load, override
-
-        load(PARAMS)
-        copy = Path(folder) / PARAMS
-        shutil.copy(PARAMS, copy)
-        override(copy, overrides)
+    with _explained():
+        _try(overrides)
     if name:
         workspace.check_name(root, name)
     if only:
@@ -266,7 +294,7 @@ def _check(root: Path, overrides: Sequence[str], only: Sequence[str], name: str 
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(source: str = "") -> Iterator[None]:
     from pydantic import ValidationError
 
     from alignflow.data.rows import DataError
@@ -277,7 +305,7 @@ def _explained() -> Iterator[None]:
     except ValidationError as error:
         raise UserError("; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())) from None
     except (ParamsError, DataError) as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{source}{error}") from None
 
 
 def _conclude(console: "Console", outcome: "Outcome") -> None:

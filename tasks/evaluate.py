@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.params import Params, load
+from tasks.policies import POLICIES, REFERENCE
 from tasks.stage import Stage, run
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from alignflow.models.roles import SharedBase
     from alignflow.types import Example
 
-POLICIES = ("base", "reference", "dpo", "iterative_dpo", "ppo", "grpo")
 JUDGE = "judge_model"
 
 
@@ -27,13 +27,11 @@ def adapter_of(policy: str, params: Params) -> Path | None:
     """
     if policy not in POLICIES:
         raise UnknownPolicy(f"no policy {policy!r}; there are: {', '.join(POLICIES)}")
-    if policy == "base":
+    found = POLICIES[policy]
+    if found.stage is None:
         return None
-    if policy == "reference":
-        return Path("artifacts/sft")
-    if policy == "iterative_dpo":
-        return Path("artifacts/iterative_dpo") / params.iterative_dpo.last
-    return Path("artifacts") / policy
+    folder = Path("artifacts") / found.stage
+    return folder / params.iterative_dpo.last if found.in_rounds else folder
 
 
 class UnknownPolicy(ValueError):
@@ -56,9 +54,9 @@ def trajectory_of(policy: str, params: Params) -> list[Snapshot]:
     The rounds of iterative DPO are its snapshots; other methods keep some along the way.
     """
     final = adapter_of(policy, params)
-    if final is None or policy == "reference":
+    if final is None or policy == REFERENCE:
         return []
-    if policy == "iterative_dpo":
+    if POLICIES[policy].in_rounds:
         folders = {name: final.parent / name for name in params.iterative_dpo.rounds}
         steps = [_steps(folder) for folder in folders.values()]
         return [Snapshot(sum(steps[: i + 1]), *item) for i, item in enumerate(folders.items())]
@@ -108,7 +106,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     models, trajectory = _open(params), trajectory_of(policy, params)
     stage.say(f"answers {len(rows)} unseen prompts")
     role = _add(models, "policy", adapter_of(policy, params))
-    answers = [_answer(stage, models, role, rows, at_reference=policy == "reference")]
+    answers = [_answer(stage, models, role, rows, at_reference=policy == REFERENCE)]
     for snapshot in trajectory[:-1]:
         stage.say(f"answers {len(first)} of them after {snapshot.label}")
         answers.append(_answer(stage, models, _add(models, snapshot.label, snapshot.folder), first))
@@ -358,7 +356,7 @@ if __name__ == "__main__":
         sys.exit(f"usage: python -m tasks.evaluate POLICY, one of: {', '.join(POLICIES)}")
     settings = load(Path("params.yaml"))
     adapter = adapter_of(name, settings)
-    if adapter and name == "iterative_dpo":
+    if adapter and POLICIES[name].in_rounds:
         adapter = adapter.parent  # every round: the earlier ones are its snapshots
     run(
         f"evaluate@{name}",
@@ -371,7 +369,7 @@ if __name__ == "__main__":
             "artifacts/judge_model",
             "data/prepared",
             settings.evaluate.capability_path,
-            *([str(adapter)] if adapter and name != "reference" else []),
+            *([str(adapter)] if adapter and name != REFERENCE else []),
         ],
         outs=[f"evaluations/{name}"],
     )

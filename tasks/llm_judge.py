@@ -17,6 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from tasks.params import LlmJudge
+from tasks.policies import POLICIES, REFERENCE
 from tasks.stage import Stage, run
 from tasks.workspace import home
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 EVALUATIONS = Path("evaluations")
 JUDGEMENTS = Path("judgements/llm.jsonl")
-POLICIES = ("base", "dpo", "iterative_dpo", "ppo", "grpo")
+JUDGED = tuple(policy for policy in POLICIES if policy != REFERENCE)
 KEY = "LLM_JUDGE_API_KEY"
 BUSY = 429
 INSTRUCTION = """\
@@ -45,7 +46,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     else:
         rows = _judge(stage, section)
     JUDGEMENTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    mine = {policy: [row["outcome"] for row in rows if row["policy"] == policy] for policy in POLICIES}
+    mine = {policy: [row["outcome"] for row in rows if row["policy"] == policy] for policy in JUDGED}
     rates = {f"llm_win_rate/{policy}": fmean(outcomes) for policy, outcomes in mine.items() if outcomes}
     turned = [row["orders"][0] != row["orders"][1] for row in rows]
     return {"judgements": float(len(rows)), **rates, **({"order_disagreement": fmean(turned)} if turned else {})}
@@ -55,10 +56,10 @@ def _judge(stage: Stage, section: LlmJudge) -> list[dict[str, Any]]:
     """Return a row a policy and prompt; verdicts that were paid for before are taken from the file of answers."""
     import httpx
 
-    reference = {row["prompt_id"]: row["response"] for row in _read("reference")[: section.prompts]}
+    reference = {row["prompt_id"]: row["response"] for row in _read(REFERENCE)[: section.prompts]}
     pairs = [
         (policy, row, reference[row["prompt_id"]])
-        for policy in POLICIES
+        for policy in JUDGED
         for row in _read(policy)
         if row["prompt_id"] in reference
     ]
@@ -196,6 +197,6 @@ if __name__ == "__main__":
         "llm_judge",
         work,
         sections=["llm_judge"],
-        inputs=[f"evaluations/{policy}" for policy in ("reference", *POLICIES)],
+        inputs=[f"evaluations/{policy}" for policy in POLICIES],
         outs=["judgements"],
     )

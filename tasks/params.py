@@ -1,6 +1,7 @@
 """Read, check and edit ``params.yaml``: one pydantic model per section, no default for any value."""
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from io import StringIO
@@ -499,6 +500,31 @@ def override(path: Path, assignments: Sequence[str]) -> None:
     path.write_text(text.getvalue())
 
 
+def scenario(path: Path) -> tuple[str, ...]:
+    """Return the assignments that a scenario stands for: a file of sections and keys, written as in ``params.yaml``.
+
+    A key's value replaces the whole of what is there, so a scenario means the same whatever was set before.
+
+    Raises:
+        ParamsError: there is no such file, or it is not one of sections with keys; the message names the nearest and
+            all that there are.
+    """
+    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    if path.stem not in known:
+        there = f"; there are: {', '.join(known)}" if known else f"; {path.parent}/ holds none"
+        raise ParamsError(f"no scenario {path.stem!r}{_closest(path.stem, known)}{there}")
+    tree = _read(path)
+    for section, keys in tree.items():
+        if not isinstance(keys, dict):
+            raise ParamsError(f"{path}: {section}: expected keys with values, as in params.yaml, not {keys!r}")
+    return tuple(f"{name}.{key}={json.dumps(value)}" for name, keys in tree.items() for key, value in keys.items())
+
+
+def _closest(name: str, known: Sequence[str], seen: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {seen}{near[0]}?" if near else ""
+
+
 def _yaml() -> YAML:
     yaml = YAML()  # round trip: keeps comments and order
     yaml.width = 200
@@ -539,8 +565,7 @@ def _known(part: str, node: Any, seen: str) -> str:
 
 
 def _suggest(part: str, known: Any, seen: str = "") -> str:
-    near = difflib.get_close_matches(part, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {seen}{near[0]}?" if near else f"; known here: {', '.join(known)}"
+    return _closest(part, list(known), seen) or f"; known here: {', '.join(known)}"
 
 
 def _value(text: str) -> Any:

@@ -45,6 +45,39 @@ def test_a_mistake_is_named_with_the_nearest_choice(cloned, arguments, expected)
     assert not (cloned.root / ".alignflow").exists()  # nothing had begun
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--scenario", "sterner"], "no scenario 'sterner'; did you mean stern?; there are: broken, stern"),
+        (["--scenario", "broken"], "scenarios/broken.yaml: params: no key dpo.betta; did you mean dpo.beta?"),
+        (["--scenario", "stern", "dpo.beta=-1"], "alignflow: params.yaml: dpo.beta: Input should be greater than 0"),
+    ],
+)
+def test_a_mistake_in_a_scenario_or_on_top_of_one_is_told_at_once(cloned, arguments, expected):
+    write_scenarios(cloned)
+    assert expected in refused(cloned.alignflow("run", *arguments))
+    assert not (cloned.root / ".alignflow").exists()
+
+
+def test_a_scenario_sets_parameters_for_one_run_and_what_is_typed_goes_on_top(toy):
+    write_scenarios(toy)
+    params = (toy.root / "params.yaml").read_bytes()
+    done = toy.alignflow("run", "--scenario", "stern", "--name", "stern", "dpo.label_smoothing=0.2")
+    assert done.returncode == 0, done.stderr
+    assert (toy.root / "params.yaml").read_bytes() == params
+    toy.do("dvc", "exp", "apply", "stern")
+    text = (toy.root / "params.yaml").read_text()
+    assert "beta: 0.7" in text
+    assert "label_smoothing: 0.2" in text  # not the scenario's 0.3
+
+
+def write_scenarios(toy):
+    folder = toy.root / "scenarios"
+    folder.mkdir()
+    (folder / "stern.yaml").write_text("dpo:\n  beta: 0.7\n  label_smoothing: 0.3\n")
+    (folder / "broken.yaml").write_text("dpo:\n  betta: 0.7\n")
+
+
 def test_outside_a_project_the_message_says_so(cloned, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
