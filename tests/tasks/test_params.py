@@ -117,7 +117,6 @@ def test_no_number_has_a_default():
             r"evaluate\.judges: right.* takes numbers \(right, abstain",
         ),
         (r"  seed: 2\n", "  seed: 1\n", r"judge_model\.seed: 1 is reward_model\.seed, too"),
-        (r"  judge_fraction: \S+", "  judge_fraction: 1.0", r"data\.judge_fraction: .*less than 1"),
         (r"  snapshots: \d", "  snapshots: -1", r"dpo\.snapshots: .*greater than or equal to 0"),
         (r"  url: \S+", "  url: localhost", r"llm_judge\.url: .*pattern"),
         (r"  url: \S+", "  url: http://localhost:8000/v1", r"llm_judge: url needs a model"),
