@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.evaluate import POLICIES, adapter_of
+from tasks.evaluate import adapter_of
 from tasks.params import load
+from tasks.policies import POLICIES
 from tasks.stage import quiet
 
 
