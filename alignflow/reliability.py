@@ -50,7 +50,8 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     p, weight = successes / total, z * z / total
     half = z * math.sqrt(p * (1 - p) / total + weight / (4 * total))
-    return max(0.0, (p + weight / 2 - half) / (1 + weight)), min(1.0, (p + weight / 2 + half) / (1 + weight))
+    low, high = (p + weight / 2 - half) / (1 + weight), (p + weight / 2 + half) / (1 + weight)
+    return (low if successes else 0.0), (high if successes < total else 1.0)  # exactly: rounding may cross p
 
 
 def buckets(values: Sequence[float], margins: Sequence[float], *, count: int = 4) -> list[Bucket]:
