@@ -167,7 +167,7 @@ def test_every_metric_is_explained(project: Project) -> None:
     found = {key for path in files for key in json.loads(path.read_text())}
     for path in (project.root / "plots").rglob("*.csv"):
         found |= set(path.read_text().splitlines()[0].split(","))
-    assert len(files) == 15
+    assert len(files) == 17
     assert not found - explained - {"step"}
 
 
@@ -214,10 +214,15 @@ def test_mlflow_holds_one_parent_and_a_child_a_stage(project: Project) -> None:
     client = MlflowClient(f"sqlite:///{project.root}/.alignflow/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "alignflow"]
     runs = client.search_runs([experiment.experiment_id])
-    children = {r.data.tags["stage"]: r for r in runs if "mlflow.parentRunId" in r.data.tags}
+    found = {r.data.tags["stage"]: r for r in runs if "mlflow.parentRunId" in r.data.tags}
     stages = {line.split()[0] for line in project.do("dvc", "stage", "list", "--name-only").splitlines()}
+    children = {name: run for name, run in found.items() if name in stages}
     assert set(children) == stages
     assert len({r.data.tags["mlflow.parentRunId"] for r in children.values()}) == 1
+    compared = {name: run for name, run in found.items() if name not in stages}
+    assert set(compared) == {f"compare/{policy}" for policy in POLICIES}  # side by side in MLflow's compare view
+    assert {r.data.tags["mlflow.parentRunId"] for r in compared.values()} == {children["compare"].info.run_id}
+    assert len({frozenset(run.data.metrics) for run in compared.values()}) == 1
     assert all(r.info.status == "FINISHED" for r in children.values())
     dpo = children["dpo"]
     assert len(client.get_metric_history(dpo.info.run_id, "loss")) == 2
