@@ -50,7 +50,10 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     p, weight = successes / total, z * z / total
     half = z * math.sqrt(p * (1 - p) / total + weight / (4 * total))
-    return max(0.0, (p + weight / 2 - half) / (1 + weight)), min(1.0, (p + weight / 2 + half) / (1 + weight))
+    low, high = ((p + weight / 2 + side) / (1 + weight) for side in (-half, half))
+    return max(0.0, min(p, low)), min(
+        1.0, max(p, high)
+    )  # at 0 and at all of them the share is an end, but for rounding
 
 
 def buckets(values: Sequence[float], margins: Sequence[float], *, count: int = 4) -> list[Bucket]:
