@@ -86,18 +86,6 @@ def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
-def languages(texts: Sequence[str], *, least: float) -> list[str | None]:
-    """Return the language of each text as an ISO 639 code; None where the classifier is less sure than ``least``.
-
-    Naive Bayes over byte n-grams, offline (Lui and Baldwin 2012, "langid.py"). A few words are rarely enough.
-    """
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    found = [identifier.classify(text) for text in texts]
-    return [str(code) if probability >= least else None for code, probability in found]
-
-
 def language_drift(found: Sequence[str | None], wanted: Sequence[str | None]) -> float:
     """Return the share of answers whose language is sure and differs from the sure language of their prompt."""
     return sum(None not in pair and pair[0] != pair[1] for pair in zip(found, wanted, strict=True)) / len(found)

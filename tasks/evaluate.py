@@ -258,7 +258,8 @@ class NoJudgement(ValueError):
 
 def _table(stage: Stage, answers: Answers, judged: Judged) -> list[dict[str, Any]]:
     """Return the answers with all that is known of them, a row a prompt."""
-    from alignflow.evaluation import languages, repetition
+    from alignflow.evaluation import repetition
+    from alignflow.language import languages
     from alignflow.rewards import outcome
 
     least = stage.params.evaluate.language_probability

@@ -6,6 +6,7 @@ of processes has a say; and what is kept is copied out of the survey's file.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,19 @@ from numpy.typing import NDArray
 
 from alignflow.data import statistics
 from alignflow.data.gate import EXAMPLES, Finding, contradictory, partners, repeated
-from alignflow.data.language import languages
 from alignflow.data.near import matches, words_of
 from alignflow.data.rows import Row
 from alignflow.data.sources import Fault
 from alignflow.data.split import Side, sides
 from alignflow.data.survey import Ruler, Survey, survey
+from alignflow.language import languages
 
 ALIKE_SHOWN = 20
 """Pairs of near-duplicates that are reported; all are counted."""
 LANGUAGE_SAMPLE = 1000
 """Prompts whose language is told; the ones with the smallest hashes, so that the order of rows has no say."""
+SURE_LANGUAGE = 0.9
+"""Probability from which a prompt counts as of a language in the report."""
 MOST_TURNS = 8
 """Longer conversations are counted together."""
 EXCERPT = 160
@@ -263,6 +266,7 @@ def _sources(prepared: Preparation) -> list[dict[str, Any]]:
 
 
 def _languages(seen: Survey, rows: NDArray[np.intp]) -> dict[str, int]:
+    """Return how many prompts are in each language, the most frequent first; "?" counts the unclear ones."""
     if rows.size > LANGUAGE_SAMPLE:
         rows = rows[np.argpartition(seen.columns["prompt"][rows], LANGUAGE_SAMPLE)[:LANGUAGE_SAMPLE]]
 
@@ -271,7 +275,8 @@ def _languages(seen: Survey, rows: NDArray[np.intp]) -> dict[str, int]:
             line = json.loads(seen.line(row))
             yield f"{line['prompt']}\n{line['chosen'] or line['rejected'] or ''}"
 
-    return languages(texts())
+    told = languages(list(texts()), least=SURE_LANGUAGE)
+    return dict(Counter(code or "?" for code in told).most_common())
 
 
 def _name(seen: Survey, row: int) -> str:

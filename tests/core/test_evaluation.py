@@ -2,7 +2,8 @@
 
 import pytest
 
-from alignflow.evaluation import distinct, language_drift, languages, repetition, words
+from alignflow.evaluation import distinct, language_drift, repetition, words
+from alignflow.language import languages
 
 
 def test_words_are_runs_of_letters_and_single_characters_where_no_spaces_are_written():
@@ -35,10 +36,12 @@ def test_a_language_is_named_when_it_is_sure():
     texts = [
         "Deciduous trees drop all their leaves each year, while evergreens keep theirs.",
         "Pourquoi le ciel est-il bleu pendant la journée ?",
+        "Wie lernt man am schnellsten, ohne Hilfe zu schwimmen?",
         "cat",
         "",
     ]
-    assert languages(texts, least=0.9) == ["en", "fr", None, None]
+    assert languages(texts, least=0.9) == ["en", "fr", "de", None, None]
+    assert languages(texts, least=1.0) == [None] * 5
 
 
 def test_drift_counts_answers_that_are_surely_in_another_language():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alignflow.data import language, statistics
+from alignflow.data import statistics
 
 
 def lengths(*values):
@@ -34,13 +34,3 @@ def test_a_histogram_counts_every_answer_once():
 
 def test_many_turns_are_counted_together():
     assert statistics.counted(np.array([1, 3, 9, 12, 1], np.uint16), 8) == {"1": 2, "3": 1, "more than 8": 2}
-
-
-def test_languages_are_told_and_short_texts_are_not():
-    texts = [
-        "What is the quickest way to learn how to swim?",
-        "Wie lernt man am schnellsten, ohne Hilfe zu schwimmen?",
-        "¿Cuál es la manera más rápida de aprender a nadar?",
-        "ok",
-    ]
-    assert language.languages(texts) == {"en": 1, "de": 1, "es": 1, "?": 1}

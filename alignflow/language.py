@@ -1,0 +1,24 @@
+"""The language that a text is written in, told without a network."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+LEAST_LETTERS = 20
+"""A shorter text is in no language that could be told."""
+
+
+def languages(texts: Sequence[str], *, least: float) -> list[str | None]:
+    """Return the language of each text as an ISO 639 code; None where the classifier is less sure than ``least``.
+
+    Naive Bayes over byte n-grams (Lui and Baldwin 2012, "langid.py").
+    """
+    found = [_classifier().classify(text) if sum(map(str.isalpha, text)) >= LEAST_LETTERS else None for text in texts]
+    return [str(one[0]) if one is not None and one[1] >= least else None for one in found]
+
+
+@cache  # half a second to load
+def _classifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
