@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import AnyStr
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ def words_of(messages: Sequence[Message]) -> str:
     return " ".join(re.findall(r"\w+", said.casefold()))
 
 
-def shingles(text: str) -> set[str]:
+def shingles(text: AnyStr) -> set[AnyStr]:
     """Return the runs of characters that a text consists of."""
     return {text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1))}
 
@@ -42,7 +43,10 @@ def sketches(texts: Sequence[str]) -> NDArray[np.uint32]:
 
     if not texts:
         return np.empty((0, BANDS), np.uint32)
-    tokens = [sorted(part.encode() for part in shingles(text)) for text in texts]
+    tokens = [
+        list(shingles(text.encode())) if text.isascii() else [part.encode() for part in shingles(text)]
+        for text in texts
+    ]
     rows = RMinHash.digest_matrix_from_token_byte_sets(tokens, PERMUTATIONS, SEED).to_rows()
     lanes = np.asarray(rows, np.uint64).reshape(len(texts), BANDS, PERMUTATIONS // BANDS)
     band = np.zeros((len(texts), BANDS), np.uint64)

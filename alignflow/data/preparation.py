@@ -96,14 +96,9 @@ class Preparation:
 
     def lines(self, side: Side) -> Iterator[bytes]:
         """Yield the rows of a side as they are written, in the order of reading."""
-        for row in np.flatnonzero(self.used & (self.side == side)).tolist():
-            line = self.survey.line(row)
-            if self.partner[row] >= 0:
-                other = json.loads(self.survey.line(int(self.partner[row])))
-                line = (
-                    json.dumps({**json.loads(line), "rejected": other["rejected"]}, ensure_ascii=False) + "\n"
-                ).encode()
-            yield line
+        rows = np.flatnonzero(self.used & (self.side == side))
+        for line, partner in zip(self.survey.lines(rows), self.partner[rows], strict=True):
+            yield line if partner < 0 else _with_rejected(line, self.survey.line(int(partner)))
 
 
 def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path, *, workers: int) -> Preparation:
@@ -184,6 +179,12 @@ def describe(prepared: Preparation) -> dict[str, Any]:
         "system_prompts": int((columns["system"] & first).sum()),
         "languages": _languages(prepared.survey, np.flatnonzero(first)),
     }
+
+
+def _with_rejected(good: bytes, bad: bytes) -> bytes:
+    """Return the row of a good answer with the bad one of its partner."""
+    fields = {**json.loads(good), "rejected": json.loads(bad)["rejected"]}
+    return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
 
 
 def _compare(seen: Survey) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from alignflow.data.encoding import RefusedConversation, control_tokens_in, encode_prompt, encode_responses
+from alignflow.data.encoding import RefusedConversation, control_tokens_in, encode_prompts, encode_responses
 from alignflow.data.gate import REASONS, reason_of
 from alignflow.data.near import BANDS, sketches, words_of
 from alignflow.data.rows import Message, Row
@@ -70,11 +70,12 @@ class Ruler:
         """What lengths count."""
         return "words" if self.tokenizer is None else "tokens"
 
-    def prompt_length(self, messages: Sequence[Message]) -> int:
-        """Return the length of a conversation, chat template included."""
+    def prompt_lengths(self, conversations: Sequence[Sequence[Message]]) -> list[int | None]:
+        """Return the lengths of conversations, chat template included; None where it refuses one."""
         if self.tokenizer is None:
-            return sum(len(m["content"].split()) for m in messages)
-        return len(encode_prompt(self.tokenizer, messages))
+            return [sum(len(m["content"].split()) for m in messages) for messages in conversations]
+        prompts = encode_prompts(self.tokenizer, conversations)
+        return [None if isinstance(prompt, RefusedConversation) else len(prompt) for prompt in prompts]
 
     def response_lengths(self, texts: Sequence[str]) -> list[int]:
         """Return the lengths of answers, end included."""
@@ -102,9 +103,15 @@ class Survey:
 
     def line(self, row: int) -> bytes:
         """Return a row as it will be written."""
+        (line,) = self.lines(np.array([row]))
+        return line
+
+    def lines(self, rows: NDArray[np.intp]) -> Iterator[bytes]:
+        """Yield rows as they will be written."""
         with self.spool.open("rb") as file:
-            file.seek(int(self.columns["offset"][row]))
-            return file.read(int(self.columns["size"][row]))
+            for offset, size in zip(self.columns["offset"][rows], self.columns["size"][rows], strict=True):
+                file.seek(int(offset))
+                yield file.read(int(size))
 
     def fault(self, reason: str) -> int:
         """Return the number of a fault that has the plain words of its reason."""
@@ -151,6 +158,7 @@ def measure(batch: Sequence[Row | Fault], ruler: Ruler) -> Measured:
     faults, sources, texts, words = [NO_FAULT], list[str](), list[bytes](), list[str]()
     wrong = [(reason_of(row), row.reason) if isinstance(row, Fault) else _wrong(row) for row in batch]
     sound = [row for row, fault in zip(batch, wrong, strict=True) if isinstance(row, Row) and fault == NO_FAULT]
+    prompt_lengths = iter(ruler.prompt_lengths([row.messages for row in sound]))
     lengths = iter(ruler.response_lengths([text for row in sound for text in (row.chosen, row.rejected) if text]))
     offset = 0
     for row, fault, column in zip(batch, wrong, columns, strict=True):
@@ -161,11 +169,11 @@ def measure(batch: Sequence[Row | Fault], ruler: Ruler) -> Measured:
             continue
         column["chosen_length"] = next(lengths) if row.chosen else 0
         column["rejected_length"] = next(lengths) if row.rejected else 0
-        try:
-            column["prompt_length"] = ruler.prompt_length(row.messages)
-        except RefusedConversation:
+        prompt_length = next(prompt_lengths)
+        if prompt_length is None:
             column["reason"] = _place(faults, _named("refused"))
             continue
+        column["prompt_length"] = prompt_length
         column["reason"] = _place(faults, _too_long(column, ruler))
         _describe(column, row, ruler)
         line = as_line(row)

@@ -14,7 +14,9 @@ from alignflow.data.encoding import (
     UnsupportedTemplate,
     control_tokens_in,
     encode_prompt,
+    encode_prompts,
     encode_response,
+    encode_responses,
     end_of_turn,
     template_notes,
 )
@@ -139,6 +141,15 @@ def test_prompt_and_answer_are_how_the_whole_conversation_begins(tokenizer: Any,
     assert whole == found + "\n"
 
 
+@settings(max_examples=150, deadline=None)
+@given(drawn=st.data())
+def test_many_at_once_are_encoded_as_each_alone(tokenizer: Any, drawn: st.DataObject):
+    texts = [of(tokenizer, drawn, TEXTS) for _ in range(drawn.draw(st.integers(0, 5)))]
+    talks = [[*TALK[: drawn.draw(st.sampled_from([0, 1, 3]))], *user(text)] for text in texts]
+    assert encode_prompts(tokenizer, talks) == [encode_prompt(tokenizer, talk) for talk in talks]
+    assert encode_responses(tokenizer, texts) == [encode_response(tokenizer, text) for text in texts]
+
+
 def test_the_ids_of_prompt_and_answer_are_those_of_the_whole_conversation(tokenizer: Any):
     whole = tokenizer.apply_chat_template([*TALK, {"role": "assistant", "content": "See you."}], return_dict=True)
     apart = [*encode_prompt(tokenizer, TALK), *encode_response(tokenizer, "See you.")]
@@ -260,6 +271,37 @@ def test_a_conversation_that_the_template_refuses_is_told_with_its_roles(letters
     tokenizer = opened(letters, INSTRUCT)
     with pytest.raises(RefusedConversation, match="refuses a conversation of user, tool: Only user and assistant"):
         encode_prompt(tokenizer, [*user("Hi"), {"role": "tool", "content": "4"}])
+
+
+def test_a_conversation_that_the_template_refuses_keeps_its_place_among_others(letters: Path):
+    tokenizer = opened(letters, INSTRUCT)
+    talks = [user(f"a{END}"), [*user("Hi"), Message(role="tool", content="4")], user("b")]
+    first, refused, last = encode_prompts(tokenizer, talks)
+    assert isinstance(refused, RefusedConversation)
+    assert "user, tool" in str(refused)
+    assert (first, last) == (encode_prompt(tokenizer, talks[0]), encode_prompt(tokenizer, talks[2]))
+
+
+def test_a_tokenizer_that_was_saved_to_shorten_and_to_fill_up_does_neither(letters: Path, tmp_path: Path):
+    tokenizer = opened(letters)
+    talks = [user("a much longer question"), user("b")]
+    expected = [encode_prompt(tokenizer, talk) for talk in talks]
+    core = tokenizer.backend_tokenizer
+    core.enable_truncation(3)
+    core.enable_padding(length=500)
+    tokenizer.save_pretrained(tmp_path)
+    assert encode_prompts(opened(tmp_path), talks) == expected
+
+
+def test_a_tokenizer_without_a_fast_core_encodes_too():
+    """ByT5 has a token a byte, 3 above its value, and 1 as end."""
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
+    letters = tuple(ord(c) + 3 for c in "a</s>b")
+    assert encode_prompts(tokenizer, [user("a</s>b"), user("b")]) == [(*letters, 1), (ord("b") + 3, 1)]
+    assert encode_responses(tokenizer, ["a</s>b"]) == [(*letters, 1)]
 
 
 @pytest.mark.parametrize(("before", "asking"), [("<think>\n\n</think>\n\n", ""), ("", "<think>\n")])

@@ -201,7 +201,8 @@ def tokenizer(tiny: Path) -> Any:
 
 def test_lengths_are_those_of_the_encoded_texts(tokenizer: Any):
     ruler = Ruler(tokenizer, 99, 99, seed=1)
-    assert ruler.prompt_length(turn("hi")) == len(encode_prompt(tokenizer, turn("hi")))
+    talks = [turn("hi"), turn(f"a{EOS}b", "yes", "so?")]
+    assert ruler.prompt_lengths(talks) == [len(encode_prompt(tokenizer, talk)) for talk in talks]
     texts = ["yes", f"a{EOS}b", "maybe so"]
     assert ruler.response_lengths(texts) == [len(encode_response(tokenizer, text)) for text in texts]
 
