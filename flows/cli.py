@@ -172,6 +172,8 @@ def check(
     revision: Annotated[str | None, typer.Option(help="Of a data set of the Hub.")] = None,
 ) -> None:
     """Say what a file of preferences is, what would be dropped from it and why; exit status 1 if it cannot be used."""
+    if not file.strip():
+        raise UserError("name a file, a folder, or owner/name of a data set of the Hub")
     asked = Path(file).resolve() if Path(file).exists() else Path(file)
     root = _project()
     name = str(asked.relative_to(root) if asked.is_relative_to(root) else asked)
@@ -191,7 +193,8 @@ def check(
         found = look(chosen)
     console = Console()
     console.print(view(found))
-    console.print(command(name, found, chosen), style="dim", soft_wrap=True, highlight=False)
+    if taken := command(name, found, chosen, settings):
+        console.print(f"to take it over: {taken}", style="dim", soft_wrap=True, highlight=False, markup=False)
     if found.problems:
         raise typer.Exit(1)
 

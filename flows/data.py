@@ -1,6 +1,9 @@
 """Show in a terminal what data is and whether it can be used."""
 
+import json
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -8,7 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from alignflow.data.gate import REASONS
+from tasks import preparing
 from tasks.data_check import FIRST, Checked
+
+CONTENTS = {"pairs": "pairs", "demonstrations": "chosen answers alone", "prompts_only": "without a judged answer"}
+"""What a row may hold, by its key in the report."""
+
+LIMITS = {"max_prompt_length": ("prompt",), "max_response_length": ("chosen", "rejected")}
+"""Keys of the section ``data``, and the texts whose lengths they limit."""
 
 if TYPE_CHECKING:
     from tasks.params import Data
@@ -19,16 +29,17 @@ def view(checked: Checked) -> RenderableType:
     report, statistics = checked.report, checked.report["statistics"]
     seen = "" if checked.whole else f" (the first {FIRST}; the stage looks at all)"
     facts = Table(box=None, pad_edge=False, show_header=False)
-    facts.add_row("form", checked.form)
+    for path, form in checked.forms.items():
+        facts.add_row("form", Text(f"{path}: {preparing.form_in_words(form)}"))
     facts.add_row("rows", f"{report['rows']}{seen}: {report['used']} used, {report['dropped']} dropped")
     if report["unused"]:
         facts.add_row("", f"{report['unused']} bad answers have no good one beside them and are not used")
     for side, contents in report["sides"].items():
         facts.add_row(side, ", ".join(_contents(contents)))
-    facts.add_row("turns", _counts(statistics["turns"]))
+    facts.add_row("user turns", _counts(statistics["turns"]))
     facts.add_row("languages", _counts(statistics["languages"]))
     parts: list[RenderableType] = [facts, Text(), _lengths(statistics)]
-    parts += [Text(line) for line in _remarks(statistics)]
+    parts += [Text(line) for line in _remarks(report)]
     if report["findings"] or report["warnings"]:
         parts += [Text(), _faults(report)]
     parts += [Text(), *_verdict(checked)]
@@ -37,9 +48,9 @@ def view(checked: Checked) -> RenderableType:
 
 def _contents(contents: dict[str, int]) -> Iterator[str]:
     yield f"{contents['prompts']} prompts"
-    for what in ("pairs", "demonstrations", "prompts_only"):
+    for what, name in CONTENTS.items():
         if contents[what]:
-            yield f"{contents[what]} {what.replace('_', ' ')}"
+            yield f"{contents[what]} {name}"
 
 
 def _counts(found: dict[str, int]) -> str:
@@ -58,11 +69,18 @@ def _lengths(statistics: dict[str, Any]) -> Table:
     return table
 
 
-def _remarks(statistics: dict[str, Any]) -> Iterator[str]:
+def _remarks(report: dict[str, Any]) -> Iterator[str]:
+    statistics = report["statistics"]
     if bias := statistics["length_bias"]:
         yield (
             f"chosen is shorter in {bias['shorter']:.0%} of the pairs, longer in {bias['longer']:.0%}; chosen minus "
-            f"rejected {bias['difference']:+.1f} (95 %: {bias['low']:+.1f} to {bias['high']:+.1f})"
+            f"rejected: {bias['difference']:+.1f} {statistics['unit']} on average "
+            f"(95 %: {bias['low']:+.1f} to {bias['high']:+.1f})"
+        )
+    elif report["used"]:
+        yield (
+            "no pair of a chosen and a rejected answer: reward models and DPO cannot learn from this; PPO and GRPO can "
+            "with rewards.rules and rewards.reward_model=0 (without chosen answers also sft.enabled=false)"
         )
     if statistics["unit"] == "words":
         yield "no tokenizer yet (`alignflow stage base` brings it): lengths count words, and none was found too long"
@@ -72,7 +90,7 @@ def _faults(report: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("rows", justify="right")
     for name in ("what", "for example row", "what to do"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for finding in report["findings"]:
         rows = Text(", ".join(finding["examples"]))
         table.add_row(str(finding["rows"]), Text(finding["text"]), rows, REASONS[finding["reason"]].advice)
@@ -90,12 +108,43 @@ def _verdict(checked: Checked) -> Iterator[Text]:
         yield Text("prepare would take this data", style="green")
 
 
-def command(name: str, checked: Checked, data: "Data") -> str:
-    """Return the command that takes the data over, with limits that 99 of 100 texts fit in where the present do not."""
-    statistics = checked.report["statistics"]
-    settings = [f"data.path={name}"] + ([f"data.format={data.format}"] if data.format != "auto" else [])
-    for limit, texts in (("max_prompt_length", ("prompt",)), ("max_response_length", ("chosen", "rejected"))):
-        wanted = max((statistics[f"{text}_length"].get("99%", 0.0) for text in texts), default=0.0)
-        if statistics["unit"] == "tokens" and wanted > getattr(data, limit):
-            settings.append(f"data.{limit}={wanted:.0f}")
-    return f"alignflow set {' '.join(settings)}"
+def command(name: str, checked: Checked, chosen: "Data", present: "Data") -> str:
+    """Return the command that makes params.yaml read the data as it was checked, with limits that its texts fit in.
+
+    Empty if the data cannot be used whatever the limits are.
+
+    Args:
+        name: file, folder or data set of the Hub.
+        checked: what was found.
+        chosen: settings that it was checked with.
+        present: settings of params.yaml.
+    """
+    limits = _limits(checked, chosen)
+    if checked.problems and not limits:
+        return ""
+    local = Path(name).exists()
+    settings = [f"data.path={name}"] if local else []
+    sources = [s.model_dump(exclude_none=True) for s in chosen.sources]
+    if not local:  # the same data next year: only a commit names it
+        sources = [{"revision": "COMMIT", **source} for source in sources or [{"path": name, "weight": 1}]]
+    if sources or present.sources:
+        settings.append(f"data.sources={json.dumps(sources)}")
+    if chosen.format != present.format:
+        settings.append(f"data.format={chosen.format}")
+    return shlex.join(["alignflow", "set", *settings, *limits])
+
+
+def _limits(checked: Checked, data: "Data") -> list[str]:
+    """Return the limits that texts do not fit in, raised for 99 of 100 texts, or for all where that drops too many."""
+    report, statistics = checked.report, checked.report["statistics"]
+    if statistics["unit"] != "tokens":
+        return []
+    lengths = {
+        limit: [found for text in texts if (found := statistics[f"{text}_length"])] for limit, texts in LIMITS.items()
+    }
+    short = {limit: found for limit, found in lengths.items() if any(f["max"] > getattr(data, limit) for f in found)}
+    others = sum(f["rows"] for f in report["findings"] if f["reason"] not in ("prompt_too_long", "response_too_long"))
+    expected = others / max(report["rows"], 1) + 0.01 * sum(map(len, short.values()))
+    most = "99%" if expected <= data.max_dropped_fraction else "max"
+    wanted = {limit: max(f[most] for f in found) for limit, found in short.items()}
+    return [f"data.{limit}={value:.0f}" for limit, value in wanted.items() if value > getattr(data, limit)]

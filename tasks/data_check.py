@@ -17,8 +17,8 @@ FIRST = 10_000
 class Checked:
     """Data as the stage ``prepare`` would find it."""
 
-    form: str
-    """Of the first source; a name in alignflow/data/formats.py."""
+    forms: dict[str, str]
+    """Of each source, by its path; a name in alignflow/data/formats.py."""
     report: dict[str, Any]
     """As ``alignflow.data.preparation.report`` gives it."""
     problems: list[str]
@@ -36,18 +36,19 @@ def check(data: Data) -> Checked:
         DataError: the data cannot be read, or is of no known form.
     """
     from alignflow.data import gate, preparation
-    from alignflow.data.formats import form_of, mix
+    from alignflow.data.formats import mix
     from tasks import preparing
 
     sources = preparing.sources_of(data)
-    form = data.format if data.format != "auto" else form_of(sources[0]) or "unknown"
+    forms = preparing.forms_of(data, sources)
     rows = mix(sources, seed=data.seed, form=data.format, pairs=data.pairs)
     ruler = preparing.ruler_of(data, _tokenizer())
     with tempfile.TemporaryDirectory() as folder:
         plan = preparing.plan_of(data)
         found = preparation.prepare(islice(rows, FIRST), ruler, plan, Path(folder), workers=1)
         problems = gate.exceeded(found.total, found.findings(), preparing.limits_of(data))
-        return Checked(form, preparation.report(found), problems, _ended(rows))
+        report = preparation.report(found)
+        return Checked(forms, report, [*problems, *preparing.empty_sides(report, data)], _ended(rows))
 
 
 def _ended(rows: Iterator[object]) -> bool:

@@ -90,7 +90,7 @@ def _data() -> tuple[bool, str]:
     found = check(data)
     seen = "" if found.whole else f" of the first {FIRST}"
     said = "; ".join(found.problems) or summary(found.report)
-    return not found.problems, f"{data.path} ({found.form}){seen}: {said}"
+    return not found.problems, f"{data.path} ({', '.join(dict.fromkeys(found.forms.values()))}){seen}: {said}"
 
 
 def _tracking() -> tuple[bool, str]:

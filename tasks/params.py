@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
@@ -590,7 +590,10 @@ def _explain(error: Any, path: Path) -> str:
         parents, leaf = error["loc"][:-1], error["loc"][-1]
         model: Any = Params
         for part in parents:
-            model = model.model_fields[part].annotation if hasattr(model, "model_fields") else None
+            if isinstance(part, int):  # place in a list of sections
+                model = next(iter(get_args(model)), None)
+            else:
+                model = model.model_fields[part].annotation if hasattr(model, "model_fields") else None
         known = list(model.model_fields) if hasattr(model, "model_fields") else []
         section = "".join(f"{part}." for part in parents)
         return f"{path}: unknown key {key}{_suggest(str(leaf), known, section)}"

@@ -16,6 +16,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     """Write ``train.jsonl``, ``judge.jsonl`` and ``eval.jsonl`` with ``report.json`` and ``report.html``."""
     from alignflow.data import gate, preparation, statistics
     from alignflow.data.formats import mix
+    from alignflow.data.rows import DataError
     from alignflow.data.split import Side
     from alignflow.models.base import load_identity
     from alignflow.models.load import load_tokenizer
@@ -24,6 +25,9 @@ def work(stage: Stage) -> Mapping[str, float]:
     data = stage.params.data
     sources = preparing.sources_of(data)
     limits = preparing.limits_of(data)
+    forms = preparing.forms_of(data, sources)
+    for path, form in forms.items():
+        stage.say(f"{path}: read as {preparing.form_in_words(form)}")
     ruler = preparing.ruler_of(data, load_tokenizer(load_identity(IDENTITY)))
     PREPARED.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=PREPARED.parent) as folder:
@@ -32,10 +36,12 @@ def work(stage: Stage) -> Mapping[str, float]:
         gate.check(data.path, found.total, found.findings(), limits)
         report = {
             "data": list(preparing.digests(sources)),
+            "forms": [{"name": path, "form": preparing.form_in_words(form)} for path, form in forms.items()],
             **preparation.report(found),
             "limits": {"max_dropped_fraction": limits.overall, "max_fraction": dict(limits.by_reason)},
         }
-        _check_sides(report["sides"], stage.params.data.eval_fraction, data.path)
+        if empty := preparing.empty_sides(report, data):
+            raise DataError(f"{data.path}: {'; '.join(empty)}")
         shutil.rmtree(PREPARED, ignore_errors=True)  # only now: a gate that stops loses nothing
         for side in Side:
             _write(PREPARED / f"{side.name.lower()}.jsonl", found.lines(side))
@@ -46,16 +52,6 @@ def work(stage: Stage) -> Mapping[str, float]:
     for finding in [*report["findings"], *report["warnings"]]:
         stage.say(f"{finding['rows']:7d}  {finding['text']} (rows {', '.join(finding['examples'])})")
     return {**_counts(report), **statistics.flat(report["statistics"])}
-
-
-class NothingLeft(ValueError):
-    """A setting leaves nothing to work with."""
-
-
-def _check_sides(sides: Mapping[str, Mapping[str, int]], eval_fraction: float, name: str) -> None:
-    for side in ("train", "eval"):
-        if not sides[side]["rows"]:
-            raise NothingLeft(f"{name}: no prompt is left for {side}; change data.eval_fraction ({eval_fraction})")
 
 
 def _write(path: Path, lines: Iterable[bytes]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from alignflow.data.formats import FORMS, form_of
 from alignflow.data.gate import Limits
 from alignflow.data.preparation import Plan
 from alignflow.data.sources import Source
@@ -14,6 +15,8 @@ from tasks.params import Data
 Item = TypeVar("Item")
 
 SAY_SECONDS = 10.0  # between two lines of progress
+UNKNOWN = "unknown"
+"""The form of a source of which no row can be read."""
 
 
 def sources_of(data: Data) -> list[Source]:
@@ -21,6 +24,21 @@ def sources_of(data: Data) -> list[Source]:
     if not data.sources:
         return [Source(data.path)]
     return [Source(s.path, s.subset, s.revision, s.split, s.weight) for s in data.sources]
+
+
+def forms_of(data: Data, sources: Iterable[Source]) -> dict[str, str]:
+    """Return the form of each source by its path: the one that is forced, or the one that its rows tell.
+
+    Raises:
+        DataError: a source cannot be read or is of no known form.
+    """
+    told = {s.path: data.format if data.format != "auto" else form_of(s) for s in sources}
+    return {path: form or UNKNOWN for path, form in told.items()}
+
+
+def form_in_words(form: str) -> str:
+    """Return a form's name and what its rows hold."""
+    return f"{form} ({FORMS[form].keys})" if form in FORMS else f"{form} (no row can be read)"
 
 
 def plan_of(data: Data) -> Plan:
@@ -56,6 +74,18 @@ def summary(report: dict[str, Any]) -> str:
     if report["unused"]:
         parts.append(f"{report['unused']} bad answers without a good one")
     return f"{report['rows']} rows: {', '.join(parts)}"
+
+
+def empty_sides(report: dict[str, Any], data: Data) -> list[str]:
+    """Return which sides without which nothing can be trained or tested got no prompt, each as a sentence."""
+    if not report["used"]:
+        return []  # whatever took all rows is the thing to say
+    return [
+        f"no prompt is left {purpose}; change data.eval_fraction ({data.eval_fraction}) or add prompts "
+        "(conversations whose first messages are alike are all on one side)"
+        for side, purpose in (("train", "to train on"), ("eval", "to evaluate on"))
+        if not report["sides"][side]["rows"]
+    ]
 
 
 def digests(sources: Iterable[Source]) -> Iterator[dict[str, str]]:

@@ -211,7 +211,19 @@ def sha256(path: Path) -> str:
 def _check_inputs(inputs: Sequence[str]) -> None:
     for path in inputs:
         if not Path(path).exists():
-            raise FileNotFoundError(f"{path} is missing; run the stage that makes it, e.g. with `dvc repro`")
+            made = path.startswith((*MADE, PREPARED.as_posix()))
+            advice = (
+                "run the stage that makes it, e.g. with `dvc repro`" if made else f"params.yaml names it{_hub(path)}"
+            )
+            raise FileNotFoundError(f"{path} is missing; {advice}")
+
+
+def _hub(path: str) -> str:
+    """Return how to name a data set of the Hub, should a path be meant as one."""
+    if path.count("/") != 1 or Path(path).suffix:
+        return ""
+    source = f"{{path: {path}, revision: COMMIT, split: train, weight: 1}}"
+    return f"; a data set of the Hugging Face Hub goes into data.sources: [{source}]"
 
 
 def _datasets(inputs: Sequence[str]) -> list[dict[str, str]]:

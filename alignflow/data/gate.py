@@ -22,8 +22,11 @@ class Reason(NamedTuple):
 
 
 REASONS = {
-    "broken": Reason("cannot be parsed", "repair or delete these rows"),
-    "wrong_type": Reason("a field is missing or of a wrong type", "repair these rows, or name the form (data.format)"),
+    "broken": Reason("cannot be parsed", "repair or delete these rows; text has to be UTF-8"),
+    "wrong_type": Reason(
+        "a field is missing or of a wrong type",
+        "repair these rows, or name their form (data.format); files of several forms go into data.sources",
+    ),
     "empty": Reason("empty text", "fill in or delete these rows"),
     "role_order": Reason("chat turns out of order", "let user and assistant take turns, and end with the user's"),
     "refused": Reason("the chat template refuses its turns", "take another base.chat_template, e.g. plain"),
@@ -32,7 +35,7 @@ REASONS = {
     "response_too_long": Reason("response does not fit", "raise data.max_response_length as far as the model goes"),
     "contradictory": Reason("the same answers judged both ways", "delete the judgements that are wrong"),
     "duplicate": Reason("repeated row", "delete the copies"),
-    "both_sides": Reason("prompt on both sides of the split", "delete one spelling of the prompt"),
+    "both_sides": Reason("same words as a prompt of the evaluation side", "delete one of the two spellings"),
     "near_duplicate": Reason(
         "almost a prompt of the evaluation side",
         "delete one of the two, or raise data.near_duplicate_threshold if they are not alike",

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -281,6 +281,11 @@ def _languages(seen: Survey, rows: NDArray[np.intp]) -> dict[str, int]:
 
 
 def _name(seen: Survey, row: int) -> str:
-    """Return a row's number; with several sources, after its source."""
+    """Return a row's number; with several sources, after its source, by its last name if no other has it."""
     number = str(seen.columns["number"][row])
-    return number if len(seen.sources) == 1 else f"{seen.sources[seen.columns['source'][row]]}:{number}"
+    if len(seen.sources) == 1:
+        return number
+    source = seen.sources[seen.columns["source"][row]]
+    last = PurePath(source).name
+    alone = sum(PurePath(other).name == last for other in seen.sources) == 1
+    return f"{last if alone else source}:{number}"

@@ -36,6 +36,8 @@ BINARY_ENDINGS = (".parquet", ".arrow")
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files of a folder that describe its data and hold none."""
 
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
 SNIFF = 1 << 20  # bytes looked at to tell one container from another
 CHUNK = 1 << 16  # characters of a JSON document read at a time
 BATCH = 1024  # rows of a Parquet or Arrow file held at a time
@@ -146,6 +148,8 @@ def _file(path: Path) -> Iterator[Record | Fault]:
     try:
         with _open(path) as stream:
             head = stream.read(SNIFF)
+        if head.startswith(UTF16) and not head.startswith(ARROW_STREAM):
+            raise DataError(f"{path}: written as UTF-16; save it as UTF-8")
         if head.startswith(PARQUET) or ending == ".parquet":
             yield from _parquet(path)
         elif head.startswith((ARROW_FILE, ARROW_STREAM)) or ending == ".arrow":

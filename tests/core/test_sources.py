@@ -382,3 +382,11 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path):
         count, grown = map(int, run.stdout.split())
         assert count == 24_000
         assert grown < 12, name
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_file_of_utf_16_is_named_as_such(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.write_text("prompt,chosen,rejected\na,b,c\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"rows\..*UTF-16; save it as UTF-8"):
+        list(records(Source(str(path))))

@@ -159,7 +159,8 @@ def test_a_check_of_data_shows_form_rows_faults_and_the_command_that_takes_it(cl
 def test_a_check_finds_the_file_from_any_folder_of_the_project(cloned):
     folder = cloned.root / "deep"
     folder.mkdir()
-    (folder / "mine.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    rows = [{"prompt": f"what is {i}?", "chosen": "b", "rejected": "c"} for i in range(60)]
+    (folder / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     command = [sys.executable, "-m", "flows.cli", "data", "check", "mine.jsonl"]
     done = subprocess.run(command, cwd=folder, env=cloned.env, capture_output=True, text=True, check=False)
     assert "data.path=deep/mine.jsonl" in done.stdout, done.stderr

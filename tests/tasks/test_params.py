@@ -130,6 +130,11 @@ def test_no_number_has_a_default():
             r"data: .*a\.jsonl does not lie in data\.path",
         ),
         (r"  sources: \[\]", "  sources: [{path: org/name, revision: abc}]", r"missing key data\.sources\.0\.weight"),
+        (
+            r"  sources: \[\]",
+            "  sources: [{path: data/preferences.jsonl, weight: 1, splits: train}]",
+            r"unknown key data\.sources\.0\.splits; did you mean data\.sources\.0\.split\?",
+        ),
         (r"  sources: \[\]", "  sources: [{path: data/preferences.jsonl, weight: 0}]", r"weight: .*greater than 0"),
     ],
 )

@@ -149,8 +149,9 @@ def test_a_gate_that_stops_loses_nothing(place: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.path=data/none.jsonl", "data/none.jsonl is missing"),
-        ("data.eval_fraction=0.0001", "no prompt is left for eval; change data.eval_fraction"),
+        ("data.path=data/none.jsonl", "data/none.jsonl is missing; params.yaml names it$"),
+        ("data.path=owner/name", r"owner/name is missing; .* goes into data.sources: \[{path: owner/name, revision"),
+        ("data.eval_fraction=0.0001", "no prompt is left to evaluate on; change data.eval_fraction"),
         ("data.format=ranked", "no usable row|none of 40 rows can be used"),
     ],
 )
@@ -295,7 +296,7 @@ def test_real_data_is_counted_to_the_last_row(place: Path, name: str):
         for s in ("train", "judge", "eval")
     ]
     assert sum(map(len, openings)) == len(set().union(*openings))
-    assert check(params.load(Path("params.yaml")).data).form == form
+    assert list(check(params.load(Path("params.yaml")).data).forms.values()) == [form]
 
 
 def test_a_check_works_without_a_base_model_and_says_what_it_measured(place: Path):
@@ -306,7 +307,30 @@ def test_a_check_works_without_a_base_model_and_says_what_it_measured(place: Pat
     assert time.monotonic() - began < 20
     assert found.report["statistics"]["unit"] == "words"
     assert found.report["dropped"] == 0
-    assert (found.form, found.problems, found.whole) == ("preference", [], True)
+    assert (found.forms, found.problems, found.whole) == ({"data/preferences.jsonl": "preference"}, [], True)
+
+
+def test_a_check_finds_a_side_that_is_left_without_prompts_as_the_stage_does(
+    place: Path, capsys: pytest.CaptureFixture[str]
+):
+    hello = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]
+    chats = [{**row, "prompt": [*hello, {"role": "user", "content": row["prompt"]}]} for row in GOOD]
+    write(chats)
+    found = check(params.load(Path("params.yaml")).data)
+    assert [problem.partition(";")[0].rpartition(" to ")[0] for problem in found.problems] == ["no prompt is left"]
+    assert "first messages are alike" in found.problems[0]
+    assert found.problems[0] in stopped(capsys)
+
+
+def test_the_report_says_as_what_each_source_was_read(place: Path):
+    write(GOOD[:20], "data/mix/a.jsonl")
+    write([{"question": row["prompt"], "answer": 3} for row in GOOD[20:]], "data/mix/b.jsonl")
+    sources = [{"path": f"data/mix/{name}.jsonl", "weight": 1} for name in "ab"]
+    params.override(Path("params.yaml"), ["data.path=data/mix", f"data.sources={json.dumps(sources)}"])
+    stage("prepare")
+    forms = [(form["name"], form["form"].partition(" ")[0]) for form in report()["forms"]]
+    assert forms == [("data/mix/a.jsonl", "preference"), ("data/mix/b.jsonl", "prompt_answer")]
+    assert "prompt_answer (prompt (or question), answer)" in Path("data/prepared/report.html").read_text()
 
 
 def test_a_check_of_a_huge_file_looks_at_its_first_rows(place: Path, monkeypatch: pytest.MonkeyPatch):
