@@ -28,7 +28,6 @@ app = typer.Typer(
 )
 
 data = typer.Typer(help="Look at preference data.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data, name="data")
 
 PARAMS = Path("params.yaml")
 SCENARIOS = Path("scenarios")
@@ -234,6 +233,7 @@ def prune(
 
 def main() -> None:
     """Run the command; an error that the user can mend is one message and exit status 1."""
+    app.add_typer(data, name="data")
     try:
         app()
     except UserError as error:

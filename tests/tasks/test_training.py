@@ -131,7 +131,7 @@ def test_rules_that_apply_to_no_row_of_the_data_are_refused_before_anything_is_s
     rows = [{"prompt": "p", "chosen": "c", "answer": None}, {"prompt": "q", "chosen": "d", "answer": "Rome"}]
     rewarding.check_sources(rules_alone({"right_abstain_wrong": RULE}), rows)
     rewarding.check_sources(rules_alone({"right_abstain_wrong": RULE, "brevity": {"weight": 1.0}}), rows[:1])
-    with pytest.raises(rewarding.RewardError, match=r"right_abstain_wrong.* any of 1 training rows.*answer"):
+    with pytest.raises(rewarding.RewardError, match=r"right_abstain_wrong.* any of 1 rows.*answer"):
         rewarding.check_sources(rules_alone({"right_abstain_wrong": RULE}), rows[:1])
 
 
