@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from alignflow.algorithms.reward_model import RewardBatch, RewardModelConfig, count, cut_rejected, reward_loss, step
+from alignflow.algorithms.reward_model import (
+    RewardBatch,
+    RewardModelConfig,
+    StatesBatch,
+    count,
+    cut_rejected,
+    head_step,
+    reward_loss,
+    step,
+)
 from alignflow.types import Pair
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
@@ -93,4 +102,22 @@ def test_metrics_list_all_scores_call_a_tie_wrong_and_keep_no_graph():
     close(output.metrics["rewards/accuracy"], [1.0, 0.0], EXACT)
     close(output.metrics["score/mean"], [3.0, 2.0, 1.0, 2.0], EXACT)
     assert output.losses.requires_grad
+    plain_numbers(output.metrics)
+
+
+def test_a_head_step_scores_the_states_and_leaves_them_alone():
+    """Head (2, −1): states (3, 1) and (0, 2) score 5 and −2, (1, 1) twice scores 1; margin 4 at coefficient 1/2."""
+    head = torch.nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[2.0, -1.0]]))
+    chosen = torch.tensor([[3.0, 1.0], [1.0, 1.0]], requires_grad=True)
+    batch = StatesBatch(chosen, torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.tensor([4.0, 0.0]))
+    output = head_step(head, batch, RewardModelConfig(0.1, 0.5))
+    close(output.losses, [math.log1p(math.exp(-5)) + 0.9, math.log(2) + 0.4])
+    close(output.metrics["score/mean"], [5.0, 1.0, -2.0, 1.0], EXACT)
+    close(output.metrics["rewards/accuracy"], [1.0, 0.0], EXACT)
+    assert output.mask.all()
+    assert count(batch) == 2
+    output.losses.sum().backward()
+    assert head.weight.grad is not None
     plain_numbers(output.metrics)
