@@ -149,8 +149,6 @@ def _wilson(hits: int, n: int) -> tuple[float, float]:
 
 class Trained(NamedTuple):
     steps: int
-    loss: float
-    """Mean of the last quarter of the steps."""
     seconds: float
 
 
@@ -162,7 +160,6 @@ def _train(
     count: Callable[[Any], float],
     config: OptimisationConfig,
 ) -> Trained:
-    losses: list[float] = []
     began = time.monotonic()
     offline.train(
         batches,
@@ -171,10 +168,10 @@ def _train(
         lambda batch: tokens_of(batch.sequences),
         MasterAdamW([(models.parameters(role), config.learning_rate)], config.weight_decay),
         config,
-        log=lambda _, metrics: losses.append(metrics["loss"]),
+        log=lambda *_: None,
         keep=lambda _, state: None,
     )
-    return Trained(len(losses), fmean(losses[-len(losses) // 4 :]), time.monotonic() - began)
+    return Trained(config.steps, time.monotonic() - began)
 
 
 def _report(
@@ -188,7 +185,7 @@ def _report(
     low, high = _wilson(hits, n)
     how = "each part judged by a head fitted on the others"
     if trained is not None:
-        how = f"trained on {len(sides.train)} pairs, {trained.steps} steps, loss {trained.loss:.3f}, {trained.seconds:.0f} s"
+        how = f"trained on {len(sides.train)} pairs, {trained.steps} steps in {trained.seconds:.0f} s"
     shorter = fmean(len(pair.chosen) < len(pair.rejected) for pair in sides.unseen)  # what length alone would give
     print(  # noqa: T201
         f"\n{what}: unseen {n} pairs, accuracy {hits / n:.3f} ({low:.3f} to {high:.3f}), the shorter answer "
