@@ -92,16 +92,17 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         for part in _parts(len(targets), ctx.chunk):
             logits = _logits(hidden[part], weight, ctx.bias, ctx.scale, ctx.softcap)
-            # ∂ log p_y / ∂ logit_v = [v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v·(log p_v + H)
+            bend = 1 - (logits / (ctx.scale * ctx.softcap)).square() if ctx.softcap else None  # c·tanh(x/c), derived
+            # ∂ log p_y / ∂ logit_v = [v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v·(log p_v + H); the logits' memory is
+            # used again, which is most of what this costs beside the products
+            logp = logits.sub_(normalizers[part, None])
             share = pull[part, None]
             if grad_entropies is not None:
-                surprise = logits - normalizers[part, None] + entropies[part, None]
-                share = share + surprise * grad_entropies[part, None]
-            grad = torch.exp(logits - normalizers[part, None]).mul_(-share)
-            grad.scatter_add_(1, targets[part, None], pull[part, None])
-            grad *= ctx.scale
-            if ctx.softcap:  # d(c·tanh(x/c))/dx = 1 − tanh²(x/c)
-                grad *= 1 - (logits / (ctx.scale * ctx.softcap)).square()
+                share = share + (logp + entropies[part, None]) * grad_entropies[part, None]
+            grad = logp.exp_().mul_(share * -ctx.scale)
+            grad.scatter_add_(1, targets[part, None], pull[part, None] * ctx.scale)
+            if bend is not None:
+                grad *= bend
             grad_hidden[part] = grad.to(weight.dtype) @ weight
         return grad_hidden, None, None, None, None, None, None, None
 
@@ -114,7 +115,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, s
     logits = F.linear(hidden, weight, bias).float()
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
-    return logits * scale
+    return logits.mul_(scale)
 
 
 def token_logprobs(
@@ -125,7 +126,7 @@ def token_logprobs(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float = 0.0,
-    chunk: int = 256,
+    chunk: int = 128,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return log π(target) at each position, and the entropy of π there (zeros unless asked for).

@@ -47,9 +47,22 @@ class Sequences:
             self.response_mask.to(device),  # type: ignore[call-overload]
         )
 
+    def token_rows(self) -> list[list[int]]:
+        """Return each row's real tokens, without padding."""
+        return _picked(self.input_ids, self.attention_mask)
+
+    def prompts(self) -> list[list[int]]:
+        """Return each row's real tokens before its response; the whole row where no response counts."""
+        before = self.response_mask.long().cumsum(1) == 0
+        return _picked(self.input_ids, self.attention_mask & before)
+
     def counting(self, rows: Tensor) -> "Sequences":
         """Return the same records where only the responses of some rows count. (B,) bool"""
         return Sequences(self.input_ids, self.attention_mask, self.response_mask & rows[:, None])
+
+
+def _picked(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[real].tolist() for row, real in zip(ids.cpu(), mask.cpu(), strict=True)]
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ class Optimisation(Section):
     weight_decay: NonNegative
     max_grad_norm: Positive
     micro_batch_tokens: Annotated[int, Field(ge=16)]
-    """Padded tokens a forward pass may hold; changes memory and speed, not the gradient."""
+    """Tokens that a forward pass computes at most, shared prompts once; changes memory and speed, not the gradient."""
     seed: Seed
 
 

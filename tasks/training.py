@@ -44,7 +44,13 @@ def open_models(params: Params) -> SharedBase:
     base = load_base(identity, quantization=params.base.quantization, dtype=params.base.dtype)
     targets = params.lora.target_modules
     shape = AdapterShape(params.lora.rank, params.lora.alpha, targets if isinstance(targets, str) else tuple(targets))
-    return SharedBase(base, shape)
+    models = SharedBase(base, shape)
+    if not models.shares_prefixes:
+        print(
+            f"{identity.model} mixes tokens in its own way: rows are padded, and prompts computed once a row",
+            flush=True,
+        )
+    return models
 
 
 def read_prepared(side: str) -> list[dict[str, Any]]:
@@ -138,7 +144,7 @@ def pair_batches(
     pairs: Sequence[Pair], config: OptimisationConfig, step: int, device: torch.device
 ) -> list[tuple[list[int], Sequences]]:
     """Return the micro-batches of an optimiser step on the models' device, each with the indices of its pairs."""
-    lengths = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in pairs]
+    lengths = [len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs]  # the prompt is computed once
     groups = micro_batches(lengths, rows_of_step(len(pairs), config, step), config.micro_batch_tokens)
     return [(rows, collate_pairs([pairs[i] for i in rows]).to(device)) for rows in groups]
 

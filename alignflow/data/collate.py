@@ -45,22 +45,36 @@ def sequence_lengths(batch: Sequences) -> list[int]:
     return lengths
 
 
-def micro_batches(lengths: Sequence[int], rows: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut rows, sorted by length, into groups whose padded size stays within a budget of tokens.
+def micro_batches(
+    lengths: Sequence[int], rows: Sequence[int], budget: int, prompts: Sequence[Sequence[int]] | None = None
+) -> list[list[int]]:
+    """Cut rows, those of one prompt side by side and long ones first, into groups within a budget of tokens.
 
-    A row longer than the budget makes a group of its own.
+    Tokens are counted as they are computed: without padding, and a prompt once for all its rows in a group. A row
+    longer than the budget makes a group of its own.
 
     Args:
-        lengths: real tokens of every row of the data.
+        lengths: real tokens of every row of the data, prompt included.
         rows: indices into ``lengths`` that make the optimiser batch.
-        budget: most padded tokens of a group.
+        budget: most tokens of a group.
+        prompts: tokens of every row's prompt; without them no row shares any.
     """
+    of = [None if prompts is None else tuple(prompts[row]) for row in range(len(lengths))]
+    order = sorted(rows, key=lambda row: (-lengths[row], row))
+    if prompts is not None:
+        first = {of[row]: place for place, row in reversed(list(enumerate(order)))}
+        order.sort(key=lambda row: first[of[row]])
     groups: list[list[int]] = []
-    for row in sorted(rows, key=lambda r: (-lengths[r], r)):
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= budget:
+    used = 0
+    for row in order:
+        prompt = of[row]
+        shared = len(prompt) if prompt is not None and groups and of[groups[-1][-1]] == prompt else 0
+        if groups and used + lengths[row] - shared <= budget:
             groups[-1].append(row)
+            used += lengths[row] - shared
         else:
             groups.append([row])
+            used = lengths[row]
     return groups
 
 
@@ -86,7 +100,7 @@ def by_rows(
     Args:
         forward: returns one row for each row of its batch: (b,) or (b, s-1).
         sequences: all rows. B
-        budget: most padded tokens of a micro-batch.
+        budget: most tokens of a micro-batch.
         columns: width of the result, e.g. S-1 with zeros past a row's end; None for one number a row.
 
     Returns:
@@ -96,7 +110,7 @@ def by_rows(
     shape = (size,) if columns is None else (size, columns)
     result = torch.zeros(shape, device=sequences.input_ids.device)
     with torch.no_grad():
-        for rows in micro_batches(sequence_lengths(sequences), range(size), budget):
+        for rows in micro_batches(sequence_lengths(sequences), range(size), budget, sequences.prompts()):
             part = forward(take_rows(sequences, rows)).to(result.device)
             if columns is None:
                 result[rows] = part

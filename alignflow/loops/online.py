@@ -94,10 +94,10 @@ def train(
         means = Means()
         means.add(prepared)
         factor = learning_rate_factor(k, config.steps, config.warmup_fraction)
-        lengths = sequence_lengths(batch.sequences)
+        lengths, prompts = sequence_lengths(batch.sequences), batch.sequences.prompts()
         updates = 0
         for rows in _minibatches(batch.sequences, epochs, minibatches, seed=(config.seed, k)):
-            parts = micro_batches(lengths, rows, config.micro_batch_tokens)
+            parts = micro_batches(lengths, rows, config.micro_batch_tokens, prompts)
             part_means = Means()
             try:
                 metrics = update(

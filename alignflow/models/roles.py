@@ -15,9 +15,11 @@ from torch.nn import Parameter
 
 from alignflow.models import adapters
 from alignflow.models.adapters import AdapterShape
+from alignflow.models.attention import at_rows, attend_over_trees, shares_prefixes, tree_states
 from alignflow.models.heads import last_response_index, scalar_head
 from alignflow.models.load import LoadedBase, check_length, decoder_of, learned_positions, position_ids, softcap_of
 from alignflow.ops import token_logprobs
+from alignflow.prefix_tree import prefix_tree
 from alignflow.types import Sequences
 
 BASE = "base"
@@ -32,6 +34,9 @@ class SharedBase:
         self.shape = shape
         self.heads: dict[str, nn.Linear] = {}
         self._longest = learned_positions(base.model)
+        attend_over_trees(base.model)
+        self.shares_prefixes = shares_prefixes(base.model, decoder_of(base.model))
+        """Whether rows are computed as a tree of their prefixes; else they are padded."""
         self._peft: Any = None
         self._layers: list[Any] = []
         self._trained: set[str] = set()
@@ -146,8 +151,12 @@ class SharedBase:
         positions = position_ids(batch.attention_mask)
         if self._longest is not None:  # the question waits for the device
             check_length(int(positions.max()) + 1, self._longest)
+        decoder = decoder_of(self.base.model)
         with self.role(role):
-            states: Tensor = decoder_of(self.base.model)(
+            if self.shares_prefixes:
+                tree = prefix_tree(batch.token_rows(), self.base.device)
+                return at_rows(tree_states(decoder, tree), tree.rows.gather(1, positions))
+            states: Tensor = decoder(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask.long(),
                 position_ids=positions,

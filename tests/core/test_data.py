@@ -52,7 +52,17 @@ def test_micro_batches_hold_every_row_once_within_the_budget(lengths: list[int],
     groups = micro_batches(lengths, chosen, budget)
     assert sorted(row for group in groups for row in group) == chosen
     for group in groups:
-        assert len(group) == 1 or max(lengths[row] for row in group) * len(group) <= budget
+        assert len(group) == 1 or sum(lengths[row] for row in group) <= budget
+
+
+def test_rows_of_one_prompt_lie_side_by_side_and_pay_for_it_once():
+    """Two prompts of 10 and 4 tokens: 10 + 3 + 2 and 4 + 5 + 1 = 25 tokens for four rows of 37."""
+    prompts = [[*range(10)], [*range(4)], [*range(10)], [*range(4)]]
+    lengths = [13, 9, 12, 5]
+    assert micro_batches(lengths, range(4), 25, prompts) == [[0, 2, 1, 3]]
+    assert micro_batches(lengths, range(4), 24, prompts) == [[0, 2, 1], [3]]
+    assert micro_batches(lengths, range(4), 15, prompts) == [[0, 2], [1, 3]]
+    assert micro_batches(lengths, range(4), 25) == [[0, 2], [1, 3]]
 
 
 def test_rows_repeated_in_a_batch_are_kept():

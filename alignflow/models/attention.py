@@ -1,0 +1,118 @@
+"""Teach a library model to attend over a prefix tree: one flat row goes in, and only attention knows of rows.
+
+The model's own kind of attention is wrapped, by the library's registries. Without a tree (sampling, a plain call) the
+wrapped functions are called as they are; with one, queries, keys and values are laid out as rows, and back. On a CPU
+plain causal attention takes ``tree_attention`` instead, which copies nothing and is several times faster there.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignflow.prefix_tree import PrefixTree, prefix_tree, tree_attention
+
+PREFIX = "prefix_tree_"
+_TREE: ContextVar[PrefixTree | None] = ContextVar("tree", default=None)
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """What the layers hand to attention in place of a mask, also when they are computed again for gradients."""
+
+    tree: PrefixTree
+    rows: Tensor | None
+    """The mask of the wrapped attention for rows; None where plain causal attention needs none."""
+
+
+def attend_over_trees(model: Any) -> None:
+    """Let a model's attention understand ``tree_states``; where it does not, the model keeps its own."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    own = model.config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(PREFIX + own, partial(_attention, own=own))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(PREFIX + own, partial(_mask, own=ALL_MASK_ATTENTION_FUNCTIONS[own]))
+    model.set_attn_implementation(PREFIX + own)
+
+
+def tree_states(decoder: Any, tree: PrefixTree) -> Tensor:
+    """Return the last hidden state at each prefix. (N, H)"""
+    with _attending(tree):
+        flat: Tensor = decoder(
+            input_ids=tree.tokens[None],
+            attention_mask=torch.ones_like(tree.tokens)[None],  # else the library looks for sequences by positions
+            position_ids=tree.positions[None],
+            use_cache=False,
+        ).last_hidden_state
+    return flat[0]
+
+
+def at_rows(flat: Tensor, rows: Tensor) -> Tensor:
+    """Return what belongs to each token of rows that say where theirs lies. (N, …), (B, L) -> (B, L, …)"""
+    return flat.index_select(0, rows.flatten()).view(*rows.shape, *flat.shape[1:])
+
+
+@contextmanager
+def _attending(tree: PrefixTree) -> Iterator[None]:
+    token = _TREE.set(tree)
+    try:
+        yield
+    finally:
+        _TREE.reset(token)
+
+
+def _mask(batch_size: int, q_length: int, kv_length: int, *, own: Any, **rest: Any) -> Any:
+    tree = _TREE.get()
+    if tree is None:
+        return own(batch_size, q_length, kv_length, **rest)
+    size, length = tree.rows.shape
+    return _Mask(tree, own(size, length, length, **{**rest, "attention_mask": None}))
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *, own: str, **rest: Any
+) -> tuple[Tensor, Any]:
+    """Attend, by the wrapped attention or over a tree. (1, heads, N, D) -> (1, N, heads, D)"""
+    attend = _wrapped(own, module)
+    if not isinstance(attention_mask, _Mask):
+        found: tuple[Tensor, Any] = attend(module, query, key, value, attention_mask, **rest)
+        return found
+    tree, flat = attention_mask.tree, [x[0].transpose(0, 1).contiguous() for x in (query, key, value)]
+    if query.device.type == "cpu" and own == "sdpa" and attention_mask.rows is None:
+        scale = rest.get("scaling")
+        return tree_attention(tree, *flat, scale=query.shape[-1] ** -0.5 if scale is None else scale)[None], None
+    rows = [at_rows(x, tree.rows).transpose(1, 2) for x in flat]
+    out = attend(module, *rows, attention_mask.rows, **rest)[0]  # (B, L, heads, D)
+    return out.flatten(0, 1).index_select(0, tree.owners)[None], None
+
+
+def _wrapped(own: str, module: Any) -> Any:
+    """Return the attention that a model would call; the eager one lives beside the model's own code."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS.get(own) or sys.modules[type(module).__module__].eager_attention_forward
+
+
+def shares_prefixes(model: Any, decoder: Any) -> bool:
+    """Return whether a model's states over a small tree are those of its rows one by one.
+
+    They are not where a layer mixes tokens in another way than attention, or attends in a way of its own.
+    """
+    device = next(model.parameters()).device
+    rows = [[3, 1, 4, 1, 5], [3, 1, 4, 2], [2, 7]]
+    with torch.no_grad():
+        tree = prefix_tree(rows, device)
+        flat = tree_states(decoder, tree)
+        apart = [
+            decoder(input_ids=torch.tensor([row], device=device), use_cache=False).last_hidden_state[0] for row in rows
+        ]
+    found = torch.cat([flat[tree.rows[i, : len(row)]] for i, row in enumerate(rows)]).float()
+    expected = torch.cat(apart).float()
+    return bool((found - expected).norm() < 0.05 * expected.norm())  # bfloat16 leaves about a hundredth

@@ -1,0 +1,186 @@
+"""Rows as a tree of their prefixes: what rows begin with alike is there once, and nothing is padding.
+
+A causal model's state at a token hangs on the tokens up to it alone. So rows that begin alike (the header of a chat
+template, one prompt with several responses, a preference pair) have equal states there, and whatever works token by
+token (embeddings, norms, linear layers, their 4-bit weights) needs to see each distinct prefix only once. Attention
+alone looks at rows. Same numbers as padded rows, up to the order of sums; gradients of shared tokens add up over
+their rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+QUERIES = (
+    256  # of one row at a time: what bounds the scores that exist at once, and how much of them lies in the future
+)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The tokens of a row that no row before it has."""
+
+    row: int
+    depth: int
+    """How many tokens the row shares with rows before it."""
+    start: int
+    """Where its own tokens begin in the flat order, in which they lie side by side."""
+    stop: int
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """N distinct prefixes of B rows in the order in which they first occur."""
+
+    tokens: Tensor
+    """Last token of each prefix. (N,)"""
+    positions: Tensor
+    """Tokens before it in its row. (N,)"""
+    rows: Tensor
+    """Where a row's tokens lie among the N, without padding before them; 0 after its end. (B, L)"""
+    branches: tuple[Branch, ...]
+    """In flat order; rows that bring nothing new have none."""
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """Where each prefix first occurs among the flattened rows. (N,)"""
+        width = self.rows.shape[1]
+        places = [range(b.row * width + b.depth, b.row * width + b.depth + b.stop - b.start) for b in self.branches]
+        return torch.tensor([i for place in places for i in place], device=self.rows.device)
+
+
+def prefix_tree(rows: Sequence[Sequence[int]], device: torch.device) -> PrefixTree:
+    """Return the tree of token rows, none of them empty."""
+    numbers = count()
+    known: dict[tuple[int, int], int] = {}  # (number of the prefix before, token) -> number
+    tokens, positions, branches = [], [], []
+    table = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for r, row in enumerate(rows):
+        path, before, first = [], -1, len(known)
+        for depth, token in enumerate(row):
+            number = known.get((before, token))
+            if number is None:
+                number = known[before, token] = next(numbers)
+                tokens.append(token)
+                positions.append(depth)
+            path.append(number)
+            before = number
+        table[r, : len(path)] = torch.tensor(path)
+        if len(known) > first:
+            branches.append(Branch(r, len(row) - (len(known) - first), first, len(known)))
+    return PrefixTree(
+        torch.tensor(tokens, device=device),
+        torch.tensor(positions, device=device),
+        table.to(device),
+        tuple(branches),
+    )
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Attention of every prefix over itself and the prefixes before it; probabilities are computed again backward."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: PrefixTree, scale: float) -> Tensor:
+        out = torch.empty_like(query)
+        future = _future(query)
+        for branch in tree.branches:
+            keys, values = (_of_row(x, tree, branch) for x in (key, value))
+            for block, seen in _blocks(branch):
+                queries = _grouped(query[block], key)
+                weights = _weights(queries, keys[:, :seen], future, scale, tokens=block.stop - block.start)
+                out[block] = _ungrouped(weights @ values[:, :seen], query)
+        ctx.save_for_backward(query, key, value)
+        ctx.tree, ctx.scale = tree, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = ctx.saved_tensors
+        tree, scale = ctx.tree, ctx.scale
+        grad_query = torch.empty_like(query)
+        # a prefix that many rows share gathers many small parts
+        wide = torch.promote_types(key.dtype, torch.float32)
+        grad_key, grad_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
+        future = _future(query)
+        for branch in tree.branches:
+            keys, values = (_of_row(x, tree, branch) for x in (key, value))
+            row_key, row_value = (torch.zeros_like(x, dtype=wide) for x in (keys, values))
+            for block, seen in _blocks(branch):
+                queries, pull = _grouped(query[block], key), _grouped(grad[block], key)
+                weights = _weights(queries, keys[:, :seen], future, scale, tokens=block.stop - block.start)
+                row_value[:, :seen] += weights.mT @ pull
+                # ∂L/∂s = p ⊙ (∂L/∂p − Σ p·∂L/∂p)
+                pulled = pull @ values[:, :seen].mT
+                scores = torch.ops.aten._softmax_backward_data(pulled, weights, -1, weights.dtype) * scale
+                grad_query[block] = _ungrouped(scores @ keys[:, :seen], query)
+                row_key[:, :seen] += scores.mT @ queries
+            shared = tree.rows[branch.row, : branch.depth]
+            for whole, row in ((grad_key, row_key.transpose(0, 1)), (grad_value, row_value.transpose(0, 1))):
+                whole.index_add_(0, shared, row[: branch.depth])
+                whole[branch.start : branch.stop] += row[branch.depth :]
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+
+
+def tree_attention(tree: PrefixTree, query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
+    """Return softmax(scale · q kᵀ) v of each prefix over the prefixes of its own row up to itself.
+
+    A loop over rows with matrix products of no wasted entry: for CPUs, where a product costs more than its launch.
+
+    Args:
+        tree: of N prefixes.
+        query: (N, heads, D)
+        key: (N, groups, D), heads a multiple of groups
+        value: (N, groups, D)
+        scale: of the scores.
+
+    Returns:
+        (N, heads, D)
+    """
+    out: Tensor = _TreeAttention.apply(query, key, value, tree, scale)  # type: ignore[no-untyped-call]  # torch gives none
+    return out
+
+
+def _blocks(branch: Branch) -> list[tuple[slice, int]]:
+    """Return parts of a branch, each with how many tokens of the row its last query sees."""
+    starts = range(branch.start, branch.stop, QUERIES)
+    parts = [slice(start, min(start + QUERIES, branch.stop)) for start in starts]
+    return [(part, branch.depth + part.stop - branch.start) for part in parts]
+
+
+def _of_row(flat: Tensor, tree: PrefixTree, branch: Branch) -> Tensor:
+    """Return what belongs to the tokens of a branch's row, up to the end of the branch. (groups, tokens, D)"""
+    own = flat[branch.start : branch.stop]
+    if branch.depth:
+        own = torch.cat([flat.index_select(0, tree.rows[branch.row, : branch.depth]), own])
+    return own.transpose(0, 1)
+
+
+def _grouped(part: Tensor, key: Tensor) -> Tensor:
+    """Put the heads that share a key below each other. (T, heads, D) -> (groups, heads/groups·T, D)"""
+    tokens, heads, width = part.shape
+    groups = key.shape[1]
+    return part.view(tokens, groups, heads // groups, width).permute(1, 2, 0, 3).reshape(groups, -1, width)
+
+
+def _ungrouped(part: Tensor, query: Tensor) -> Tensor:
+    """Undo ``_grouped``. (groups, heads/groups·T, D) -> (T, heads, D)"""
+    groups, _, width = part.shape
+    heads = query.shape[1]
+    return part.view(groups, heads // groups, -1, width).permute(2, 0, 1, 3).reshape(-1, heads, width)
+
+
+def _future(query: Tensor) -> Tensor:
+    """Return −∞ where a query of a block stands before a key of the same block. (QUERIES, QUERIES)"""
+    return torch.full((QUERIES, QUERIES), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
+
+
+def _weights(queries: Tensor, keys: Tensor, future: Tensor, scale: float, *, tokens: int) -> Tensor:
+    """Return the attention of a block's queries to the row's tokens up to the block's end. (groups, ·tokens, seen)"""
+    scores = (queries @ keys.mT).mul_(scale)
+    scores.view(len(scores), -1, tokens, scores.shape[2])[..., -tokens:].add_(future[:tokens, :tokens])
+    return torch.softmax(scores, -1)
