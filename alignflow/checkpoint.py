@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -13,14 +13,22 @@ Keep = Callable[[int, Callable[[], State]], None]
 
 
 def save(path: Path, state: State) -> None:
-    """Write a state so that the path holds either the old one or the new one, never a part."""
+    """Write a state as ``replace`` does."""
+    replace(path, lambda file: torch.save(state, file))
+
+
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that the path holds either the old content or the new one, never a part, whoever else writes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> State | None:

@@ -33,17 +33,24 @@ def learning_rate_factor(step: int, total: int, warmup_fraction: float) -> float
 
 
 class MasterAdamW:
-    """AdamW whose state and weights are float32, whatever the dtype of the parameters in the model.
+    """AdamW whose weights are float32, whatever the dtype of the parameters in the model.
 
     In bfloat16 a small update rounds to nothing; so the update happens on a float32 master of each parameter,
     and the model gets its rounded copy. With float32 parameters this is plain AdamW (Loshchilov & Hutter 2019).
     """
 
-    def __init__(self, groups: Sequence[tuple[Sequence[Parameter], float]], weight_decay: float) -> None:
-        """Take groups of parameters, each with its peak learning rate."""
+    def __init__(self, groups: Sequence[tuple[Sequence[Parameter], float]], weight_decay: float, *, kind: str) -> None:
+        """Take groups of parameters, each with its peak learning rate, and how the moments are kept.
+
+        Args:
+            groups: parameters and rates.
+            weight_decay: of all of them.
+            kind: ``adamw`` keeps the moments in float32; ``adamw_8bit`` of tensors from 4,096 numbers on in 8 bits
+                (Dettmers et al. 2022, arXiv:2110.02861); ``paged_`` of either lets large ones leave a full GPU.
+        """
         self._pairs = [[(p, p.detach().float().clone()) for p in params] for params, _ in groups]
         self._peaks = [rate for _, rate in groups]
-        self._adamw = torch.optim.AdamW(
+        self._adamw = _class_of(kind)(
             [
                 {"params": [m for _, m in pairs], "lr": rate}
                 for pairs, rate in zip(self._pairs, self._peaks, strict=True)
@@ -74,6 +81,12 @@ class MasterAdamW:
                     parameter.copy_(master)
         return norm
 
+    def drop_gradients(self) -> None:
+        """Forget what was accumulated since the last step."""
+        for pairs in self._pairs:
+            for parameter, _ in pairs:
+                parameter.grad = None
+
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
         return {
@@ -89,3 +102,15 @@ class MasterAdamW:
                 for (parameter, master), saved in zip(pairs, masters, strict=True):
                     master.copy_(saved)
                     parameter.copy_(saved)
+
+
+def _class_of(kind: str) -> Any:
+    if kind == "adamw":
+        return torch.optim.AdamW
+    from bitsandbytes import optim
+
+    return {
+        "adamw_8bit": optim.AdamW8bit,
+        "paged_adamw": optim.PagedAdamW,
+        "paged_adamw_8bit": optim.PagedAdamW8bit,
+    }[kind]

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     run(
         "dpo",
         work,
-        sections=["base", "lora", "dpo"],
+        sections=["base", "lora", "memory", "dpo"],
         inputs=["artifacts/base", "artifacts/sft", "data/prepared"],
         outs=["artifacts/dpo"],
     )

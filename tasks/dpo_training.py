@@ -7,11 +7,12 @@ import torch
 from alignflow.algorithms import dpo
 from alignflow.data.collate import by_rows, collate_pairs
 from alignflow.loops.offline import train
+from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.ops import masked_sum
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Pair, Sequences
-from tasks import training
+from tasks import reference_logps, training
 from tasks.params import Dpo, IterativeDpo
 from tasks.stage import Stage
 
@@ -47,15 +48,21 @@ def train_dpo(
     used = {i for step in range(max(1, config.steps)) for i in training.rows_of_step(len(pairs), config, step)}
     pairs = [pair for i, pair in enumerate(pairs) if i in used]
     if starts_at_reference:
-        _check_start(models, pairs[0])
+        _check_start(models, pairs[0], stage)
     ref_logps = torch.zeros(2, len(pairs), device=models.base.device)
-    if loss.uses_reference:  # once for all steps
-        ref_logps = _logps(models, "reference", pairs, config.micro_batch_tokens)
+    if loss.uses_reference:  # once for all steps, and for all runs that differ in nothing that it depends on
+        budget = Budget(config.micro_batch_tokens, stage.say)
+        ref_logps = reference_logps.kept(
+            reference_logps.key_of(models, pairs, budget.size),
+            lambda: _logps(models, "reference", pairs, budget),
+            pairs=len(pairs),
+            say=stage.say,
+        ).to(models.base.device)
 
-    def batches(step: int) -> list[dpo.PairBatch]:
+    def batches(step: int, budget: int) -> list[dpo.PairBatch]:
         return [
             dpo.PairBatch(batch, torch.cat([ref_logps[0, rows], ref_logps[1, rows]]))
-            for rows, batch in training.pair_batches(pairs, config, step, models.base.device)
+            for rows, batch in training.pair_batches(pairs, config, step, budget, models.base.device)
         ]
 
     stage.total_steps = section.steps
@@ -64,16 +71,21 @@ def train_dpo(
         lambda batch: dpo.step(models, batch, loss),
         dpo.count,
         lambda batch: training.tokens_of(batch.sequences),
-        MasterAdamW([(models.parameters("policy"), config.learning_rate)], config.weight_decay),
+        MasterAdamW(
+            [(models.parameters("policy"), config.learning_rate)],
+            config.weight_decay,
+            kind=stage.params.memory.optimizer,
+        ),
         config,
         log=stage.log,
+        announce=stage.say,
         keep=training.keep_snapshots(stage, models, snapshots),
         resume=stage.resume,
     )
     return training.finish(stage, models, "policy", frozen=frozen)
 
 
-def _logps(models: SharedBase, role: str, pairs: Sequence[Pair], budget: int) -> torch.Tensor:
+def _logps(models: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> torch.Tensor:
     """Return a role's summed response log-probs of chosen and rejected responses. (2, pairs)"""
 
     def logps(batch: Sequences) -> torch.Tensor:
@@ -82,8 +94,8 @@ def _logps(models: SharedBase, role: str, pairs: Sequence[Pair], budget: int) ->
     return by_rows(logps, collate_pairs(pairs), budget).to(models.base.device).view(2, len(pairs))
 
 
-def _check_start(models: SharedBase, pair: Pair) -> None:
-    mine, other = (_logps(models, role, [pair], 1) for role in ("policy", "reference"))
+def _check_start(models: SharedBase, pair: Pair, stage: Stage) -> None:
+    mine, other = (_logps(models, role, [pair], Budget(1, stage.say)) for role in ("policy", "reference"))
     difference = float((mine - other).abs().max())
     if not difference <= START_DIFFERENCE:
         raise NotAtReference(

@@ -13,6 +13,7 @@ from tasks.stage import Stage, run
 
 if TYPE_CHECKING:
     from alignflow.generate import Response
+    from alignflow.memory import Budget
     from alignflow.models.roles import SharedBase
     from alignflow.types import Example
 
@@ -175,12 +176,18 @@ def _answer(
             rows=stage.params.sampling.rows,
         )
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    budget = stage.params.reward_model.micro_batch_tokens
-    kl = [0.0] * len(rows) if at_reference else _kl(models, role, examples, budget)
+    kl = [0.0] * len(rows) if at_reference else _kl(models, role, examples, _budget(stage))
     return Answers(rows, examples, responses, sampling.decode(models, responses), kl)
 
 
-def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: int) -> list[float]:
+def _budget(stage: Stage) -> "Budget":
+    """Return what the passes without gradients may hold."""
+    from alignflow.memory import Budget
+
+    return Budget(stage.params.reward_model.micro_batch_tokens, stage.say)
+
+
+def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: "Budget") -> list[float]:
     """Return each response's KL to the reference, nats."""
     from alignflow.data.collate import by_rows, collate
     from alignflow.evaluation import response_kl
@@ -207,7 +214,7 @@ def _judge(stage: Stage, models: "SharedBase", answers: Sequence[Answers]) -> li
     """Return what all answers are worth: one pass of each scorer over all of them."""
     from tasks import rewarding, training
 
-    params, budget = stage.params, stage.params.reward_model.micro_batch_tokens
+    params, budget = stage.params, _budget(stage)
     rows = [row for one in answers for row in one.rows]
     texts = [text for one in answers for text in one.texts]
     examples = [example for one in answers for example in one.examples]
@@ -344,7 +351,7 @@ def _capability(stage: Stage, models: "SharedBase", role: str) -> dict[str, floa
     logps = by_rows(
         lambda batch: models.logprobs(role, batch)[0].sum(1),
         collate([*choices, *good]),
-        stage.params.reward_model.micro_batch_tokens,
+        _budget(stage),
     ).tolist()
     end, lengths = len(choices), [len(example.response) for example in (*choices, *good)]
     accuracy = {"capability/multiple_choice": choice_accuracy(logps[:end], lengths[:end], questions)}

@@ -11,6 +11,7 @@ def work(stage: Stage) -> Mapping[str, float]:
 
     from alignflow.algorithms import grpo
     from alignflow.loops.online import Carry, OnlineAlgorithm, train
+    from alignflow.memory import Budget
     from alignflow.optim import MasterAdamW, OptimisationConfig
     from alignflow.types import Rollouts
     from tasks import online, training
@@ -19,10 +20,10 @@ def work(stage: Stage) -> Mapping[str, float]:
     config = training.config_of(section, OptimisationConfig)
     keys = training.config_of(section, grpo.GRPOConfig)
     models = online.open_roles(stage.params)
+    budget = Budget(section.micro_batch_tokens, stage.say)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
     def prepare(rollouts: Rollouts, carry: Carry) -> tuple[grpo.GRPOBatch, dict[str, Tensor], Carry]:
-        budget = section.micro_batch_tokens
         logprobs, ref_logprobs = online.logprobs(models, rollouts.sequences, sampling.temperature, budget)
         return (*grpo.prepare(rollouts, logprobs, ref_logprobs, keys), carry)
 
@@ -33,6 +34,7 @@ def work(stage: Stage) -> Mapping[str, float]:
                 stage,
                 models,
                 section,
+                budget,
                 samples=section.group_size,
                 again=lambda rollouts: grpo.zero_variance(rollouts, keys),
                 limit=section.resample_limit if section.zero_variance == "resample" else 0,
@@ -42,12 +44,17 @@ def work(stage: Stage) -> Mapping[str, float]:
             count=lambda batch: grpo.count(batch, keys, max_response_length=sampling.max_response_length),
             start={},
         ),
-        MasterAdamW([(models.parameters("policy"), config.learning_rate)], config.weight_decay),
+        MasterAdamW(
+            [(models.parameters("policy"), config.learning_rate)],
+            config.weight_decay,
+            kind=stage.params.memory.optimizer,
+        ),
         config,
         epochs=section.epochs,
         minibatches=section.minibatches,
         target_kl=section.target_kl,
         log=stage.log,
+        announce=stage.say,
         keep=training.keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )
@@ -58,7 +65,7 @@ if __name__ == "__main__":
     run(
         "grpo",
         work,
-        sections=["base", "lora", "sampling", "rewards", "grpo"],
+        sections=["base", "lora", "memory", "sampling", "rewards", "grpo"],
         inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model", "data/prepared"],
         outs=["artifacts/grpo"],
     )

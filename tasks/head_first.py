@@ -13,13 +13,14 @@ from torch import Tensor
 from alignflow.algorithms import reward_model
 from alignflow.data.collate import by_rows, collate_pairs
 from alignflow.loops.offline import train
+from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Pair
 from tasks import training
 
 
-def last_states(models: SharedBase, role: str, pairs: Sequence[Pair], budget: int) -> Tensor:
+def last_states(models: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> Tensor:
     """Return what a role's head sees of the chosen and of the rejected responses. (2, pairs, H) float32"""
     width = models.base.model.config.hidden_size
     states = by_rows(lambda batch: models.last_states(role, batch), collate_pairs(pairs), budget, columns=width)
@@ -44,7 +45,7 @@ def fit_head(
     """
     chosen, rejected = states
 
-    def batches(step: int) -> list[reward_model.StatesBatch]:
+    def batches(step: int, _: int) -> list[reward_model.StatesBatch]:
         rows = training.rows_of_step(len(margins), config, step)
         return [reward_model.StatesBatch(chosen[rows], rejected[rows], margins[rows])]
 
@@ -53,8 +54,9 @@ def fit_head(
         lambda batch: reward_model.head_step(head, batch, loss),
         reward_model.count,
         lambda batch: len(batch.margins),
-        MasterAdamW([(list(head.parameters()), config.learning_rate)], config.weight_decay),
+        MasterAdamW([(list(head.parameters()), config.learning_rate)], config.weight_decay, kind="adamw"),
         config,
         log=lambda *_: None,  # the fit has no curve worth a page
+        announce=lambda _: None,
         keep=lambda *_: None,
     )

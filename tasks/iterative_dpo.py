@@ -77,6 +77,7 @@ def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, 
 def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     """Sample, score and pair; one row a prompt with everything that made or dropped its pair."""
     from alignflow.algorithms.iterative_dpo import choose_pair, shard_of
+    from alignflow.memory import Budget
     from alignflow.models.base import load_identity
     from tasks import rewarding, training
     from tasks.workspace import IDENTITY
@@ -89,7 +90,8 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     rows = [train[i] for i in shard]
     stage.say(f"samples {k} answers to each of {len(rows)} prompts")
     seed = section.seed * 1000 + turn.shard
-    samples = rewarding.sample(models, stage.params, rows, k, seed=seed, budget=section.micro_batch_tokens)
+    budget = Budget(section.micro_batch_tokens, stage.say)
+    samples = rewarding.sample(models, stage.params, rows, k, seed=seed, budget=budget)
     origin = {
         "round": stage.name.partition("@")[2],
         "shard": turn.shard,
@@ -141,7 +143,7 @@ if __name__ == "__main__":
     run(
         f"iterative_dpo@{name}",
         work,
-        sections=["base", "lora", "sampling", "rewards", "iterative_dpo"],
+        sections=["base", "lora", "memory", "sampling", "rewards", "iterative_dpo"],
         inputs=[
             "artifacts/base",
             "artifacts/sft",

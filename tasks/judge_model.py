@@ -17,7 +17,7 @@ if __name__ == "__main__":
     run(
         "judge_model",
         work,
-        sections=["base", "lora", "sampling", "judge_model"],
+        sections=["base", "lora", "memory", "sampling", "judge_model"],
         inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model/report.json", "data/prepared"],
         outs=["artifacts/judge_model"],
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from alignflow.data.collate import by_rows, collate
+from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Metrics, Rollouts, Sequences
@@ -24,12 +25,12 @@ def open_roles(params: Params) -> SharedBase:
     return models
 
 
-def token_rows(forward: Callable[[Sequences], Tensor], sequences: Sequences, budget: int) -> Tensor:
+def token_rows(forward: Callable[[Sequences], Tensor], sequences: Sequences, budget: Budget) -> Tensor:
     """Run a forward that gives a number a token, in micro-batches without gradients. (B, S-1)"""
     return by_rows(forward, sequences, budget, columns=sequences.input_ids.shape[1] - 1)
 
 
-def logprobs(models: SharedBase, sequences: Sequences, temperature: float, budget: int) -> tuple[Tensor, Tensor]:
+def logprobs(models: SharedBase, sequences: Sequences, temperature: float, budget: Budget) -> tuple[Tensor, Tensor]:
     """Return the log-probs of policy and reference at the sampling temperature. (B, S-1) each"""
     mine, other = (
         token_rows(lambda batch, role=role: models.logprobs(role, batch, temperature)[0], sequences, budget)  # type: ignore[misc]
@@ -56,6 +57,7 @@ def collector(
     stage: Stage,
     models: SharedBase,
     section: OnPolicy,
+    budget: Budget,
     *,
     samples: int,
     again: Resample | None = None,
@@ -66,7 +68,8 @@ def collector(
     Args:
         stage: receives a table of completions now and then.
         models: with the roles of ``open_roles``.
-        section: batch size, seed and micro-batch size.
+        section: batch size and seed.
+        budget: of the passes that score.
         samples: responses a prompt, side by side.
         again: says which groups to sample again, from other prompts. (P,) bool
         limit: how often at most.
@@ -79,7 +82,7 @@ def collector(
         def draw(prompts: Sequence[int], attempt: int) -> list[rewarding.Sample]:
             seed = config.seed * 100_003 + step + attempt * 1_000_000_007
             chosen = [rows[i] for i in prompts]
-            return rewarding.sample(models, stage.params, chosen, samples, seed=seed, budget=config.micro_batch_tokens)
+            return rewarding.sample(models, stage.params, chosen, samples, seed=seed, budget=budget)
 
         used = training.rows_of_step(len(rows), config, step)
         drawn, resampled = draw(used, 0), 0

@@ -56,6 +56,17 @@ class Lora(Section):
     target_modules: Literal["all-linear"] | list[str]
 
 
+class Memory(Section):
+    """What saves memory while training."""
+
+    gradient_checkpointing: bool
+    """Keeps the inputs of the decoder layers alone and computes the rest again for the gradient; changes memory and
+    speed only. Usual: false; true where a single pair of full length does not fit."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+    """How AdamW keeps its moments: in float32, or in 8 bits for tensors from 4,096 numbers on, which changes results a
+    little. ``paged_`` lets those of large tensors leave a full GPU; on a CPU it changes nothing."""
+
+
 class DataSource(Section):
     """One of several sources of data."""
 
@@ -192,7 +203,8 @@ class Optimisation(Section):
     weight_decay: NonNegative
     max_grad_norm: Positive
     micro_batch_tokens: Annotated[int, Field(ge=16)]
-    """Tokens that a forward pass computes at most, shared prompts once; changes memory and speed, not the gradient."""
+    """Tokens that a forward pass computes at most, shared prompts once; halved when memory runs out. Changes memory and
+    speed, not the gradient."""
     seed: Seed
 
 
@@ -420,6 +432,7 @@ class Params(Section):
 
     base: Base
     lora: Lora
+    memory: Memory
     data: Data
     sampling: Sampling
     rewards: Rewards

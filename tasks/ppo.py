@@ -12,6 +12,7 @@ def work(stage: Stage) -> Mapping[str, float]:
 
     from alignflow.algorithms import ppo
     from alignflow.loops.online import Carry, OnlineAlgorithm, train
+    from alignflow.memory import Budget
     from alignflow.optim import MasterAdamW, OptimisationConfig
     from alignflow.types import Rollouts
     from tasks import online, rewarding, training
@@ -22,10 +23,10 @@ def work(stage: Stage) -> Mapping[str, float]:
     models = online.open_roles(stage.params)
     models.add("critic", start=training.REWARD_MODEL, trained=True)
     models.standardize_head("critic", *rewarding.normalization(training.REWARD_MODEL))
+    budget = Budget(section.micro_batch_tokens, stage.say)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
     def prepare(rollouts: Rollouts, carry: Carry) -> tuple[ppo.PPOBatch, dict[str, Tensor], Carry]:
-        budget = section.micro_batch_tokens
         logprobs, ref_logprobs = online.logprobs(models, rollouts.sequences, temperature, budget)
         values = online.token_rows(partial(models.values, "critic"), rollouts.sequences, budget)
         batch, metrics, kl_coef = ppo.prepare(rollouts, logprobs, ref_logprobs, values, keys, kl_coef=carry["kl_coef"])
@@ -34,7 +35,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     stage.total_steps = section.steps
     train(
         OnlineAlgorithm(
-            collect=online.collector(stage, models, section, samples=1),
+            collect=online.collector(stage, models, section, budget, samples=1),
             prepare=prepare,
             steps=[
                 lambda batch: ppo.policy_step(models, batch, keys, temperature=temperature),
@@ -49,12 +50,14 @@ def work(stage: Stage) -> Mapping[str, float]:
                 (models.parameters("critic"), section.critic_learning_rate),
             ],
             config.weight_decay,
+            kind=stage.params.memory.optimizer,
         ),
         config,
         epochs=section.epochs,
         minibatches=section.minibatches,
         target_kl=section.target_kl,
         log=stage.log,
+        announce=stage.say,
         keep=training.keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )
@@ -65,7 +68,7 @@ if __name__ == "__main__":
     run(
         "ppo",
         work,
-        sections=["base", "lora", "sampling", "rewards", "ppo"],
+        sections=["base", "lora", "memory", "sampling", "rewards", "ppo"],
         inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model", "data/prepared"],
         outs=["artifacts/ppo"],
     )

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     run(
         "reward_model",
         work,
-        sections=["base", "lora", "sampling", "reward_model"],
+        sections=["base", "lora", "memory", "sampling", "reward_model"],
         inputs=["artifacts/base", "artifacts/sft", "data/prepared"],
         outs=["artifacts/reward_model"],
     )

@@ -14,6 +14,7 @@ from alignflow.algorithms import reward_model
 from alignflow.data.collate import by_rows, collate, collate_pairs
 from alignflow.data.encoding import encode_prompt
 from alignflow.loops.offline import train
+from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Example
@@ -74,14 +75,14 @@ def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequenc
     margins = torch.tensor([pair.margin for pair in pairs], device=models.base.device)
     if stage.resume is None and section.head_steps:
         stage.say(f"fits the head alone for {section.head_steps} steps")
-        states = last_states(models, ROLE, pairs, section.micro_batch_tokens)
+        states = last_states(models, ROLE, pairs, Budget(section.micro_batch_tokens, stage.say))
         alone = replace(config, steps=section.head_steps, learning_rate=section.head_learning_rate)
         fit_head(models.heads[ROLE], states, margins, alone, loss)
 
-    def batches(step: int) -> list[reward_model.RewardBatch]:
+    def batches(step: int, budget: int) -> list[reward_model.RewardBatch]:
         return [
             reward_model.RewardBatch(batch, margins[rows])
-            for rows, batch in training.pair_batches(pairs, config, step, models.base.device)
+            for rows, batch in training.pair_batches(pairs, config, step, budget, models.base.device)
         ]
 
     stage.total_steps = section.steps
@@ -90,9 +91,14 @@ def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequenc
         lambda batch: reward_model.step(models, batch, loss),
         reward_model.count,
         lambda batch: training.tokens_of(batch.sequences),
-        MasterAdamW([(models.parameters(ROLE), config.learning_rate)], config.weight_decay),
+        MasterAdamW(
+            [(models.parameters(ROLE), config.learning_rate)],
+            config.weight_decay,
+            kind=stage.params.memory.optimizer,
+        ),
         config,
         log=stage.log,
+        announce=stage.say,
         keep=stage.keep,
         resume=stage.resume,
     )
@@ -116,7 +122,8 @@ def _held_out(stage: Stage, models: SharedBase, section: RewardModel, other: Pat
         return _report([], [], [])
     pairs = training.encode_pairs(models.base.tokenizer, rows)
     sequences = collate_pairs(pairs)
-    scores = by_rows(lambda batch: models.scores(ROLE, batch), sequences, section.micro_batch_tokens)
+    budget = Budget(section.micro_batch_tokens, stage.say)
+    scores = by_rows(lambda batch: models.scores(ROLE, batch), sequences, budget)
     report = _report(scores.tolist(), [len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs])
     if other is not None and (theirs := json.loads((other / "report.json").read_text())["margins"]):
         report["agreement"] = reliability.agreement(report["margins"], theirs)
@@ -164,7 +171,8 @@ def _normalization(stage: Stage, models: SharedBase, section: RewardModel) -> di
     prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
     responses, texts = sampling.sample(models, "reference", prompts, stage.params, seed=section.seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    raw = by_rows(lambda batch: models.scores(ROLE, batch), collate(examples), section.micro_batch_tokens).tolist()
+    budget = Budget(section.micro_batch_tokens, stage.say)
+    raw = by_rows(lambda batch: models.scores(ROLE, batch), collate(examples), budget).tolist()
     mean, std = statistics.fmean(raw), statistics.stdev(raw)
     if not std > LEAST_SPREAD:
         raise NoSpread(

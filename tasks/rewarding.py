@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from alignflow.data.collate import by_rows, collate
 from alignflow.data.encoding import encode_prompt
 from alignflow.generate import Response
+from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.rewards import apply_rule
 from alignflow.types import Example
@@ -42,7 +43,7 @@ def is_trained(folder: Path) -> bool:
 
 
 def learned_scores(
-    models: SharedBase, role: str, folder: Path, examples: Sequence[Example], budget: int
+    models: SharedBase, role: str, folder: Path, examples: Sequence[Example], budget: Budget
 ) -> list[float]:
     """Return the normalised score that a role, loaded from a folder, gives each example."""
     mean, std = normalization(folder)
@@ -58,7 +59,7 @@ def reward(
     responses: Sequence[Response],
     texts: Sequence[str],
     *,
-    budget: int,
+    budget: Budget,
 ) -> list[Reward]:
     """Return what PPO, GRPO and iterative DPO maximise: the weighted sum of sources, less the missing end.
 
@@ -99,7 +100,7 @@ def sources(
     examples: Sequence[Example],
     texts: Sequence[str],
     *,
-    budget: int,
+    budget: Budget,
 ) -> list[dict[str, float | None]]:
     """Return what each source of reward gives each response, before its weight; arguments and errors as ``reward``."""
     keys = params.rewards
@@ -128,7 +129,7 @@ class Sample(NamedTuple):
 
 
 def sample(
-    models: SharedBase, params: Params, rows: Sequence[Mapping[str, Any]], samples: int, *, seed: int, budget: int
+    models: SharedBase, params: Params, rows: Sequence[Mapping[str, Any]], samples: int, *, seed: int, budget: Budget
 ) -> list[Sample]:
     """Sample responses of the current policy to prepared rows, side by side, and reward them.
 

@@ -28,9 +28,9 @@ def work(stage: Stage) -> Mapping[str, float]:
         ]
         lengths = [len(e.prompt) + len(e.response) for e in examples]
 
-        def batches(step: int) -> list[Sequences]:
+        def batches(step: int, budget: int) -> list[Sequences]:
             rows = training.rows_of_step(len(examples), config, step)
-            groups = micro_batches(lengths, rows, config.micro_batch_tokens)
+            groups = micro_batches(lengths, rows, budget)
             return [collate([examples[i] for i in group]).to(models.base.device) for group in groups]
 
         stage.total_steps = section.steps
@@ -39,9 +39,14 @@ def work(stage: Stage) -> Mapping[str, float]:
             lambda batch: sft.step(models, batch),
             sft.count,
             training.tokens_of,
-            MasterAdamW([(models.parameters("policy"), config.learning_rate)], config.weight_decay),
+            MasterAdamW(
+                [(models.parameters("policy"), config.learning_rate)],
+                config.weight_decay,
+                kind=stage.params.memory.optimizer,
+            ),
             config,
             log=stage.log,
+            announce=stage.say,
             keep=stage.keep,
             resume=stage.resume,
         )
@@ -54,7 +59,7 @@ if __name__ == "__main__":
     run(
         "sft",
         work,
-        sections=["base", "lora", "sft"],
+        sections=["base", "lora", "memory", "sft"],
         inputs=["artifacts/base", "data/prepared"],
         outs=["artifacts/sft"],
     )

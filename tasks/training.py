@@ -15,6 +15,7 @@ from alignflow.data.collate import collate_pairs, micro_batches, sequence_length
 from alignflow.data.encoding import encode_prompt, encode_response
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.base import load_identity, verify
+from alignflow.models.checkpointing import checkpoint_layers
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
@@ -42,6 +43,8 @@ def open_models(params: Params) -> SharedBase:
     identity = load_identity(IDENTITY)
     verify(identity, converted=CONVERTED)
     base = load_base(identity, quantization=params.base.quantization, dtype=params.base.dtype)
+    if params.memory.gradient_checkpointing:
+        checkpoint_layers(base.model)
     targets = params.lora.target_modules
     shape = AdapterShape(params.lora.rank, params.lora.alpha, targets if isinstance(targets, str) else tuple(targets))
     models = SharedBase(base, shape)
@@ -141,11 +144,11 @@ def _order(total: int, seed: int, epoch: int) -> list[int]:
 
 
 def pair_batches(
-    pairs: Sequence[Pair], config: OptimisationConfig, step: int, device: torch.device
+    pairs: Sequence[Pair], config: OptimisationConfig, step: int, budget: int, device: torch.device
 ) -> list[tuple[list[int], Sequences]]:
-    """Return the micro-batches of an optimiser step on the models' device, each with the indices of its pairs."""
+    """Return an optimiser step's micro-batches within a budget of tokens, on a device, with their pairs' indices."""
     lengths = [len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs]  # the prompt is computed once
-    groups = micro_batches(lengths, rows_of_step(len(pairs), config, step), config.micro_batch_tokens)
+    groups = micro_batches(lengths, rows_of_step(len(pairs), config, step), budget)
     return [(rows, collate_pairs([pairs[i] for i in rows]).to(device)) for rows in groups]
 
 

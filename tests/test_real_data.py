@@ -33,6 +33,7 @@ from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Pair, Sequences, StepOutput
 from tasks.head_first import fit_head, last_states
 from tasks.training import pair_batches, tokens_of
+from tests.toy import enough
 
 pytestmark = pytest.mark.slow
 
@@ -155,7 +156,7 @@ class Trained(NamedTuple):
 def _train(
     models: SharedBase,
     role: str,
-    batches: Callable[[int], Sequence[Any]],
+    batches: Callable[[int, int], Sequence[Any]],
     step: Callable[[Any], StepOutput],
     count: Callable[[Any], float],
     config: OptimisationConfig,
@@ -166,9 +167,10 @@ def _train(
         step,
         count,
         lambda batch: tokens_of(batch.sequences),
-        MasterAdamW([(models.parameters(role), config.learning_rate)], config.weight_decay),
+        MasterAdamW([(models.parameters(role), config.learning_rate)], config.weight_decay, kind="adamw"),
         config,
         log=lambda *_: None,
+        announce=print,
         keep=lambda _, state: None,
     )
     return Trained(config.steps, time.monotonic() - began)
@@ -203,16 +205,18 @@ def _score_unseen(models: SharedBase, sides: Sides, steps: int) -> tuple[Trained
     trained = _train(
         models,
         "reward_model",
-        lambda k: [
+        lambda k, budget: [
             reward_model.RewardBatch(batch, torch.zeros(len(rows), device=models.base.device))
-            for rows, batch in pair_batches(sides.train, config, k, models.base.device)
+            for rows, batch in pair_batches(sides.train, config, k, budget, models.base.device)
         ],
         lambda batch: reward_model.step(models, batch, loss),
         reward_model.count,
         config,
     )
     scores = by_rows(
-        lambda batch: models.scores("reward_model", batch), collate_pairs(sides.unseen), config.micro_batch_tokens
+        lambda batch: models.scores("reward_model", batch),
+        collate_pairs(sides.unseen),
+        enough(config.micro_batch_tokens),
     )
     chosen, rejected = scores.chunk(2)
     return trained, (chosen - rejected).tolist()
@@ -238,7 +242,7 @@ def test_a_reward_model_ranks_answers_of_unseen_conversations_better_than_chance
     folds = _folds(models.base.tokenizer, rows, limit=8192, ends=ends)
     pairs = [pair for sides in folds for pair in sides.unseen]
     models.add("reward_model")
-    states = last_states(models, "reward_model", pairs, CONFIG.micro_batch_tokens)
+    states = last_states(models, "reward_model", pairs, enough(CONFIG.micro_batch_tokens))
     part = torch.tensor([i for i, sides in enumerate(folds) for _ in sides.unseen])
     margins = torch.cat([_margins_of_chosen_rate(states[:, part != i], states[:, part == i]) for i in range(10)])
     everything = Sides(pairs, pairs, folds[0].left_out)
@@ -286,15 +290,15 @@ def test_dpo_raises_the_margin_between_answers_to_unseen_prompts() -> None:
         def summed(batch: Sequences) -> torch.Tensor:
             return masked_sum(models.logprobs(role, batch)[0], batch.response_mask[:, 1:].to(models.base.device))
 
-        return by_rows(summed, collate_pairs(pairs), config.micro_batch_tokens).view(2, len(pairs))
+        return by_rows(summed, collate_pairs(pairs), enough(config.micro_batch_tokens)).view(2, len(pairs))
 
     reference = logps("reference", sides.train).to(models.base.device)
     trained = _train(
         models,
         "policy",
-        lambda k: [
+        lambda k, budget: [
             dpo.PairBatch(batch, reference[:, rows].flatten())
-            for rows, batch in pair_batches(sides.train, config, k, models.base.device)
+            for rows, batch in pair_batches(sides.train, config, k, budget, models.base.device)
         ],
         lambda batch: dpo.step(models, batch, loss),
         dpo.count,

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from alignflow.data.collate import collate
+from alignflow.memory import Budget
 from alignflow.ops import token_logprobs
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Example, Rollouts, Sequences
@@ -26,6 +28,11 @@ CONFIG = OptimisationConfig(
 def rows(lengths: Sequence[tuple[int, int]]) -> Sequences:
     """Return sequences of the given prompt and response lengths."""
     return collate([Example(tuple(range(1, p + 1)), tuple(range(1, r + 1))) for p, r in lengths])
+
+
+def enough(size: int) -> Budget:
+    """Return a budget of tokens that must never be halved."""
+    return Budget(size, pytest.fail)
 
 
 def rollouts(sequences: Sequences, scores: Tensor) -> Rollouts:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from alignflow.memory import Budget, fitting, part
 from alignflow.types import Example, Pair, Sequences
 
 Batch = TypeVar("Batch")
@@ -93,30 +94,40 @@ def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 def by_rows(
-    forward: Callable[[Sequences], Tensor], sequences: Sequences, budget: int, *, columns: int | None = None
+    forward: Callable[[Sequences], Tensor], sequences: Sequences, budget: Budget, *, columns: int | None = None
 ) -> Tensor:
     """Run a forward in micro-batches without gradients and put its rows back in order.
 
     Args:
         forward: returns one row for each row of its batch: (b,) or (b, s-1).
         sequences: all rows. B
-        budget: most tokens of a micro-batch.
+        budget: most tokens of a micro-batch; halved when memory runs out.
         columns: width of the result, e.g. S-1 with zeros past a row's end; None for one number a row.
 
     Returns:
         (B, columns) or (B,), float32, on the device of the sequences
     """
-    size = len(sequences.input_ids)
+    size, lengths, prompts = len(sequences.input_ids), sequence_lengths(sequences), sequences.prompts()
     shape = (size,) if columns is None else (size, columns)
     result = torch.zeros(shape, device=sequences.input_ids.device)
-    with torch.no_grad():
-        for rows in micro_batches(sequence_lengths(sequences), range(size), budget, sequences.prompts()):
-            part = forward(take_rows(sequences, rows)).to(result.device)
+
+    @torch.no_grad()
+    def run(groups: Sequence[list[int]]) -> Tensor:
+        for number, rows in enumerate(groups):
+            with part(number):
+                found = forward(take_rows(sequences, rows)).to(result.device)
             if columns is None:
-                result[rows] = part
+                result[rows] = found
             else:
-                result[rows, : part.shape[1]] = part
-    return result
+                result[rows, : found.shape[1]] = found
+        return result
+
+    return fitting(
+        lambda most: micro_batches(lengths, range(size), most, prompts),
+        run,
+        lambda rows: sum(lengths[i] for i in rows),
+        budget,
+    )
 
 
 def _values(batch: Any) -> list[Any]:

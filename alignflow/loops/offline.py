@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from alignflow.checkpoint import Keep, State
-from alignflow.loops.update import Diverged, Means, update
+from alignflow.loops.update import Diverged, update_that_fits
+from alignflow.memory import Budget
 from alignflow.optim import MasterAdamW, OptimisationConfig, learning_rate_factor
 from alignflow.types import Log, StepOutput
 
@@ -13,7 +15,7 @@ Batch = TypeVar("Batch")
 
 
 def train(
-    batches: Callable[[int], Sequence[Batch]],
+    batches: Callable[[int, int], Sequence[Batch]],
     step: Callable[[Batch], StepOutput],
     count: Callable[[Batch], float],
     tokens: Callable[[Batch], int],
@@ -21,48 +23,49 @@ def train(
     config: OptimisationConfig,
     *,
     log: Log,
+    announce: Callable[[str], None],
     keep: Keep,
     resume: State | None = None,
 ) -> None:
     """Run ``config.steps`` optimiser steps.
 
     Args:
-        batches: micro-batches of an optimiser step (from 0): a pure function of the step, so that a resumed run
-            continues with the data that an uninterrupted one would have seen.
+        batches: micro-batches of an optimiser step (from 0) within a budget of tokens: a pure function of both, so
+            that a resumed run continues with the data that an uninterrupted one would have seen.
         step: losses of a micro-batch.
         count: what a micro-batch adds to the denominator of the loss.
         tokens: real tokens of a micro-batch, for the speed metric.
         optimizer: of the trained parameters.
-        config: steps and learning-rate schedule.
+        config: steps, learning-rate schedule and micro-batch size.
         log: receives (step, metrics).
+        announce: receives a line when memory ran out and micro-batches became smaller.
         keep: called after every step with a function that returns the state to save.
         resume: a state to continue from.
 
     Raises:
         Diverged: a loss or gradient is not finite.
+        DoesNotFit: the smallest micro-batch does not fit into memory.
     """
-    done = 0
+    done, budget = 0, Budget(config.micro_batch_tokens, announce)
     if resume is not None:
         optimizer.restore(resume["optimizer"])
         done = resume["step"]
     for k in range(done, config.steps):
         began = time.monotonic()
-        micro_batches = batches(k)
-        means = Means()
         factor = learning_rate_factor(k, config.steps, config.warmup_fraction)
         try:
-            metrics = update(
-                micro_batches,
+            metrics = update_that_fits(
+                partial(batches, k),
                 [step],
                 count,
+                tokens,
                 optimizer,
+                budget,
                 factor=factor,
                 max_grad_norm=config.max_grad_norm,
-                means=means,
             )
         except Diverged as error:
             raise Diverged(f"step {k + 1}: {error}; lower the learning rate or look at this step's data") from None
-        seen = sum(tokens(batch) for batch in micro_batches)
-        speed = {"tokens": float(seen), "tokens_per_second": seen / (time.monotonic() - began)}
-        log(k + 1, {**metrics, **means.result(), "lr": factor * config.learning_rate, **speed})
+        speed = metrics["tokens"] / (time.monotonic() - began)
+        log(k + 1, {**metrics, "lr": factor * config.learning_rate, "tokens_per_second": speed})
         keep(k + 1, lambda at=k + 1: {"step": at, "optimizer": optimizer.state()})  # type: ignore[misc]

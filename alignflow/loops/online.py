@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from alignflow.checkpoint import Keep, State
 from alignflow.data.collate import micro_batches, sequence_lengths, take_rows
-from alignflow.loops.update import Diverged, Means, update
+from alignflow.loops.update import Diverged, Means, update_that_fits
+from alignflow.memory import Budget
 from alignflow.optim import MasterAdamW, OptimisationConfig, learning_rate_factor
 from alignflow.types import Log, Metrics, Rollouts, Sequences, StepOutput
 
@@ -60,6 +62,7 @@ def train(
     minibatches: int,
     target_kl: float | None,
     log: Log,
+    announce: Callable[[str], None],
     keep: Keep,
     resume: State | None = None,
 ) -> None:
@@ -74,14 +77,16 @@ def train(
         target_kl: a rollout batch is left after the update that found the policy further than this from the one
             that sampled, nats a token; None never.
         log: receives (step, metrics), once a rollout batch.
+        announce: receives a line when memory ran out and micro-batches became smaller.
         keep: called after every rollout batch with a function that returns the state to save.
         resume: a state to continue from.
 
     Raises:
         Diverged: a loss is not finite, the policy does not start at its reference, or the first update does not
             start from the policy that sampled.
+        DoesNotFit: the smallest micro-batch does not fit into memory.
     """
-    done, carry = 0, algorithm.start
+    done, carry, budget = 0, algorithm.start, Budget(config.micro_batch_tokens, announce)
     if resume is not None:
         optimizer.restore(resume["optimizer"])
         done, carry = resume["step"], resume["carry"]
@@ -97,27 +102,25 @@ def train(
         lengths, prompts = sequence_lengths(batch.sequences), batch.sequences.prompts()
         updates = 0
         for rows in _minibatches(batch.sequences, epochs, minibatches, seed=(config.seed, k)):
-            parts = micro_batches(lengths, rows, config.micro_batch_tokens, prompts)
-            part_means = Means()
             try:
-                metrics = update(
-                    [take_rows(batch, part) for part in parts],
+                updated = update_that_fits(
+                    partial(_cut, batch, lengths, prompts, rows),
                     algorithm.steps,
                     algorithm.count,
+                    lambda part: sum(sequence_lengths(part.sequences)),
                     optimizer,
+                    budget,
                     factor=factor,
                     max_grad_norm=config.max_grad_norm,
-                    means=part_means,
                 )
             except Diverged as error:
                 raise Diverged(f"step {k + 1}: {error}; lower the learning rate or look at the rewards") from None
-            updated = part_means.result()
             if updates == 0 and updated["kl/approx"] > FIRST_UPDATE_KL:
                 raise Diverged(
                     f"step {k + 1}: the first update should start from the policy that sampled, "
                     f"but its KL to it is {updated['kl/approx']:.3f} nats a token"
                 )
-            means.add({name: torch.tensor(value) for name, value in {**metrics, **updated}.items()})
+            means.add({name: torch.tensor(value) for name, value in updated.items()})
             updates += 1
             if target_kl is not None and updated["kl/approx"] > target_kl:
                 break
@@ -126,6 +129,12 @@ def train(
         rest = {"updates": float(updates), "lr": factor * config.learning_rate, **speed}
         log(k + 1, {**sampled, **means.result(), **rest})
         keep(k + 1, lambda at=k + 1, carry=carry: {"step": at, "optimizer": optimizer.state(), "carry": carry})  # type: ignore[misc]
+
+
+def _cut(
+    batch: Batch, lengths: Sequence[int], prompts: Sequence[Sequence[int]], rows: Sequence[int], budget: int
+) -> list[Batch]:
+    return [take_rows(batch, part) for part in micro_batches(lengths, rows, budget, prompts)]
 
 
 def _check_start(kl: Tensor) -> None:

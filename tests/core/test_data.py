@@ -11,7 +11,7 @@ from torch import Tensor
 from alignflow.data.collate import by_rows, collate, collate_pairs, micro_batches, sequence_lengths, take_rows
 from alignflow.types import Example, Pair, Sequences
 from tests.close import EXACT, close
-from tests.toy import rows
+from tests.toy import enough, rows
 
 
 def test_collate_pads_on_the_right_and_masks_by_length():
@@ -72,12 +72,12 @@ def test_rows_repeated_in_a_batch_are_kept():
 @pytest.mark.parametrize("budget", [16, 24, 10_000])
 def test_by_rows_puts_results_back_in_order_whatever_the_budget(budget: int):
     batch = rows([(2, 3), (9, 1), (1, 1), (4, 4)])
-    sums = by_rows(lambda b: b.input_ids.sum(1).float(), batch, budget)
+    sums = by_rows(lambda b: b.input_ids.sum(1).float(), batch, enough(budget))
     close(sums, batch.input_ids.sum(1), EXACT)
-    tokens = by_rows(lambda b: b.input_ids[:, 1:].float(), batch, budget, columns=9)
+    tokens = by_rows(lambda b: b.input_ids[:, 1:].float(), batch, enough(budget), columns=9)
     close(tokens, batch.input_ids[:, 1:], EXACT)
 
 
 def test_by_rows_needs_no_gradient():
     weight = torch.ones(1, requires_grad=True)
-    assert not by_rows(lambda b: weight.expand(len(b.input_ids)), rows([(1, 1)]), 16).requires_grad
+    assert not by_rows(lambda b: weight.expand(len(b.input_ids)), rows([(1, 1)]), enough(16)).requires_grad

@@ -155,7 +155,7 @@ def test_micro_batches_and_padding_on_the_left_give_the_gradient_of_the_whole_ba
         return StepOutput(-models.logprobs("policy", part)[0], part.response_mask[:, 1:], {})
 
     def gradients(parts: list[Sequences]) -> Tensor:
-        optimizer = MasterAdamW([(models.parameters("policy"), 0.0)], weight_decay=0.0)
+        optimizer = MasterAdamW([(models.parameters("policy"), 0.0)], weight_decay=0.0, kind="adamw")
         update(
             parts,
             [step],
@@ -308,7 +308,9 @@ def test_training_policy_and_critic_leaves_all_other_weights_as_they_were(kind: 
     with torch.no_grad():
         reference, scores = models.logprobs("reference", batch)[0], models.scores("reward_model", batch)
     before = {role: models.fingerprint(role) for role in ROLES[1:]}
-    optimizer = MasterAdamW([(models.parameters("policy"), 0.01), (models.parameters("critic"), 0.01)], 0.01)
+    optimizer = MasterAdamW(
+        [(models.parameters("policy"), 0.01), (models.parameters("critic"), 0.01)], 0.01, kind="adamw"
+    )
     steps: list[Callable[[Sequences], StepOutput]] = [
         lambda part: StepOutput(-models.logprobs("policy", part)[0], mask, {}),
         lambda part: StepOutput((models.values("critic", part) - 1).square(), mask, {}),

@@ -17,7 +17,7 @@ from alignflow.optim import MasterAdamW
 from alignflow.types import Pair, StepOutput
 from tests.close import close
 from tests.tiny import open_base
-from tests.toy import CONFIG
+from tests.toy import CONFIG, enough
 
 
 def _eight_pairs() -> list[Pair]:
@@ -29,13 +29,14 @@ def _learn(models: SharedBase, role: str, step: Callable[[Any], StepOutput], bat
     seen: list[Mapping[str, float]] = []
     config = replace(CONFIG, steps=25, learning_rate=1e-2, weight_decay=0.0)
     offline.train(
-        lambda k: [batch],
+        lambda k, _: [batch],
         step,
         count,
         lambda b: 1,
-        MasterAdamW([(models.parameters(role), config.learning_rate)], 0.0),
+        MasterAdamW([(models.parameters(role), config.learning_rate)], 0.0, kind="adamw"),
         config,
         log=lambda step, metrics: seen.append(metrics),
+        announce=pytest.fail,
         keep=lambda step, state: None,
     )
     assert seen[0]["rewards/accuracy"] < 1.0
@@ -49,7 +50,7 @@ def test_dpo_learns_eight_pairs(tiny: Path, quantization: tuple[str, str]):
     models.add("reference")
     models.add("policy", trained=True)
     mask = batch.response_mask[:, 1:]
-    ref = by_rows(lambda b: masked_sum(models.logprobs("reference", b)[0], b.response_mask[:, 1:]), batch, 64)
+    ref = by_rows(lambda b: masked_sum(models.logprobs("reference", b)[0], b.response_mask[:, 1:]), batch, enough(64))
     close(ref, masked_sum(models.logprobs("policy", batch)[0], mask), 0.05)
     before, config = models.fingerprint("reference"), dpo.DPOConfig(0.3, "sigmoid", 0.0, 0.0, 0.0)
     step = lambda b: dpo.step(models, b, config)  # noqa: E731

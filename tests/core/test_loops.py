@@ -45,13 +45,14 @@ class Keeper:
 def _offline(models: Bigram, **given: Any) -> list[tuple[int, float]]:
     log: list[tuple[int, float]] = []
     offline.train(
-        lambda k: [take_rows(BATCH, [k % 6, (k + 1) % 6]), take_rows(BATCH, [(k + 3) % 6])],
+        lambda k, _: [take_rows(BATCH, [k % 6, (k + 1) % 6]), take_rows(BATCH, [(k + 3) % 6])],
         lambda batch: sft.step(models, batch),
         sft.count,
         lambda batch: sum(sequence_lengths(batch)),
-        MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay),
+        MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
         CONFIG,
         log=lambda step, metrics: log.append((step, metrics["loss"])),
+        announce=pytest.fail,
         keep=given.pop("keep", never),
         **given,
     )
@@ -83,12 +84,13 @@ def _online(models: Bigram, **given: Any) -> list[tuple[int, float, float]]:
             count=lambda batch: grpo.count(batch, keys, max_response_length=8),
             start={"batches": 0.0},
         ),
-        MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay),
+        MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
         given.pop("config", CONFIG),
         epochs=2,
         minibatches=2,
         target_kl=given.pop("target_kl", None),
         log=lambda step, metrics: log.append((step, metrics.get("loss", 0.0), metrics["updates"])),
+        announce=pytest.fail,
         keep=given.pop("keep", never),
         **given,
     )

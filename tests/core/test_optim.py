@@ -1,6 +1,7 @@
 """AdamW on float32 masters, and the schedule."""
 
 import copy
+import io
 import itertools
 import math
 
@@ -9,13 +10,13 @@ import torch
 from torch.nn import Parameter
 
 from alignflow.optim import MasterAdamW, learning_rate_factor
-from tests.close import EXACT, close
+from tests.close import EXACT, LOOSE, close
 
 
 def test_with_float32_parameters_it_is_plain_adamw():
     start = torch.randn(5, generator=torch.Generator().manual_seed(0))
     ours, theirs = Parameter(start.clone()), Parameter(start.clone())
-    mine = MasterAdamW([([ours], 0.1)], 0.01)
+    mine = MasterAdamW([([ours], 0.1)], 0.01, kind="adamw")
     plain = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
     for step in range(5):
         for weight in (ours, theirs):
@@ -32,7 +33,7 @@ def test_with_float32_parameters_it_is_plain_adamw():
 def test_small_updates_to_bfloat16_weights_are_not_lost():
     """A step of 1e-4 at 1.0 is below bfloat16's spacing of 2^-7 there; a hundred of them are 0.01."""
     weight = Parameter(torch.ones(1, dtype=torch.bfloat16))
-    optimizer = MasterAdamW([([weight], 1e-4)], 0.0)
+    optimizer = MasterAdamW([([weight], 1e-4)], 0.0, kind="adamw")
     for _ in range(100):
         weight.grad = torch.ones_like(weight)
         optimizer.step(factor=1.0, max_grad_norm=10.0)
@@ -44,7 +45,7 @@ def test_small_updates_to_bfloat16_weights_are_not_lost():
 def test_the_norm_before_clipping_spans_all_groups():
     """Gradients 3 and 4 have norm 5."""
     a, b = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
-    optimizer = MasterAdamW([([a], 0.1), ([b], 0.2)], 0.0)
+    optimizer = MasterAdamW([([a], 0.1), ([b], 0.2)], 0.0, kind="adamw")
     a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
     assert optimizer.step(factor=0.5, max_grad_norm=1.0) == pytest.approx(5.0, abs=1e-6)
     close(torch.cat([a, b]), [-0.05, -0.1], 1e-6)  # Adam's first step is the rate, each group's own
@@ -52,14 +53,14 @@ def test_the_norm_before_clipping_spans_all_groups():
 
 def test_a_parameter_without_gradient_stays():
     weight = Parameter(torch.ones(2))
-    MasterAdamW([([weight], 0.1)], 0.1).step(factor=1.0, max_grad_norm=1.0)
+    MasterAdamW([([weight], 0.1)], 0.1, kind="adamw").step(factor=1.0, max_grad_norm=1.0)
     close(weight, [1.0, 1.0], EXACT)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad: float):
     weight = Parameter(torch.ones(2))
-    optimizer = MasterAdamW([([weight], 0.1)], 0.1)
+    optimizer = MasterAdamW([([weight], 0.1)], 0.1, kind="adamw")
     weight.grad = torch.tensor([1.0, bad])
     assert not math.isfinite(optimizer.step(factor=1.0, max_grad_norm=1.0))
     close(weight, [1.0, 1.0], EXACT)
@@ -67,7 +68,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float):
 
 def test_a_restored_optimiser_continues_exactly():
     first, second = (Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2))
-    one, two = MasterAdamW([([first], 1e-3)], 0.01), MasterAdamW([([second], 1e-3)], 0.01)
+    one, two = MasterAdamW([([first], 1e-3)], 0.01, kind="adamw"), MasterAdamW([([second], 1e-3)], 0.01, kind="adamw")
 
     def go(optimizer: MasterAdamW, weight: Parameter) -> None:
         weight.grad = torch.tensor([0.1, -2.0, 3.0], dtype=torch.bfloat16)
@@ -100,9 +101,66 @@ def test_the_schedule_without_warm_up_starts_at_the_peak():
 def test_a_large_gradient_of_one_group_does_not_shrink_the_step_of_another(critic_gradient: float) -> None:
     """Its first moment after gradients 1 and 3, none of them clipped: 0.9·(0.1·1) + 0.1·3."""
     policy, critic = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
-    optimizer = MasterAdamW([([policy], 0.1), ([critic], 0.1)], weight_decay=0.0)
+    optimizer = MasterAdamW([([policy], 0.1), ([critic], 0.1)], weight_decay=0.0, kind="adamw")
     for gradient in (1.0, 3.0):
         policy.grad, critic.grad = torch.tensor([gradient]), torch.tensor([critic_gradient])
         optimizer.step(factor=1.0, max_grad_norm=10.0)
     moments = optimizer.state()["adamw"]["state"][0]["exp_avg"]
     close(moments, [0.1 * 1.0 * 0.9 + 0.1 * 3.0], 1e-6)
+
+
+KINDS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+of_every_kind = pytest.mark.parametrize("kind", KINDS)
+on_this_machine = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+
+
+def _walk(weights: list[Parameter], optimizer: MasterAdamW, seed: int, steps: int = 4) -> None:
+    """Take steps along gradients that point to 1 with some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for weight in weights:
+            weight.grad = weight.detach() - 1 + 0.3 * torch.randn(weight.shape, generator=generator).to(weight.dtype)
+        optimizer.step(factor=1.0, max_grad_norm=1e3)
+
+
+def _weights() -> list[Parameter]:
+    """Return a tensor large enough for 8 bits and one that is not, in the model's precision."""
+    return [Parameter(torch.zeros(shape, dtype=torch.bfloat16)) for shape in ((64, 80), (10,))]
+
+
+@on_this_machine
+@of_every_kind
+def test_every_kind_takes_adamw_s_steps(kind: str):
+    """In 8 bits to a tenth of what was walked, else exactly; small tensors always keep float32."""
+    mine, plain = _weights(), [Parameter(w.detach().float()) for w in _weights()]
+    optimizer, theirs = MasterAdamW([(mine, 0.01)], 0.1, kind=kind), torch.optim.AdamW(plain, 0.01, weight_decay=0.1)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(6):
+        for weight, other in zip(mine, plain, strict=True):
+            other.grad = (0.5 + 0.3 * torch.randn(other.shape, generator=generator)).bfloat16().float()
+            weight.grad = other.grad.bfloat16()
+        optimizer.step(factor=1.0, max_grad_norm=1e3)
+        theirs.step()
+    large, small = optimizer.state()["masters"][0]
+    assert float(plain[0].detach().abs().max()) > 0.05
+    close(large, plain[0], 0.006 if "8bit" in kind else 1e-6)
+    close(small, plain[1], 1e-6)
+    close(mine[0], large, LOOSE)
+
+
+@on_this_machine
+@of_every_kind
+def test_every_kind_continues_exactly_from_a_checkpoint(kind: str):
+    whole, resumed = _weights(), _weights()
+    one, two = (MasterAdamW([(weights, 0.01)], 0.1, kind=kind) for weights in (whole, resumed))
+    _walk(whole, one, seed=1)
+    file = io.BytesIO()
+    torch.save(one.state(), file)
+    file.seek(0)
+    two.restore(torch.load(file, weights_only=True))
+    for optimizer, weights in ((one, whole), (two, resumed)):
+        _walk(weights, optimizer, seed=2)
+    for mine, other in zip(two.state()["masters"][0], one.state()["masters"][0], strict=True):
+        close(mine, other, EXACT)
+    bytes_kept = sum(v.nbytes for v in two._adamw.state[two._pairs[0][0][1]].values() if isinstance(v, torch.Tensor))
+    assert bytes_kept < 5 * 5120 if "8bit" in kind else bytes_kept >= 8 * 5120

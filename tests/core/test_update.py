@@ -27,7 +27,7 @@ def test_micro_batches_give_the_weights_of_one_batch(parts: list[list[int]]):
 
 def _after(parts: list[list[int]]) -> Tensor:
     models = Bigram()
-    optimizer = MasterAdamW([([models.table], 0.1)], 0.0)
+    optimizer = MasterAdamW([([models.table], 0.1)], 0.0, kind="adamw")
     batches = [take_rows(BATCH, part) for part in parts]
     update(batches, [lambda b: sft.step(models, b)], sft.count, optimizer, factor=1.0, max_grad_norm=9.0, means=Means())
     return models.table.detach()
@@ -36,7 +36,7 @@ def _after(parts: list[list[int]]) -> Tensor:
 def test_the_loss_is_the_mean_over_all_tokens_of_the_batch():
     models = Bigram()
     logprobs = models.logprobs("policy", BATCH)[0].sum() / 18  # 3 + 1 + 6 + 2 + 2 + 4 response tokens
-    optimizer = MasterAdamW([([models.table], 0.1)], 0.0)
+    optimizer = MasterAdamW([([models.table], 0.1)], 0.0, kind="adamw")
     batches = [take_rows(BATCH, [0, 5]), take_rows(BATCH, [1, 2, 3, 4])]
     steps = [lambda b: sft.step(models, b)]
     found = update(batches, steps, sft.count, optimizer, factor=1.0, max_grad_norm=9.0, means=Means())
@@ -45,7 +45,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_batch():
 
 def test_two_losses_add_up():
     models, steps = Bigram(), 2
-    optimizer = MasterAdamW([([models.table], 0.1)], 0.0)
+    optimizer = MasterAdamW([([models.table], 0.1)], 0.0, kind="adamw")
     both = [lambda b: sft.step(models, b)] * steps
     one = -models.logprobs("policy", BATCH)[0].sum() / 18
     close(update([BATCH], both, sft.count, optimizer, factor=1.0, max_grad_norm=9.0, means=Means())["loss"], 2 * one)
@@ -60,16 +60,17 @@ def _shifted(weight: Parameter, batch: Tensor) -> StepOutput:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_and_changes_no_weight(bad: float):
     weight, kept = Parameter(torch.ones(2)), list[Tensor]()
-    optimizer = MasterAdamW([([weight], 0.1)], 0.0)
+    optimizer = MasterAdamW([([weight], 0.1)], 0.0, kind="adamw")
     with pytest.raises(Diverged, match="step 2"):
         offline.train(
-            lambda k: [torch.tensor([0.0, bad if k == 1 else 0.0])],
+            lambda k, _: [torch.tensor([0.0, bad if k == 1 else 0.0])],
             lambda batch: _shifted(weight, batch),
             lambda batch: 2.0,
             lambda batch: 2,
             optimizer,
             CONFIG,
             log=lambda step, metrics: None,
+            announce=pytest.fail,
             keep=lambda step, state: kept.append(weight.detach().clone()),
         )
     assert len(kept) == 1
@@ -78,7 +79,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_no_weight(bad: floa
 
 def test_a_gradient_that_is_not_finite_changes_no_weight():
     weight = Parameter(torch.zeros(2))
-    optimizer = MasterAdamW([([weight], 0.1)], 0.0)
+    optimizer = MasterAdamW([([weight], 0.1)], 0.0, kind="adamw")
 
     def root(batch: Tensor) -> StepOutput:  # d sqrt(x) / dx at 0 is infinite while the loss is 0
         return StepOutput(weight.sqrt(), torch.ones(2, dtype=torch.bool), {})
@@ -90,7 +91,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight():
 
 def test_what_the_mask_leaves_out_is_in_no_loss_and_no_gradient():
     weight = Parameter(torch.tensor([1.0, 1.0]))
-    optimizer = MasterAdamW([([weight], 0.1)], 0.0)
+    optimizer = MasterAdamW([([weight], 0.1)], 0.0, kind="adamw")
 
     def half(batch: Tensor) -> StepOutput:
         return StepOutput(weight + torch.tensor([0.0, math.nan]), torch.tensor([True, False]), {})

@@ -11,7 +11,7 @@ from alignflow.types import Pair
 from tasks.head_first import fit_head, last_states
 from tests.close import FLOAT32, close
 from tests.tiny import disturb, open_base
-from tests.toy import CONFIG
+from tests.toy import CONFIG, enough
 
 PLAIN = RewardModelConfig(center_coef=0.0, margin_coef=0.0)
 
@@ -22,7 +22,7 @@ def test_the_states_are_what_the_head_turns_into_scores(tiny: Path):
     disturb(models, "reward_model")
     models.add_head("reward_model", seed=1)
     pairs = [Pair((5, 6), (7, 8, 9), (10,)), Pair((5, 6, 7, 8), (11,), (12, 13))]
-    states = last_states(models, "reward_model", pairs, 16)
+    states = last_states(models, "reward_model", pairs, enough(16))
     with torch.no_grad():
         from alignflow.data.collate import collate_pairs
 

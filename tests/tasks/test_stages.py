@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignflow import rewards
+from alignflow import optim, rewards
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
+from alignflow.types import Sequences
 from tasks import params
 from tasks.stage import Stage
 from tasks.workspace import home
-from tests.close import EXACT, close
+from tests.close import EXACT, LOOSE, close
 from tests.tiny import disturb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,6 +210,75 @@ def test_a_method_trains_away_from_sft(place: Path, name: str):
     if name != "dpo":
         first = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
         assert abs(float(first["kl/reference"])) < 1e-4, "the policy starts from the reference"
+
+
+def test_a_second_run_of_dpo_takes_the_reference_s_log_probs_from_the_first(settings: Callable[..., None]):
+    """Another learning rate, the same numbers; the one pair that both roles start from is always looked at."""
+    asked: list[int] = []
+    original = SharedBase.logprobs
+
+    def counting(self: SharedBase, role: str, batch: Sequences, *more: Any, **keys: Any) -> Any:
+        if role == "reference":
+            asked.append(len(batch.input_ids))
+        return original(self, role, batch, *more, **keys)
+
+    def rows() -> int:
+        asked.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SharedBase, "logprobs", counting)
+            stage("dpo")
+        return sum(asked)
+
+    shutil.rmtree(home() / "reference_logps")
+    assert rows() == 2 * (1 + 6)  # three steps of two pairs
+    first = weights("artifacts/dpo")
+    assert rows() == 2 * 1
+    assert all(tensor.equal(first[name]) for name, tensor in weights("artifacts/dpo").items())
+    settings("dpo.learning_rate=1e-3")
+    assert rows() == 2 * 1
+    settings("dpo.beta=0.5", "dpo.loss=ipo")
+    assert rows() == 2 * 1
+    settings("dpo.seed=2")
+    assert rows() == 2 * (1 + 6), "other pairs"
+
+
+@pytest.mark.parametrize("name", ["dpo", "ppo"])
+def test_gradient_checkpointing_changes_no_weight(settings: Callable[..., None], name: str):
+    expected = weights(f"artifacts/{name}")
+    settings("memory.gradient_checkpointing=true")
+    stage(name)
+    assert all(tensor.equal(expected[key]) for key, tensor in weights(f"artifacts/{name}").items())
+
+
+def test_how_moments_are_kept_is_a_setting(settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
+    """The matrices of this model are too small for 8 bits, so bitsandbytes' own class takes AdamW's steps on them."""
+    expected, kinds, original = weights("artifacts/dpo"), list[str](), optim._class_of
+    monkeypatch.setattr(optim, "_class_of", lambda kind: kinds.append(kind) or original(kind))
+    settings("memory.optimizer=adamw_8bit")
+    stage("dpo")
+    assert kinds == ["adamw_8bit"]
+    for name, tensor in weights("artifacts/dpo").items():
+        close(tensor, expected[name], LOOSE)
+
+
+def test_memory_that_runs_out_in_a_stage_is_said_and_changes_nothing_but_rounding(
+    settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    """A machine on which no pass may hold more than one pair."""
+    expected, original, said = weights("artifacts/dpo"), SharedBase.hidden, list[str]()
+
+    def small(self: SharedBase, role: str, batch: Sequences) -> torch.Tensor:
+        if len(batch.input_ids) > 2:
+            raise torch.OutOfMemoryError
+        return original(self, role, batch)
+
+    shutil.rmtree(home() / "reference_logps")
+    monkeypatch.setattr(SharedBase, "hidden", small)
+    monkeypatch.setattr(Stage, "say", lambda self, text: said.append(text))
+    stage("dpo")
+    assert any("memory ran out" in line for line in said)
+    for name, tensor in weights("artifacts/dpo").items():
+        close(tensor, expected[name], LOOSE)
 
 
 def snapshots(name: str) -> dict[str, dict[str, torch.Tensor]]:

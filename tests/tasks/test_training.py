@@ -12,7 +12,7 @@ from alignflow.generate import Response
 from alignflow.types import Example, Pair
 from tasks import online, params, rewarding, training
 from tests.close import close
-from tests.toy import CONFIG, Given
+from tests.toy import CONFIG, Given, enough
 
 FILE = Path(__file__).resolve().parents[2] / "params.yaml"
 
@@ -31,7 +31,7 @@ def test_a_batch_larger_than_the_data_repeats_it():
 
 def test_micro_batches_of_pairs_hold_the_rows_of_the_step_within_the_budget():
     pairs = [Pair((1,) * i, (2,) * (i + 1), (3,)) for i in range(1, 7)]
-    parts = training.pair_batches(pairs, CONFIG, 0, torch.device("cpu"))
+    parts = training.pair_batches(pairs, CONFIG, 0, CONFIG.micro_batch_tokens, torch.device("cpu"))
     assert sorted(row for rows, _ in parts for row in rows) == sorted(training.rows_of_step(6, CONFIG, 0))
     for rows, batch in parts:
         assert len(batch.input_ids) == 2 * len(rows)
@@ -81,7 +81,7 @@ def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
             [Example((1,), (2,)), Example((1,), (3,))],
             [Response((2,), truncated=False), Response((3,), truncated=True)],
             ["Rome " * 60, "word"],
-            budget=1000,
+            budget=enough(1000),
         )
 
     return reward
