@@ -96,6 +96,7 @@ class Judged:
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Sample from the policy and its snapshots, judge all answers in one pass, and measure what it still knows."""
+    from alignflow.memory import Budget
     from tasks import rewarding, training
     from tasks.hardware import peak_memory_gib
 
@@ -105,13 +106,14 @@ def work(stage: Stage) -> Mapping[str, float]:
     rows = rewarding.judged_rows(params, every)[: stage.params.evaluate.prompts]
     first = rows[: stage.params.evaluate.trajectory_prompts]
     models, trajectory = _open(params), trajectory_of(policy, params)
+    budget = Budget(params.reward_model.micro_batch_tokens, stage.say)
     stage.say(f"answers {len(rows)} unseen prompts")
     role = _add(models, "policy", adapter_of(policy, params))
-    answers = [_answer(stage, models, role, rows, at_reference=policy == REFERENCE)]
+    answers = [_answer(stage, models, role, rows, budget, at_reference=policy == REFERENCE)]
     for snapshot in trajectory[:-1]:
         stage.say(f"answers {len(first)} of them after {snapshot.label}")
-        answers.append(_answer(stage, models, _add(models, snapshot.label, snapshot.folder), first))
-    judged = _judge(stage, models, answers)
+        answers.append(_answer(stage, models, _add(models, snapshot.label, snapshot.folder), first, budget))
+    judged = _judge(stage, models, answers, budget)
     table = _table(stage, answers[0], judged[0])
     folder = Path("evaluations") / policy
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     (folder / "trajectory.json").write_text(json.dumps(points, indent=2) + "\n")
     flat = [{**row, **{f"judge/{name}": value for name, value in row["judges"].items()}} for row in table]
     stage.record.table("answers", [{key: value for key, value in row.items() if key != "judges"} for row in flat])
-    return {**_figures(table), **_capability(stage, models, role), "peak_memory_gib": peak_memory_gib()}
+    return {**_figures(table), **_capability(stage, models, role, budget), "peak_memory_gib": peak_memory_gib()}
 
 
 def _open(params: Params) -> "SharedBase":
@@ -154,6 +156,7 @@ def _answer(
     models: "SharedBase",
     role: str,
     rows: Sequence[Mapping[str, Any]],
+    budget: "Budget",
     *,
     at_reference: bool = False,
 ) -> Answers:
@@ -176,15 +179,8 @@ def _answer(
             rows=stage.params.sampling.rows,
         )
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    kl = [0.0] * len(rows) if at_reference else _kl(models, role, examples, _budget(stage))
+    kl = [0.0] * len(rows) if at_reference else _kl(models, role, examples, budget)
     return Answers(rows, examples, responses, sampling.decode(models, responses), kl)
-
-
-def _budget(stage: Stage) -> "Budget":
-    """Return what the passes without gradients may hold."""
-    from alignflow.memory import Budget
-
-    return Budget(stage.params.reward_model.micro_batch_tokens, stage.say)
 
 
 def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: "Budget") -> list[float]:
@@ -210,11 +206,11 @@ def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: "Bud
     return positive
 
 
-def _judge(stage: Stage, models: "SharedBase", answers: Sequence[Answers]) -> list[Judged]:
+def _judge(stage: Stage, models: "SharedBase", answers: Sequence[Answers], budget: "Budget") -> list[Judged]:
     """Return what all answers are worth: one pass of each scorer over all of them."""
     from tasks import rewarding, training
 
-    params, budget = stage.params, _budget(stage)
+    params = stage.params
     rows = [row for one in answers for row in one.rows]
     texts = [text for one in answers for text in one.texts]
     examples = [example for one in answers for example in one.examples]
@@ -330,7 +326,7 @@ def _figures(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _capability(stage: Stage, models: "SharedBase", role: str) -> dict[str, float]:
+def _capability(stage: Stage, models: "SharedBase", role: str, budget: "Budget") -> dict[str, float]:
     """Return the accuracy on the fixed questions and the perplexity of unseen chosen responses, in one pass."""
     from alignflow.capability import choice_accuracy, encode_choices, perplexity, read_question
     from alignflow.data.collate import by_rows, collate
@@ -351,7 +347,7 @@ def _capability(stage: Stage, models: "SharedBase", role: str) -> dict[str, floa
     logps = by_rows(
         lambda batch: models.logprobs(role, batch)[0].sum(1),
         collate([*choices, *good]),
-        _budget(stage),
+        budget,
     ).tolist()
     end, lengths = len(choices), [len(example.response) for example in (*choices, *good)]
     accuracy = {"capability/multiple_choice": choice_accuracy(logps[:end], lengths[:end], questions)}

@@ -24,6 +24,8 @@ CONFIG = OptimisationConfig(
     seed=1,
 )
 
+ON_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+
 
 def rows(lengths: Sequence[tuple[int, int]]) -> Sequences:
     """Return sequences of the given prompt and response lengths."""

@@ -68,7 +68,13 @@ def test_a_role_s_backward_pass_reaches_no_other_role(
 def test_roles_answer_as_before_after_a_backward_pass(both: tuple[SharedBase, SharedBase]):
     plain, checkpointed = both
     wanted = [p.requires_grad for p in checkpointed.base.model.parameters()]
-    gradients(checkpointed, policy_loss, critic_loss, during="reward_model")
+    loss, ids = policy_loss(checkpointed), some_rows().input_ids
+    with checkpointed.role("reference") as model:
+        with torch.no_grad():
+            before = model(input_ids=ids).logits
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            close(model(input_ids=ids).logits, before, EXACT)
     assert [p.requires_grad for p in checkpointed.base.model.parameters()] == wanted
     with torch.no_grad():
         for role in ("base", "policy", "reference"):

@@ -262,3 +262,16 @@ def test_torch_says_so_when_the_machine_s_own_memory_runs_out():
         return "done"
 
     assert fitting(lambda size: [size] * (2 // size), work, int, Budget(2, lambda _: None)) == "done"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_s_memory_that_runs_out_does_so_as_well():
+    """Twice of what it has, all of it, and half."""
+
+    def work(parts: Sequence[int]) -> int:
+        with part(0):
+            torch.empty(parts[0] * torch.cuda.mem_get_info()[1] // 4, dtype=torch.int8, device="cuda")
+        return parts[0]
+
+    assert fitting(lambda size: [size] * (8 // size), work, int, Budget(8, lambda _: None)) == 2
