@@ -1,4 +1,4 @@
-"""Sample responses: one prefill, then a token a row at a time; finished rows leave the batch.
+"""Sample responses: one prefill a distinct prompt, then a token a row at a time; finished rows leave the batch.
 
 Each row draws from its own random stream, so a response depends on seed and row, not on how rows are batched.
 No top-k or top-p: the log-probs that training takes are those of the full distribution.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignflow.models.load import check_length, learned_positions, position_ids
+from alignflow.models.load import check_length, decoder_of, learned_positions, position_ids, softcap_of
 
 SHRINK = 0.75  # rows leave once at least a quarter has finished: shrinking copies the whole cache
 
@@ -40,7 +40,7 @@ def generate(
     """Sample one response to each prompt.
 
     Args:
-        model: a causal language model of transformers.
+        model: a causal language model of transformers, whose logits are head(hidden states), capped or not.
         prompts: token ids; repeat a prompt for several samples.
         eos_ids: tokens that end a response.
         max_response_length: most tokens of a response, end-of-sequence included.
@@ -55,12 +55,13 @@ def generate(
         TooLong: a prompt with the longest response does not fit the model's learned positions.
     """
     check_length(max(map(len, prompts), default=0) + max_response_length, learned_positions(model))
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # alike lengths waste least padding
+    # alike lengths waste least padding; equal prompts side by side are prefilled once
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]), i))
     result: dict[int, Response] = {}
     for start in range(0, len(order), rows):
         chunk = order[start : start + rows]
         draws = torch.stack([_uniforms(seed, i, max_response_length) for i in chunk])
-        tokens = _sample(model, [prompts[i] for i in chunk], draws, set(eos_ids), temperature)
+        tokens = _sample(model, [tuple(prompts[i]) for i in chunk], draws, set(eos_ids), temperature)
         for index, response in zip(chunk, tokens, strict=True):
             result[index] = response
     return [result[i] for i in range(len(prompts))]
@@ -72,38 +73,28 @@ def _uniforms(seed: int, row: int, count: int) -> Tensor:
 
 
 def _sample(
-    model: Any, prompts: Sequence[Sequence[int]], draws: Tensor, eos_ids: set[int], temperature: float
+    model: Any, prompts: Sequence[tuple[int, ...]], draws: Tensor, eos_ids: set[int], temperature: float
 ) -> list[Response]:
-    from transformers import DynamicCache
+    from alignflow.models.cache import spread
 
-    device = next(model.parameters()).device
-    longest = max(len(p) for p in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, longest - len(prompt) :] = 1
-    ids, mask, draws = ids.to(device), mask.to(device), draws.to(device)
-    positions = position_ids(mask)
-    cache = DynamicCache(config=model.config)
+    device = model.device
+    draws = draws.to(device)
+    kinds = {prompt: kind for kind, prompt in enumerate(dict.fromkeys(prompts))}
+    logits, mask, cache = _prefill(model, list(kinds))
+    rows = torch.tensor([kinds[prompt] for prompt in prompts], device=device)
+    spread(cache, rows, draws.shape[1] - 1)
+    logits, mask = logits[rows], mask[rows]
+    positions = mask.sum(1, keepdim=True)
     tokens: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     alive = list(range(len(prompts)))  # which response each row of the batch belongs to
     for t in range(draws.shape[1]):
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        chosen = _choose(logits.float(), draws[alive, t], temperature)
+        chosen = _choose(logits, draws[alive, t], temperature)
         for row, token in zip(alive, chosen.tolist(), strict=True):
             if not ended[row]:
                 tokens[row].append(token)
                 ended[row] = token in eos_ids
-        if all(ended):
+        if all(ended) or t + 1 == draws.shape[1]:
             break
         keep = [i for i, row in enumerate(alive) if not ended[row]]
         if len(keep) <= SHRINK * len(alive):
@@ -111,16 +102,47 @@ def _sample(
             cache.batch_select_indices(index)
             chosen, mask, positions = chosen[index], mask[index], positions[index]
             alive = [alive[i] for i in keep]
-        ids = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        positions = positions[:, -1:] + 1
+        logits = _logits(model, chosen[:, None], mask, positions, cache)
+        positions = positions + 1
     return [Response(tuple(t), not e) for t, e in zip(tokens, ended, strict=True)]
 
 
+def _prefill(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Any]:
+    """Return the logits after each prompt (B, V), the mask of their left-padded tokens (B, S), and their cache."""
+    from transformers import DynamicCache
+
+    longest = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    cache = DynamicCache(config=model.config)
+    return _logits(model, ids, mask, position_ids(mask), cache), mask, cache
+
+
+def _logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """Return the logits after the last of new tokens, float32. (B, T) -> (B, V)
+
+    The head sees one packed row a sequence; from a strided view torch would multiply copies of its whole weight.
+    """
+    states = decoder_of(model)(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1]
+    logits: Tensor = model.get_output_embeddings()(states.contiguous()).float()
+    cap = softcap_of(model)
+    return logits.div_(cap).tanh_().mul_(cap) if cap else logits
+
+
 def _choose(logits: Tensor, draws: Tensor, temperature: float) -> Tensor:
-    """Return the token where the cumulative distribution passes the row's draw. (B, V), (B,) -> (B,)"""
+    """Return the token where the cumulative distribution passes the row's draw. (B, V), (B,) -> (B,)
+
+    The logits are overwritten.
+    """
     if temperature == 0:
         return logits.argmax(-1)
-    cumulative = torch.softmax(logits / temperature, -1).cumsum(-1)
+    cumulative = torch.softmax(logits.div_(temperature), -1).cumsum_(-1)
     passed = torch.searchsorted(cumulative, draws[:, None].to(cumulative.dtype) * cumulative[:, -1:])
     return passed[:, 0].clamp(max=logits.shape[-1] - 1)

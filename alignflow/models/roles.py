@@ -107,7 +107,7 @@ class SharedBase:
         compute dtype; so log-probs for training are always taken from the adapted layers themselves.
         """
         replaced: list[tuple[Any, str, Any]] = []
-        with self.role(name) as model, torch.no_grad():
+        with self.role(name), torch.no_grad():
             try:
                 for path, module in list(self.base.model.named_modules()):
                     dense = adapters.dense(module, name) if module in self._layers else None
@@ -116,7 +116,7 @@ class SharedBase:
                         owner = self.base.model.get_submodule(parent)
                         replaced.append((owner, child, module))
                         setattr(owner, child, dense)
-                yield model
+                yield self.base.model
             finally:
                 for owner, child, module in replaced:
                     setattr(owner, child, module)
