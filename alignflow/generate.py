@@ -5,7 +5,7 @@ No top-k or top-p: the log-probs that training takes are those of the full distr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class Response:
     """Up to and including the first end-of-sequence token."""
     truncated: bool
     """True when the length limit came first."""
+    logprobs: tuple[float, ...] = field(default=(), compare=False)
+    """Of each token at the sampling temperature, nats, from the very logits that it was drawn from."""
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def _uniforms(seed: int, row: int, count: int) -> Tensor:
 def _sample(
     model: Any, prompts: Sequence[tuple[int, ...]], draws: Tensor, eos_ids: set[int], temperature: float
 ) -> list[Response]:
-    from alignflow.models.cache import spread
+    from alignflow.kv_cache import spread
 
     device = model.device
     draws = draws.to(device)
@@ -86,13 +88,15 @@ def _sample(
     logits, mask = logits[rows], mask[rows]
     positions = mask.sum(1, keepdim=True)
     tokens: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     alive = list(range(len(prompts)))  # which response each row of the batch belongs to
     for t in range(draws.shape[1]):
-        chosen = _choose(logits, draws[alive, t], temperature)
-        for row, token in zip(alive, chosen.tolist(), strict=True):
+        chosen, found = _choose(logits, draws[alive, t], temperature)
+        for row, token, logprob in zip(alive, chosen.tolist(), found.tolist(), strict=True):
             if not ended[row]:
                 tokens[row].append(token)
+                logprobs[row].append(logprob)
                 ended[row] = token in eos_ids
         if all(ended) or t + 1 == draws.shape[1]:
             break
@@ -105,7 +109,7 @@ def _sample(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         logits = _logits(model, chosen[:, None], mask, positions, cache)
         positions = positions + 1
-    return [Response(tuple(t), not e) for t, e in zip(tokens, ended, strict=True)]
+    return [Response(tuple(t), not e, tuple(p)) for t, e, p in zip(tokens, ended, logprobs, strict=True)]
 
 
 def _prefill(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Any]:
@@ -136,13 +140,15 @@ def _logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
     return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
 
-def _choose(logits: Tensor, draws: Tensor, temperature: float) -> Tensor:
-    """Return the token where the cumulative distribution passes the row's draw. (B, V), (B,) -> (B,)
+def _choose(logits: Tensor, draws: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the token where the cumulative distribution passes the row's draw, and its log-prob. (B, V), (B,) -> (B,)
 
-    The logits are overwritten.
+    The logits' memory is used again. At temperature 0 the likeliest token is certain: log-prob 0.
     """
     if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = torch.softmax(logits.div_(temperature), -1).cumsum_(-1)
+        return logits.argmax(-1), torch.zeros_like(logits[:, 0])
+    probabilities = torch.softmax(logits.div_(temperature), -1)
+    cumulative = torch.cumsum(probabilities, -1, out=logits)
     passed = torch.searchsorted(cumulative, draws[:, None].to(cumulative.dtype) * cumulative[:, -1:])
-    return passed[:, 0].clamp(max=logits.shape[-1] - 1)
+    chosen = passed.clamp(max=logits.shape[-1] - 1)
+    return chosen[:, 0], probabilities.gather(1, chosen)[:, 0].log()

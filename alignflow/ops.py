@@ -50,6 +50,41 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return torch.expm1(delta) - delta
 
 
+def importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, *, cap: float) -> Tensor:
+    """Return min(π_old(y_t) / π_sampler(y_t), C): what a token counts that a sampler of other rounding drew.
+
+    Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training" (truncated importance
+    sampling). Elementwise.
+
+    Args:
+        logprobs: log π_old, as training computes it before the first update.
+        sampled_logprobs: log π_sampler of the same tokens.
+        cap: C.
+    """
+    return torch.exp((logprobs - sampled_logprobs).clamp(max=20.0)).clamp(max=cap)
+
+
+def importance(
+    logprobs: Tensor, sampled_logprobs: Tensor | None, mask: Tensor, *, cap: float | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the importance weight of each token, and their metrics; ones and none where there is no cap.
+
+    Args:
+        logprobs: log π_old. (B, S-1)
+        sampled_logprobs: log π_sampler; may lack only without a cap. (B, S-1)
+        mask: True at response tokens. (B, S-1)
+        cap: C of ``importance_weights``.
+    """
+    if cap is None:
+        return torch.ones_like(logprobs), {}
+    assert sampled_logprobs is not None, "an importance weight needs what the sampler said"
+    weights = importance_weights(logprobs, sampled_logprobs, cap=cap)
+    return weights, {
+        "importance/mean": weights[mask],
+        "importance/clipped_fraction": (weights >= cap).to(weights.dtype)[mask],
+    }
+
+
 KL_ESTIMATORS = {"k1": kl_k1, "k3": kl_k3}
 
 

@@ -76,6 +76,8 @@ class Rollouts:
     """True where a source of reward applies; the others train nothing. (B,) bool"""
     truncated: Tensor
     """True where the length limit came before end-of-sequence. (B,) bool"""
+    sampled_logprobs: Tensor | None = None
+    """What the sampler itself said of its tokens, at the sampling temperature; zero outside the response. (B, S-1)"""
 
 
 class Models(Protocol):

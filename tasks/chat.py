@@ -21,7 +21,6 @@ def chat(policies: Sequence[str]) -> None:
     """
     params = load(Path("params.yaml"))
     from alignflow.data.encoding import encode_prompt
-    from alignflow.generate import generate
     from tasks import sampling, training
     from tasks.stage import quiet
 
@@ -37,17 +36,16 @@ def chat(policies: Sequence[str]) -> None:
     while question := _ask(console):
         panels = []
         for policy in policies:
-            with console.status(policy), models.merged(policy) as model:
-                (response,) = generate(
-                    model,
+            with console.status(policy):
+                (response,), (text,) = sampling.answer(
+                    models,
+                    policy,
                     [encode_prompt(models.base.tokenizer, [{"role": "user", "content": question}])],
-                    eos_ids=sampling.eos_ids(models),
-                    max_response_length=MAX_RESPONSE_LENGTH,
+                    params,
+                    length=MAX_RESPONSE_LENGTH,
                     temperature=params.evaluate.temperature,
                     seed=params.evaluate.seed + turn,
-                    rows=1,
                 )
-            (text,) = sampling.decode(models, [response])
             panels.append(Panel(text + (" …" if response.truncated else ""), title=policy, expand=True))
         console.print(Columns(panels, equal=True, expand=True))
         turn += 1

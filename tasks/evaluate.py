@@ -162,25 +162,23 @@ def _answer(
 ) -> Answers:
     """Sample an answer to each row, the same random numbers for every role, and measure the KL to the reference."""
     from alignflow.data.encoding import encode_prompt
-    from alignflow.generate import generate
     from alignflow.types import Example
     from tasks import sampling
 
     section = stage.params.evaluate
     prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
-    with models.merged(role) as model:
-        responses = generate(
-            model,
-            prompts,
-            eos_ids=sampling.eos_ids(models),
-            max_response_length=section.max_response_length,
-            temperature=section.temperature,
-            seed=section.seed,
-            rows=stage.params.sampling.rows,
-        )
+    responses, texts = sampling.answer(
+        models,
+        role,
+        prompts,
+        stage.params,
+        length=section.max_response_length,
+        temperature=section.temperature,
+        seed=section.seed,
+    )
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
     kl = [0.0] * len(rows) if at_reference else _kl(models, role, examples, budget)
-    return Answers(rows, examples, responses, sampling.decode(models, responses), kl)
+    return Answers(rows, examples, responses, texts, kl)
 
 
 def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: "Budget") -> list[float]:

@@ -25,7 +25,7 @@ def work(stage: Stage) -> Mapping[str, float]:
 
     def prepare(rollouts: Rollouts, carry: Carry) -> tuple[grpo.GRPOBatch, dict[str, Tensor], Carry]:
         logprobs, ref_logprobs = online.logprobs(models, rollouts.sequences, sampling.temperature, budget)
-        return (*grpo.prepare(rollouts, logprobs, ref_logprobs, keys), carry)
+        return (*grpo.prepare(rollouts, logprobs, ref_logprobs, keys, importance_cap=sampling.importance_cap), carry)
 
     stage.total_steps = section.steps
     train(

@@ -42,11 +42,15 @@ def logprobs(models: SharedBase, sequences: Sequences, temperature: float, budge
 def rollouts(samples: Sequence[rewarding.Sample], device: torch.device) -> Rollouts:
     """Return samples as a record of tensors."""
     totals = [s.reward.total for s in samples]
+    sequences = collate([s.example for s in samples]).to(device)
+    mask = sequences.response_mask[:, 1:]
+    sampled = torch.tensor([value for s in samples for value in s.response.logprobs], device=device)
     return Rollouts(
-        sequences=collate([s.example for s in samples]).to(device),
+        sequences=sequences,
         scores=torch.tensor([0.0 if total is None else total for total in totals], device=device),
         scored=torch.tensor([total is not None for total in totals], device=device),
         truncated=torch.tensor([s.response.truncated for s in samples], device=device),
+        sampled_logprobs=torch.zeros(mask.shape, device=device).masked_scatter(mask, sampled),
     )
 
 

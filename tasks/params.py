@@ -153,6 +153,13 @@ class Sampling(Section):
     temperature: Positive
     rows: Count
     """Responses sampled at once; changes memory and speed only."""
+    importance_cap: Positive | None
+    """PPO and GRPO: the policy term of a token counts by min(π_old / π_sampler, this), which corrects for a sampler
+    that rounds otherwise than training does; null counts all by 1. Usual: 2 (Yao et al. 2025)."""
+    merged: Literal["auto"] | bool
+    """Sample through plain layers, adapter added and dequantised: several times faster, for 2 bytes a weight in
+    bfloat16. ``auto`` does where they take up to half of the free memory, and says so where they do not. The sums are
+    rounded to base.dtype, so that the samples of true and false differ as those of two roundings do."""
 
 
 class Rewards(Section):

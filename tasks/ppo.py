@@ -18,6 +18,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     from tasks import online, rewarding, training
 
     section, temperature = stage.params.ppo, stage.params.sampling.temperature
+    cap = stage.params.sampling.importance_cap
     config = training.config_of(section, OptimisationConfig)
     keys = training.config_of(section, ppo.PPOConfig)
     models = online.open_roles(stage.params)
@@ -29,7 +30,9 @@ def work(stage: Stage) -> Mapping[str, float]:
     def prepare(rollouts: Rollouts, carry: Carry) -> tuple[ppo.PPOBatch, dict[str, Tensor], Carry]:
         logprobs, ref_logprobs = online.logprobs(models, rollouts.sequences, temperature, budget)
         values = online.token_rows(partial(models.values, "critic"), rollouts.sequences, budget)
-        batch, metrics, kl_coef = ppo.prepare(rollouts, logprobs, ref_logprobs, values, keys, kl_coef=carry["kl_coef"])
+        batch, metrics, kl_coef = ppo.prepare(
+            rollouts, logprobs, ref_logprobs, values, keys, kl_coef=carry["kl_coef"], importance_cap=cap
+        )
         return batch, metrics, {"kl_coef": kl_coef}
 
     stage.total_steps = section.steps

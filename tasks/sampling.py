@@ -1,28 +1,75 @@
-"""What the stages that sample share: responses of a role with their texts."""
+"""What all that sample share: responses of a role with their texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 from alignflow.data.encoding import end_of_turn
 from alignflow.generate import Response, generate
+from alignflow.models.adapters import dense_bytes
 from alignflow.models.roles import SharedBase
+from tasks.hardware import free_memory
 from tasks.params import Params
 
 
 def sample(
     models: SharedBase, role: str, prompts: Sequence[tuple[int, ...]], params: Params, *, seed: int
 ) -> tuple[list[Response], list[str]]:
-    """Sample one response to each prompt as a role; return tokens and texts."""
-    with models.merged(role) as model:
+    """Sample one response to each prompt as a role, as while training; return tokens and texts."""
+    section = params.sampling
+    return answer(
+        models, role, prompts, params, length=section.max_response_length, temperature=section.temperature, seed=seed
+    )
+
+
+def answer(
+    models: SharedBase,
+    role: str,
+    prompts: Sequence[tuple[int, ...]],
+    params: Params,
+    *,
+    length: int,
+    temperature: float,
+    seed: int,
+) -> tuple[list[Response], list[str]]:
+    """Sample one response of up to ``length`` tokens to each prompt as a role; return tokens and texts."""
+    with answering(models, role, params.sampling.merged) as model:
         responses = generate(
             model,
             prompts,
             eos_ids=eos_ids(models),
-            max_response_length=params.sampling.max_response_length,
-            temperature=params.sampling.temperature,
+            max_response_length=length,
+            temperature=temperature,
             seed=seed,
             rows=params.sampling.rows,
         )
     return responses, decode(models, responses)
+
+
+@contextmanager
+def answering(models: SharedBase, role: str, merged: str | bool) -> Iterator[Any]:
+    """Let the model answer as a role: in plain layers where ``sampling.merged`` is true, or auto and they fit."""
+    with models.merged(role) if _plain(models, merged) else models.role(role):
+        yield models.base.model
+
+
+def _plain(models: SharedBase, merged: str | bool) -> bool:
+    if isinstance(merged, bool):
+        return merged
+    needed, free = dense_bytes(models.base.model), free_memory(models.base.device)
+    if free is None or needed <= free / 2:  # the other half is for the cache of keys and values
+        return True
+    _announce(
+        f"samples through the adapted layers, slower: plain ones take {needed / 2**30:.1f} GiB of the "
+        f"{free / 2**30:.1f} GiB that are free (sampling.merged: auto in params.yaml; true forces them)"
+    )
+    return False
+
+
+@cache
+def _announce(text: str) -> None:
+    print(f"[sampling] {text}", flush=True)
 
 
 def eos_ids(models: SharedBase) -> list[int]:

@@ -7,7 +7,8 @@ The KL is the always-positive estimator on the current log-probs, inside the los
 ``normalization``: ``grpo`` averages over the tokens of a response, then over responses; ``dapo`` over all tokens of
 the batch (Yu et al. 2025, arXiv:2503.14476, Eq. 12); ``dr_grpo`` divides by responses × the longest allowed length and
 does not divide advantages by the deviation (Liu et al. 2025, arXiv:2503.20783, section 3.2). Log-ratios are clamped
-to ±20.
+to ±20. With ``importance_cap`` the policy term of each token counts by its truncated importance weight
+(``ops.importance_weights``), which the KL term does not.
 
 Some responses may count for nothing: those without a score; by choice those cut off at the length limit (DAPO,
 section 3.4), and those of groups whose scores are all alike, which the KL alone would move (DAPO, Eq. 11, samples
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from alignflow.advantages import group_relative
-from alignflow.ops import kl_k1, kl_k3, masked_sum
+from alignflow.ops import importance, kl_k1, kl_k3, masked_sum
 from alignflow.types import Models, Rollouts, Sequences, StepOutput
 
 
@@ -49,6 +50,8 @@ class GRPOBatch:
     """Zero outside the response. (B, S-1)"""
     advantages: Tensor
     """One a response. (B,)"""
+    weights: Tensor
+    """Importance weight of each token. (B, S-1)"""
 
 
 def grpo_loss(
@@ -60,8 +63,9 @@ def grpo_loss(
     beta: float,
     clip_range_low: float,
     clip_range_high: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Return −min(ρ Â, clip(ρ) Â) + β·k3 of each token, not reduced and not weighted.
+    """Return −w·min(ρ Â, clip(ρ) Â) + β·k3 of each token, not reduced.
 
     Args:
         logprobs: log π at the sampling temperature. (B, T)
@@ -71,6 +75,7 @@ def grpo_loss(
         beta: weight of the KL.
         clip_range_low: ρ is clipped below at 1 − this.
         clip_range_high: ρ is clipped above at 1 + this.
+        weights: w, importance weights; ones if not given. (B, T)
 
     Returns:
         (B, T)
@@ -78,7 +83,8 @@ def grpo_loss(
     ratio = torch.exp((logprobs - old_logprobs).clamp(-20.0, 20.0))
     unclipped = ratio * advantages[:, None]
     clipped = ratio.clamp(1.0 - clip_range_low, 1.0 + clip_range_high) * advantages[:, None]
-    return -torch.minimum(unclipped, clipped) + beta * kl_k3(logprobs, ref_logprobs)
+    gain = torch.minimum(unclipped, clipped)
+    return -(gain if weights is None else weights * gain) + beta * kl_k3(logprobs, ref_logprobs)
 
 
 def zero_variance(rollouts: Rollouts, config: GRPOConfig) -> Tensor:
@@ -87,7 +93,12 @@ def zero_variance(rollouts: Rollouts, config: GRPOConfig) -> Tensor:
 
 
 def prepare(
-    rollouts: Rollouts, logprobs: Tensor, ref_logprobs: Tensor, config: GRPOConfig
+    rollouts: Rollouts,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    config: GRPOConfig,
+    *,
+    importance_cap: float | None = None,
 ) -> tuple[GRPOBatch, dict[str, Tensor]]:
     """Return the whole rollout batch ready for updates, and its metrics.
 
@@ -96,7 +107,10 @@ def prepare(
         logprobs: log π at sampling time, at the sampling temperature. (P·G, S-1)
         ref_logprobs: log π_ref of the same tokens. (P·G, S-1)
         config: keys of the update.
+        importance_cap: largest importance weight of a token; None leaves all at 1.
     """
+    mask = rollouts.sequences.response_mask[:, 1:]
+    weights, weighed = importance(logprobs, rollouts.sampled_logprobs, mask, cap=importance_cap)
     advantages, std = _advantages(rollouts, config)
     uniform = std < config.std_epsilon
     counted = rollouts.scored
@@ -105,13 +119,14 @@ def prepare(
     if config.mask_truncated:
         counted = counted & ~rollouts.truncated
     metrics = {
-        "kl/reference": masked_sum(kl_k1(logprobs, ref_logprobs), rollouts.sequences.response_mask[:, 1:]),
+        "kl/reference": masked_sum(kl_k1(logprobs, ref_logprobs), mask),
         "reward/mean": rollouts.scores[rollouts.scored],
         "group_std": std,
         "zero_variance_fraction": uniform.float(),
         "counted_fraction": counted.float(),
+        **weighed,
     }
-    batch = GRPOBatch(rollouts.sequences.counting(counted), logprobs, ref_logprobs, advantages.flatten())
+    batch = GRPOBatch(rollouts.sequences.counting(counted), logprobs, ref_logprobs, advantages.flatten(), weights)
     return batch, metrics
 
 
@@ -146,6 +161,7 @@ def step(models: Models, batch: GRPOBatch, config: GRPOConfig, *, temperature: f
         beta=config.beta,
         clip_range_low=config.clip_range_low,
         clip_range_high=config.clip_range_high,
+        weights=batch.weights,
     )
     if config.normalization == "grpo":
         losses = losses / mask.sum(-1, keepdim=True).clamp(min=1)

@@ -6,7 +6,9 @@ L   = −min(ρ_t Â_t, clip(ρ_t, 1−ε, 1+ε) Â_t) − c_H·H_t + c_v·½·m
 The clipped value loss is not in the paper but in its authors' code (Huang et al. 2022, "The 37 implementation details
 of proximal policy optimization"). Departures: the critic has its own adapter over the shared base, so policy and value
 terms share no trained weight; advantages are whitened over the whole rollout batch; the loss is a mean over all
-response tokens of the optimiser batch; log-ratios are clamped to ±20 before exp.
+response tokens of the optimiser batch; log-ratios are clamped to ±20 before exp. With ``importance_cap`` a token's
+policy term counts by its truncated importance weight (``ops.importance_weights``), which, positive, stands in the
+advantage.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignflow.advantages import gae
-from alignflow.ops import KL_ESTIMATORS, kl_k1, kl_k3, masked_sum, whiten
+from alignflow.ops import KL_ESTIMATORS, importance, kl_k1, kl_k3, masked_sum, whiten
 from alignflow.types import Models, Rollouts, Sequences, StepOutput
 
 
@@ -105,7 +107,14 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, value_cli
 
 
 def prepare(
-    rollouts: Rollouts, logprobs: Tensor, ref_logprobs: Tensor, values: Tensor, config: PPOConfig, *, kl_coef: float
+    rollouts: Rollouts,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    values: Tensor,
+    config: PPOConfig,
+    *,
+    kl_coef: float,
+    importance_cap: float | None = None,
 ) -> tuple[PPOBatch, dict[str, Tensor], float]:
     """Return the whole rollout batch ready for updates, its metrics, and the next batch's ``kl_coef``.
 
@@ -118,6 +127,7 @@ def prepare(
         values: critic's value before each token. (B, S-1)
         config: keys of the update.
         kl_coef: weight of the KL penalty, which the controller may have moved from ``config.kl_coef``.
+        importance_cap: largest importance weight of a token; None leaves all at 1.
     """
     sequences = rollouts.sequences.counting(rollouts.scored)
     mask = sequences.response_mask[:, 1:]
@@ -133,6 +143,7 @@ def prepare(
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, keep_mean=True)
     advantages, returns = gae(rewards, values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
+    weights, weighed = importance(logprobs, rollouts.sampled_logprobs, mask, cap=importance_cap)
     kl = masked_sum(kl_k1(logprobs, ref_logprobs), rollouts.sequences.response_mask[:, 1:])
     metrics = {
         "kl/reference": kl,
@@ -140,8 +151,9 @@ def prepare(
         "reward/mean": masked_sum(rewards, mask)[rollouts.scored],
         "counted_fraction": rollouts.scored.float(),
         "explained_variance": _explained(values[mask], returns[mask]),
+        **weighed,
     }
-    batch = PPOBatch(sequences, logprobs, values, whiten(advantages, mask), returns)
+    batch = PPOBatch(sequences, logprobs, values, weights * whiten(advantages, mask), returns)
     if config.kl_target is None:
         return batch, metrics, kl_coef
     return batch, metrics, adapted_kl_coef(kl_coef, float(kl.mean()), target=config.kl_target, gain=config.kl_gain)

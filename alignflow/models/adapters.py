@@ -15,6 +15,7 @@ from alignflow.models.base import BaseIdentity
 
 HEAD = "score"  # what transformers calls the scalar head of a sequence classifier
 HEAD_KEY = f"base_model.model.{HEAD}."
+PACKED_ROWS = 32  # of a decode step, for which the order of a weight is chosen; other numbers work with it as well
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,30 @@ def lora_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def dense(layer: Any, name: str) -> nn.Linear | None:
+class PackedLinear(nn.Module):
+    """A linear layer for a CPU without gradients: its weight lies in the order in which oneDNN's kernels read it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Pack a weight. (N, H)"""
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_ROWS)
+        self.bias = bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return states · weightᵀ + bias. (…, H) -> (…, N)"""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
+        return product
+
+
+def packable(weight: Tensor) -> bool:
+    """Return whether oneDNN has kernels for a weight on its device."""
+    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and bfloat16)
+
+
+def dense(layer: Any, name: str) -> nn.Module | None:
     """Return an adapted layer as one plain linear layer, or None for a kind of layer that has no such form.
 
     Args:
@@ -97,11 +121,26 @@ def dense(layer: Any, name: str) -> nn.Linear | None:
         return None
     if name in layer.lora_A:
         weight = (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
+    if packable(weight):
+        return PackedLinear(weight, base.bias)
     plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
     plain.weight = nn.Parameter(weight, requires_grad=False)
     if base.bias is not None:
         plain.bias = base.bias
     return plain
+
+
+def dense_bytes(model: Any) -> int:
+    """Return what the plain forms of all adapted layers take, in bytes."""
+    import bitsandbytes as bnb
+
+    total = 0
+    for base in (layer.get_base_layer() for layer in lora_layers(model)):
+        if isinstance(base, bnb.nn.Linear4bit):
+            total += base.in_features * base.out_features * base.weight.quant_state.dtype.itemsize
+        elif isinstance(base, nn.Linear):
+            total += base.weight.numel() * base.weight.itemsize
+    return total
 
 
 def save(model: Any, name: str, folder: Path, *, identity: BaseIdentity, head: nn.Linear | None) -> None:

@@ -104,11 +104,15 @@ class SharedBase:
         """Let the model answer as a role through plain layers W = dequantised(W₀) + (α/r)·B·A, for sampling.
 
         Faster than 4-bit layers with adapters, for 2 bytes a weight while it lasts. The sum is rounded to the
-        compute dtype; so log-probs for training are always taken from the adapted layers themselves.
+        compute dtype; so log-probs for training are always taken from the adapted layers themselves. No gradient
+        flows through them. On a CPU the output embedding gets a packed copy, too.
         """
         replaced: list[tuple[Any, str, Any]] = []
+        head = self.base.model.get_output_embeddings()
         with self.role(name), torch.no_grad():
             try:
+                if adapters.packable(head.weight):
+                    self.base.model.set_output_embeddings(adapters.PackedLinear(head.weight, head.bias))
                 for path, module in list(self.base.model.named_modules()):
                     dense = adapters.dense(module, name) if module in self._layers else None
                     if dense is not None:
@@ -118,6 +122,7 @@ class SharedBase:
                         setattr(owner, child, dense)
                 yield self.base.model
             finally:
+                self.base.model.set_output_embeddings(head)
                 for owner, child, module in replaced:
                     setattr(owner, child, module)
 

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from alignflow.data.collate import collate
 from alignflow.generate import Response, _choose, generate
-from alignflow.models.load import TooLong
+from alignflow.kv_cache import spread
+from alignflow.models.load import TooLong, decoder_of
 from alignflow.models.roles import SharedBase
-from tests.close import close
+from alignflow.types import Example
+from tests.close import EXACT, close
 from tests.tiny import disturb, open_base, write_model
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17], [20, 21], [5, 6, 7]]
@@ -54,6 +57,50 @@ def test_a_sample_does_not_depend_on_how_rows_are_batched(models: SharedBase):
     assert sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16, rows=1) == together
     assert sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16, rows=4) == together
     assert len({len(r.tokens) for r in together}) > 2
+
+
+def test_equal_prompts_are_prefilled_once_and_answered_as_one_by_one(models: SharedBase):
+    """Five prompts of two kinds, in no order: one forward of two rows, then steps of five rows and one token."""
+    prompts, shapes = [[5, 6, 7], [9, 8], [5, 6, 7], [9, 8], [5, 6, 7]], []
+
+    def look(_: Any, __: Any, given: dict[str, Any]) -> None:
+        shapes.append(tuple(given["input_ids"].shape))
+
+    hook = decoder_of(models.base.model).register_forward_pre_hook(look, with_kwargs=True)
+    together = sample(models, prompts, max_response_length=4)
+    hook.remove()
+    assert shapes == [(2, 3), (5, 1), (5, 1), (5, 1)], "the last token of a response is never looked at"
+    assert sample(models, prompts, max_response_length=4, rows=1) == together
+    assert together[0] != together[2]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_roomy_cache_shows_attention_what_the_library_s_own_does(family: str, tmp_path: Path):
+    """Through steps of two and of one token and a loss of rows; Mistral's window of 5 is passed on the way."""
+    from transformers import DynamicCache
+
+    model = open_base(write_model(tmp_path, family)).base.model
+    shape, generator = (2, 2, 3, 16), torch.Generator().manual_seed(0)
+    plain, roomy = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    rows = torch.tensor([1, 0, 0, 1])
+
+    def feed(keys: torch.Tensor, values: torch.Tensor) -> None:
+        for layer in range(2):
+            assert roomy.get_mask_sizes(keys.shape[2], layer) == plain.get_mask_sizes(keys.shape[2], layer)
+            found, expected = (cache.update(keys, values, layer) for cache in (roomy, plain))
+            close(found[0], expected[0], EXACT)
+            close(found[1], expected[1], EXACT)
+
+    feed(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
+    plain.batch_select_indices(rows)
+    spread(roomy, rows, 8)
+    assert roomy.is_sliding == plain.is_sliding == [family == "mistral"] * 2
+    for step, new in enumerate([2, 1, 1, 1, 1, 1]):
+        feed(*torch.randn((2, 4 if step < 3 else 3, 2, new, 16), generator=generator))
+        assert roomy.get_seq_length() == plain.get_seq_length()
+        if step == 2:
+            for cache in (plain, roomy):
+                cache.batch_select_indices(torch.tensor([3, 0, 1]))
 
 
 def test_the_same_seed_repeats_and_another_differs(models: SharedBase):
@@ -110,13 +157,31 @@ def test_frequencies_follow_the_distribution_of_the_model(models: SharedBase):
 
 
 def test_the_draw_picks_where_the_cumulative_passes_it():
-    """Probabilities 1/4, 1/2, 1/4: draws .2, .3, .74, .76 pick tokens 0, 1, 1, 2; temperature 0 the likeliest."""
+    """Probabilities 1/4, 1/2, 1/4: draws .2, .3, .74, .76 pick tokens 0, 1, 1, 2; temperature 0 the likeliest.
+
+    Temperature 1/2 squares them to 1/6, 2/3, 1/6: draw .2 picks token 1.
+    """
     logits = torch.tensor([0.25, 0.5, 0.25]).log().repeat(4, 1)
     draws = torch.tensor([0.2, 0.3, 0.74, 0.76], dtype=torch.float64)
-    close(_choose(logits, draws, 1.0), [0, 1, 1, 2])
-    close(_choose(logits, draws, 0), [1, 1, 1, 1])
+    for temperature, tokens, probabilities in (
+        (1.0, [0, 1, 1, 2], [0.25, 0.5, 0.5, 0.25]),
+        (0.5, [1, 1, 1, 1], [2 / 3] * 4),
+        (0.0, [1, 1, 1, 1], [1.0] * 4),
+    ):
+        chosen, logprobs = _choose(logits.clone(), draws, temperature)
+        close(chosen, tokens)
+        close(logprobs.exp(), probabilities)
+
+
+def test_captured_log_probs_are_those_that_training_takes(models: SharedBase):
+    found = sample(models, PROMPTS, temperature=0.7)
+    examples = [Example(tuple(p), r.tokens) for p, r in zip(PROMPTS, found, strict=True)]
+    batch = collate(examples)
+    with torch.no_grad():
+        expected = models.logprobs("policy", batch, 0.7)[0]
+    close(torch.tensor([p for r in found for p in r.logprobs]), expected[batch.response_mask[:, 1:]])
 
 
 def test_a_draw_next_to_one_stays_in_the_vocabulary():
     logits = torch.tensor([[0.0, 0.0, -torch.inf]])
-    close(_choose(logits, torch.tensor([1 - 1e-12], dtype=torch.float64), 1.0), [1])
+    close(_choose(logits, torch.tensor([1 - 1e-12], dtype=torch.float64), 1.0)[0], [1])

@@ -271,3 +271,24 @@ def test_what_has_no_score_stays_out_whatever_else_is_left_out(changes: dict[str
     given = replace(given, scored=torch.tensor([True, False, True, True]))
     metrics = prepare(given, draw(1), draw(2), replace(CONFIG, group_size=4, **changes))[1]
     close(metrics["counted_fraction"], [1.0, 0.0, 1.0, 1.0], EXACT)
+
+
+def test_importance_weights_scale_the_policy_term_alone():
+    """The sampler gave every token e times less than training: weights e, cut at 2; no KL is scaled."""
+    config, new = replace(CONFIG, beta=0.5), draw(3)
+    sampled = replace(ROLLOUTS, sampled_logprobs=torch.where(MASK, draw(1) - 1.0, 0.0))
+    plain, weighted, alike = (
+        step(Given(new), prepare(given, draw(1), draw(2), config, importance_cap=cap)[0], keys, temperature=0.9).losses
+        for given, keys, cap in (
+            (sampled, config, None),
+            (sampled, config, 2.0),
+            (replace(ROLLOUTS, sampled_logprobs=draw(1)), config, 2.0),
+        )
+    )
+    kl = 0.5 * (torch.exp(draw(2) - new) - (draw(2) - new) - 1)
+    close((weighted - kl)[MASK], 2 * (plain - kl)[MASK], FLOAT64)
+    close(alike[MASK], plain[MASK], FLOAT64)
+    metrics = prepare(sampled, draw(1), draw(2), config, importance_cap=2.0)[1]
+    close(metrics["importance/mean"], [2.0] * 12, FLOAT64)
+    close(metrics["importance/clipped_fraction"], [1.0] * 12, FLOAT64)
+    assert "importance/mean" not in prepare(sampled, draw(1), draw(2), config)[1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignflow import ops
-from alignflow.ops import kl_k1, kl_k3, masked_mean, masked_sum, token_logprobs, whiten
+from alignflow.ops import importance_weights, kl_k1, kl_k3, masked_mean, masked_sum, token_logprobs, whiten
 from tests import reference
 from tests.close import EXACT, FLOAT32, FLOAT64, LOOSE, close
 
@@ -212,3 +212,9 @@ def test_logprobs_are_on_the_device_of_the_states():
     hidden, targets = torch.empty(3, 4, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
     logprobs, entropies = token_logprobs(hidden, torch.empty(5, 4, device="meta"), targets, entropy=True)
     assert logprobs.device.type == entropies.device.type == "meta"
+
+
+def test_importance_weights_by_hand():
+    """Ratios 1/2, 1 and 4 under cap 2; a difference of 1,000 nats stays finite."""
+    new = torch.tensor([math.log(0.5), 0.0, math.log(4.0), 1000.0], dtype=torch.float64)
+    close(importance_weights(new, torch.zeros_like(new), cap=2.0), [0.5, 1.0, 2.0, 2.0], FLOAT64)

@@ -345,3 +345,16 @@ def test_metrics_keep_no_graph():
     ):
         assert output.losses.requires_grad
         plain_numbers(output.metrics)
+
+
+def test_importance_weights_scale_the_advantage_of_each_token():
+    """The sampler gave the tokens half their probability in training, the last response's a hundredth: cut at 3."""
+    shift = torch.tensor([[math.log(2)]] * 3 + [[math.log(100)]], dtype=torch.float64)
+    given = replace(rollouts(BATCH, SCORES), sampled_logprobs=torch.where(MASK, draw(1) - shift, 0.0))
+    columns = (draw(1), draw(2), draw(3), CONFIG)
+    plain = prepare(given, *columns, kl_coef=0.1)[0]
+    batch, metrics, _ = prepare(given, *columns, kl_coef=0.1, importance_cap=3.0)
+    factors = torch.tensor([[2.0], [2.0], [2.0], [3.0]], dtype=torch.float64)
+    close(batch.advantages, factors * plain.advantages, FLOAT64)
+    close(batch.returns, plain.returns, EXACT)
+    close(metrics["importance/clipped_fraction"].sum(), 2.0)

@@ -3,12 +3,15 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from alignflow.generate import Response
 from alignflow.models.base import identify
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
-from tasks.sampling import decode, eos_ids
-from tests.tiny import EOS, SHAPE
+from tasks import sampling
+from tasks.sampling import answering, decode, eos_ids
+from tests.tiny import EOS, SHAPE, four_roles
 
 TURNS = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<end>{% endfor %}"
@@ -43,3 +46,31 @@ def test_a_response_is_read_without_the_token_that_ended_it(tiny: Path, tmp_path
     word = tokenizer("so", add_special_tokens=False)["input_ids"]
     ended = Response((*word, tokenizer.convert_tokens_to_ids("<end>")), truncated=False)
     assert decode(models, [ended, Response(tuple(word), truncated=True)]) == ["so", "so"]
+
+
+@pytest.mark.parametrize(
+    ("merged", "free", "plain"),
+    [("auto", 294_912, True), ("auto", 294_911, False), ("auto", None, True), (True, 0, True), (False, 2**40, False)],
+)
+def test_plain_layers_are_taken_where_the_setting_and_the_memory_allow(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, merged: str | bool, free: int | None, plain: bool
+):
+    """Two layers of q 64x64, k and v 32x64, o 64x64, gate, up and down 64x128: 73,728 weights of 2 bytes in bfloat16.
+
+    They may take half of what is free.
+    """
+    models = four_roles(tiny, "nf4", "bfloat16")
+    monkeypatch.setattr(sampling, "free_memory", lambda _: free)
+    with answering(models, "policy", merged) as model:
+        assert model is models.base.model
+        assert models._active == "policy"
+        assert any(layer in set(model.modules()) for layer in models._layers) != plain
+    assert models._active == "base"
+
+
+def test_the_free_memory_of_this_machine_is_more_than_nothing():
+    import psutil
+    import torch
+
+    free = sampling.free_memory(torch.device("cpu"))
+    assert free is None or 0 < free <= psutil.virtual_memory().total

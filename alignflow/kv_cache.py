@@ -27,7 +27,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write new tokens and return what they may attend to. (B, heads, T, D) each"""
         new = key_states.shape[2]
-        shown, _ = self.get_mask_sizes(new)
+        shown = self.get_mask_sizes(new)[0]
         self.keys[:, :, self.end : self.end + new] = key_states
         self.values[:, :, self.end : self.end + new] = value_states
         self.end, self.seen, self.room = self.end + new, self.seen + new, self.room - new
