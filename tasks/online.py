@@ -31,12 +31,16 @@ def token_rows(forward: Callable[[Sequences], Tensor], sequences: Sequences, bud
 
 
 def logprobs(models: SharedBase, sequences: Sequences, temperature: float, budget: Budget) -> tuple[Tensor, Tensor]:
-    """Return the log-probs of policy and reference at the sampling temperature. (B, S-1) each"""
-    mine, other = (
-        token_rows(lambda batch, role=role: models.logprobs(role, batch, temperature)[0], sequences, budget)  # type: ignore[misc]
-        for role in ("policy", "reference")
-    )
-    return mine, other
+    """Return the log-probs of policy and reference at the sampling temperature. (B, S-1) each
+
+    Equal weights, as at the start of training, are asked once.
+    """
+
+    def of(role: str) -> Tensor:
+        return token_rows(lambda batch: models.logprobs(role, batch, temperature)[0], sequences, budget)
+
+    mine = of("policy")
+    return mine, mine if models.fingerprint("policy") == models.fingerprint("reference") else of("reference")
 
 
 def rollouts(samples: Sequence[rewarding.Sample], device: torch.device) -> Rollouts:

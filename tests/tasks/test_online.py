@@ -1,0 +1,46 @@
+"""What the on-policy stages share."""
+
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from alignflow.data.collate import collate
+from alignflow.generate import Response
+from alignflow.models.roles import SharedBase
+from alignflow.types import Example
+from tasks.online import logprobs, rollouts
+from tasks.rewarding import Reward, Sample
+from tests.close import EXACT, close
+from tests.tiny import disturb, open_base, some_rows
+
+
+def test_policy_and_reference_of_equal_weights_are_asked_once(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    models, batch = open_base(tiny), some_rows()
+    for role in ("policy", "reference"):
+        models.add(role)
+        disturb(models, role, 1)
+    asked = Mock(side_effect=models.logprobs)
+    monkeypatch.setattr(models, "logprobs", asked)
+    alike = logprobs(models, batch, 0.7, 4096)
+    assert [call.args[0] for call in asked.call_args_list] == ["policy"]
+    close(alike[1], SharedBase.logprobs(models, "reference", batch, 0.7)[0], EXACT)
+    disturb(models, "policy", 2)
+    mine, other = logprobs(models, batch, 0.7, 4096)
+    assert [call.args[0] for call in asked.call_args_list[1:]] == ["policy", "reference"]
+    close(other, alike[1], EXACT)
+    assert not mine.equal(other)
+
+
+def test_rollouts_keep_what_the_sampler_said_of_each_token():
+    """Prompts of 1 and 3 tokens with responses of 3 and 1: S = 4, and column t belongs to token t + 1."""
+    examples = [Example((1,), (2, 3, 4)), Example((1, 2, 3), (4,))]
+    said = [(-1.0, -2.0, -3.0), (-4.0,)]
+    samples = [
+        Sample({}, example, Response(example.response, truncated=False, logprobs=values), "", Reward(1.0, {}))
+        for example, values in zip(examples, said, strict=True)
+    ]
+    found = rollouts(samples, torch.device("cpu"))
+    close(found.sampled_logprobs, [[-1.0, -2.0, -3.0], [0.0, 0.0, -4.0]], EXACT)
+    close(found.sequences.input_ids, collate(examples).input_ids, EXACT)
