@@ -32,11 +32,13 @@ class _Mask:
 
 
 def attend_over_trees(model: Any) -> None:
-    """Let a model's attention understand ``tree_states``; where it does not, the model keeps its own."""
+    """Let a model's attention understand ``tree_states``; done once, it stays."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     own = model.config._attn_implementation
+    if own.startswith(PREFIX):
+        return
     ALL_ATTENTION_FUNCTIONS.register(PREFIX + own, partial(_attention, own=own))
     ALL_MASK_ATTENTION_FUNCTIONS.register(PREFIX + own, partial(_mask, own=ALL_MASK_ATTENTION_FUNCTIONS[own]))
     model.set_attn_implementation(PREFIX + own)
