@@ -1,6 +1,7 @@
 """Sample responses: one prefill a distinct prompt, then a token a row at a time; finished rows leave the batch.
 
-Each row draws from its own random stream, so a response depends on seed and row, not on how rows are batched.
+Each row draws from its own random stream, so a response depends on seed and row, not on how rows are batched or dealt
+out to several processes.
 No top-k or top-p: the log-probs that training takes are those of the full distribution.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignflow.distributed import gather, mine
 from alignflow.models.load import check_length, decoder_of, learned_positions, position_ids, softcap_of
 
 SHRINK = 0.75  # rows leave once at least a quarter has finished: shrinking copies the whole cache
@@ -58,7 +60,7 @@ def generate(
     """
     check_length(max(map(len, prompts), default=0) + max_response_length, learned_positions(model))
     # alike lengths waste least padding; equal prompts side by side are prefilled once
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]), i))
+    order = mine(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]), i)))
     result: dict[int, Response] = {}
     for start in range(0, len(order), rows):
         chunk = order[start : start + rows]
@@ -66,6 +68,8 @@ def generate(
         tokens = _sample(model, [tuple(prompts[i]) for i in chunk], draws, set(eos_ids), temperature)
         for index, response in zip(chunk, tokens, strict=True):
             result[index] = response
+    for part in gather(result):
+        result.update(part)
     return [result[i] for i in range(len(prompts))]
 
 

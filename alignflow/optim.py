@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
+from alignflow.distributed import sum_gradients
+
 
 @dataclass(frozen=True)
 class OptimisationConfig:
@@ -61,7 +63,7 @@ class MasterAdamW:
         )
 
     def step(self, *, factor: float, max_grad_norm: float) -> float:
-        """Clip each group's gradient norm, update, and return the norm of all before clipping.
+        """Sum gradients over all processes, clip each group's norm, update, and return the norm of all before clipping.
 
         Groups are clipped apart, so that a critic's large loss does not shrink the policy's step. A norm that is not
         finite changes nothing and is returned as it is; the caller stops the run.
@@ -70,6 +72,7 @@ class MasterAdamW:
         for parameter, master in pairs:
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
+        sum_gradients([master for _, master in pairs])
         norms = [torch.nn.utils.clip_grad_norm_([m for _, m in group], max_grad_norm) for group in self._pairs]
         norm = math.hypot(*map(float, norms))
         if math.isfinite(norm):

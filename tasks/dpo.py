@@ -25,4 +25,5 @@ if __name__ == "__main__":
         sections=["base", "lora", "memory", "dpo"],
         inputs=["artifacts/base", "artifacts/sft", "data/prepared"],
         outs=["artifacts/dpo"],
+        shared=True,
     )

@@ -68,4 +68,5 @@ if __name__ == "__main__":
         sections=["base", "lora", "memory", "sampling", "rewards", "grpo"],
         inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model", "data/prepared"],
         outs=["artifacts/grpo"],
+        shared=True,
     )

@@ -37,13 +37,15 @@ def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, 
 
     A resumed stage samples them again and gets the same: they depend on the start policy and the seed alone.
     """
+    from alignflow import distributed
     from alignflow.data.encoding import encode_prompt
     from alignflow.types import Pair
 
     path = Path("artifacts") / stage.name.replace("@", "/") / "pairs.jsonl"
     lineage = _sample_pairs(stage, models)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lineage))
+    if distributed.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lineage))
     kept = [row for row in lineage if row["dropped"] is None]
     stage.say(f"{len(kept)} pairs from {len(lineage)} prompts of shard {lineage[0]['shard']}")
     if not kept:
@@ -152,4 +154,5 @@ if __name__ == "__main__":
             "data/prepared",
         ],
         outs=[f"artifacts/iterative_dpo/{name}"],
+        shared=True,
     )

@@ -20,4 +20,5 @@ if __name__ == "__main__":
         sections=["base", "lora", "memory", "sampling", "judge_model"],
         inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model/report.json", "data/prepared"],
         outs=["artifacts/judge_model"],
+        shared=True,
     )

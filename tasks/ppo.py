@@ -74,4 +74,5 @@ if __name__ == "__main__":
         sections=["base", "lora", "memory", "sampling", "rewards", "ppo"],
         inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model", "data/prepared"],
         outs=["artifacts/ppo"],
+        shared=True,
     )

@@ -121,6 +121,28 @@ class Recorder:
         return target
 
 
+class Silent:
+    """Takes what a ``Recorder`` takes and records nothing: for all processes of a stage but the first."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Do nothing."""
+
+    def artifact(self, path: Path) -> None:
+        """Do nothing."""
+
+    def adapter(self, path: Path, *, name: str) -> None:
+        """Do nothing."""
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def finish(self, status: str, metrics: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+
 def start(
     key: str,
     *,
@@ -167,8 +189,10 @@ def link_reused(parent: Path, stage: str, metrics: Mapping[str, float], outs: Ma
     recorder._note("end", status="FINISHED")
 
 
-def nested(parent: Recorder, name: str, metrics: Mapping[str, float]) -> None:
+def nested(parent: Recorder | Silent, name: str, metrics: Mapping[str, float]) -> None:
     """Record figures that concern one part of a stage as a finished run below the stage's, which delivers it."""
+    if isinstance(parent, Silent):
+        return
     recorder = _open(f"{parent.folder.name}.{name}", name=name, params={}, tags={"stage": name}, parent=parent.folder)
     recorder.log(0, metrics)
     recorder._note("end", status="FINISHED")

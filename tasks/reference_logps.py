@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import alignflow
-from alignflow import checkpoint
+from alignflow import checkpoint, distributed
 from alignflow.models.roles import SharedBase
 from alignflow.types import Pair
 from tasks.workspace import home
@@ -34,30 +34,41 @@ def kept(key: str, compute: Callable[[], Tensor], *, pairs: int, say: Callable[[
         pairs: how many there are.
         say: receives a line for the user.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
     path = home() / "reference_logps" / f"{key}.safetensors"
-    if path.exists():
-        try:
-            found = load_file(path)["logps"]
-            if (found.shape, found.dtype) != ((2, pairs), torch.float32):
-                raise ValueError(f"{tuple(found.shape)} {found.dtype}")
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            say(f"{path} is broken ({error}): computes the reference's log-probs again")
-        else:
-            say(f"reference log-probs of {pairs} pairs: kept from an earlier run")
-            return found
+    # one process looks for all: they compute together or not at all
+    found = distributed.gather(_read(path, pairs, say) if distributed.is_main() else None)[0]
+    if found is not None:
+        say(f"reference log-probs of {pairs} pairs: kept from an earlier run")
+        return found
     computed = compute()
-    checkpoint.replace(path, lambda file: file.write(save({"logps": computed.float().cpu().contiguous()})))
+    if distributed.is_main():
+        checkpoint.replace(path, lambda file: file.write(save({"logps": computed.float().cpu().contiguous()})))
     return computed
+
+
+def _read(path: Path, pairs: int, say: Callable[[str], None]) -> Tensor | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        return None
+    try:
+        found: Tensor = load_file(path)["logps"]
+        if (found.shape, found.dtype) != ((2, pairs), torch.float32):
+            raise ValueError(f"{tuple(found.shape)} {found.dtype}")
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        say(f"{path} is broken ({error}): computes the reference's log-probs again")
+        return None
+    return found
 
 
 def key_of(models: SharedBase, pairs: Sequence[Pair], budget: int) -> str:
     """Return a hash of all that the reference's log-probs depend on, to the last bit.
 
-    These are weights, precision, device, token ids with their boundaries, the sizes of the passes, the libraries and
-    this project's own core, any edit of which computes them anew.
+    These are weights, precision, device, token ids with their boundaries, the sizes of the passes and the number of
+    processes that share them, the libraries and this project's own core, any edit of which computes them anew.
     """
     base = models.base
     settings = {
@@ -68,6 +79,7 @@ def key_of(models: SharedBase, pairs: Sequence[Pair], budget: int) -> str:
         "shape": asdict(models.shape),
         "adapter": models.fingerprint("reference"),
         "budget": budget,
+        "processes": distributed.world(),
         "libraries": {name: version(name) for name in LIBRARIES},
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

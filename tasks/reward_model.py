@@ -19,4 +19,5 @@ if __name__ == "__main__":
         sections=["base", "lora", "memory", "sampling", "reward_model"],
         inputs=["artifacts/base", "artifacts/sft", "data/prepared"],
         outs=["artifacts/reward_model"],
+        shared=True,
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from alignflow.data.collate import by_rows, collate
 from alignflow.data.encoding import encode_prompt
+from alignflow.distributed import deal
 from alignflow.generate import Response
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
@@ -111,11 +112,19 @@ def sources(
             if value is None or not math.isfinite(value):
                 raise RewardError(f"the reward model gave {value} to a response to {row['prompt']!r}")
     for name, numbers in keys.rules.items():
-        columns[name] = [
-            apply_rule(name, row["prompt"], text, row["answer"], _own(numbers))
-            for row, text in zip(rows, texts, strict=True)
-        ]
+        columns[name] = _rule_column(name, _own(numbers), rows, texts)
     return [{name: values[i] for name, values in columns.items()} for i in range(len(rows))]
+
+
+def _rule_column(
+    name: str, numbers: Mapping[str, float], rows: Sequence[Mapping[str, Any]], texts: Sequence[str]
+) -> list[float | None]:
+    """Return what a rule gives each response; of several processes one alone asks it, for a user's rule may vary."""
+
+    def ask(places: Sequence[int]) -> list[float | None]:
+        return [apply_rule(name, rows[i]["prompt"], texts[i], rows[i]["answer"], numbers) for i in places]
+
+    return deal(len(rows), ask)
 
 
 class Sample(NamedTuple):

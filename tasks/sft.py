@@ -62,4 +62,5 @@ if __name__ == "__main__":
         sections=["base", "lora", "memory", "sft"],
         inputs=["artifacts/base", "data/prepared"],
         outs=["artifacts/sft"],
+        shared=True,
     )

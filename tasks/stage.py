@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tasks import processes
 from tasks import recorder as tracking
 from tasks.params import Params, ParamsError, load
 from tasks.workspace import PREPARED, home, stage_file
@@ -30,11 +31,11 @@ class Interrupted(Exception):
 
 @dataclass
 class Stage:
-    """One run of a stage."""
+    """One run of a stage; of several processes, the main one alone prints, tracks and writes."""
 
     name: str
     params: Params
-    record: tracking.Recorder
+    record: tracking.Recorder | tracking.Silent
     checkpoint: Path
     resume: dict[str, Any] | None
     history: list[dict[str, float]] = field(default_factory=list)
@@ -45,7 +46,10 @@ class Stage:
 
     def say(self, text: str) -> None:
         """Print a line of this stage."""
-        print(f"[{self.name}] {text}", flush=True)
+        from alignflow import distributed
+
+        if distributed.is_main():
+            print(f"[{self.name}] {text}", flush=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show, keep and track the metrics of an optimiser step."""
@@ -60,15 +64,17 @@ class Stage:
         )
 
     def keep(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """Save the training state now and then, and before stopping."""
-        from alignflow import checkpoint
+        """Save the training state now and then, and before stopping; all processes stop together."""
+        from alignflow import checkpoint, distributed
 
-        if not self._stop and time.monotonic() - self._saved < SAVE_SECONDS:
+        stop = distributed.agree(self._stop)
+        if not stop and time.monotonic() - self._saved < SAVE_SECONDS:
             return
-        elapsed = time.monotonic() - self.began
-        checkpoint.save(self.checkpoint, {**state(), "history": self.history, "seconds": elapsed})
+        if distributed.is_main():
+            elapsed = time.monotonic() - self.began
+            checkpoint.save(self.checkpoint, {**state(), "history": self.history, "seconds": elapsed})
         self._saved = time.monotonic()
-        if self._stop:
+        if stop:
             raise Interrupted(f"stopped after step {step}; the same command continues there")
 
     def stop(self, *_: object) -> None:
@@ -93,6 +99,7 @@ class Stage:
 
     def training_metrics(self) -> dict[str, float]:
         """Return what every training stage reports: costs, and the last values of its curve."""
+        from alignflow import distributed
         from tasks.hardware import peak_memory_gib
 
         last = self.history[-1] if self.history else {}
@@ -101,7 +108,7 @@ class Stage:
             "steps": float(len(self.history)),
             "trained_tokens": sum(row.get("tokens", 0.0) for row in self.history),
             "train_seconds": time.monotonic() - self.began,
-            "peak_memory_gib": peak_memory_gib(),
+            "peak_memory_gib": max(distributed.gather(peak_memory_gib())),
         }
 
 
@@ -124,6 +131,7 @@ def run(
     sections: Sequence[str],
     inputs: Sequence[str],
     outs: Sequence[str] = (),
+    shared: bool = False,
 ) -> None:
     """Run a stage as a program: exit code 0, 1 with one clear message, or 143 when interrupted.
 
@@ -133,63 +141,95 @@ def run(
         sections: sections of params.yaml that it uses.
         inputs: files and folders that it reads.
         outs: folders it writes, emptied before it starts anew.
+        shared: whether several processes can do the work together, each calling ``work``; ``ALIGNFLOW_PROCESSES``
+            then says how many.
     """
-    quiet()
-    try:
-        params = load(Path("params.yaml"))
-        _check_inputs(inputs)
-    except (ParamsError, FileNotFoundError) as error:
-        _fail(name, error)
+    params = _enter(name, inputs, shared=shared)
+    from alignflow import distributed
+
     used = {section: getattr(params, section).model_dump() for section in sections}
     key = f"{name}-{_fingerprint(name, used, inputs)}"
     stage = _open(name, key, params, used, inputs)
     previous = signal.signal(signal.SIGTERM, stage.stop)
     try:
-        if stage.resume is None:
+        distributed.barrier()  # all have read the state that the main one goes on from
+        if stage.resume is None and distributed.is_main():
             for out in outs:
                 shutil.rmtree(out, ignore_errors=True)
         metrics = dict(work(stage))
     except Interrupted as stopped:
         stage.say(str(stopped))
         stage.record.finish("KILLED", {})
+        distributed.barrier()  # the launcher ends those that are left once one has ended
         sys.exit(INTERRUPTED)
     except Exception as error:
         stage.record.finish("FAILED", {})
+        if isinstance(error, distributed.PeerLost) or not processes.tells():
+            sys.exit(1)
         if stage.checkpoint.exists():
-            stage.say("the last good state is kept; the same command continues there, other settings start anew")
+            kept = "the last good state is kept; the same command continues there, other settings start anew"
+            print(f"[{name}] {kept}", flush=True)
         if not _is_users(error):
             raise
         _fail(name, error)
     finally:
-        signal.signal(signal.SIGTERM, previous)
-    stage.write(metrics)
-    stage.record.finish("FINISHED", {f"final/{k}": v for k, v in metrics.items()})
-    shutil.rmtree(stage.checkpoint.parent, ignore_errors=True)
+        if distributed.world() == 1:  # one of several must not be ended by a late signal while it writes or tells
+            signal.signal(signal.SIGTERM, previous)
+    if distributed.is_main():
+        stage.write(metrics)
+        stage.record.finish("FINISHED", {f"final/{k}": v for k, v in metrics.items()})
+        shutil.rmtree(stage.checkpoint.parent, ignore_errors=True)
+
+
+def _enter(name: str, inputs: Sequence[str], *, shared: bool) -> Params:
+    """Return the settings in a process that is to do the work; one that starts several ends here, when they have."""
+    quiet()
+    try:
+        joined = processes.join(shared=shared)
+        params = load(Path("params.yaml"))
+        _check_inputs(inputs)
+        count = processes.wanted() if shared and not joined else 1
+    except (ParamsError, FileNotFoundError, processes.BadProcesses) as error:
+        if not processes.tells():
+            sys.exit(1)
+        _fail(name, error)
+    if count > 1:
+        sys.exit(processes.launch(name, count))
+    return params
 
 
 def _open(
     name: str, key: str, params: Params, used: Mapping[str, Mapping[str, object]], inputs: Sequence[str]
 ) -> Stage:
-    from alignflow import checkpoint
-    from tasks.hardware import describe
+    from alignflow import checkpoint, distributed
 
-    parent = os.environ.get("ALIGNFLOW_PARENT")
     path = home() / "checkpoints" / key / "state.pt"
     resume = checkpoint.load(path)
-    record = tracking.start(
-        f"{key}-{Path(parent).name}" if parent else key,
-        name=name,
-        params=used,
-        tags={"stage": name, "hardware": describe(), **_commit(), **_base_tag()},
-        datasets=_datasets(inputs),
-        parent=Path(parent) if parent else None,
-    )
+    record = _record(name, key, used, inputs) if distributed.is_main() else tracking.Silent()
     stage = Stage(name, params, record, path, resume)
+    if distributed.world() > 1:
+        stage.say(f"works in {distributed.world()} processes")
     if resume is not None:
         stage.history = list(resume["history"])
         stage.began -= resume["seconds"]
         stage.say(f"continues after step {resume['step']}")
     return stage
+
+
+def _record(name: str, key: str, used: Mapping[str, Mapping[str, object]], inputs: Sequence[str]) -> tracking.Recorder:
+    from alignflow import distributed
+    from tasks.hardware import describe
+
+    parent = os.environ.get("ALIGNFLOW_PARENT")
+    place = {"hardware": describe(), "processes": str(distributed.world())}
+    return tracking.start(
+        f"{key}-{Path(parent).name}" if parent else key,
+        name=name,
+        params=used,
+        tags={"stage": name, **place, **_commit(), **_base_tag()},
+        datasets=_datasets(inputs),
+        parent=Path(parent) if parent else None,
+    )
 
 
 def _fingerprint(name: str, used: object, inputs: Sequence[str]) -> str:

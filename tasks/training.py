@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from alignflow import distributed
 from alignflow.data.collate import collate_pairs, micro_batches, sequence_lengths
 from alignflow.data.encoding import encode_prompt, encode_response
 from alignflow.models.adapters import AdapterShape
@@ -48,7 +49,7 @@ def open_models(params: Params) -> SharedBase:
     targets = params.lora.target_modules
     shape = AdapterShape(params.lora.rank, params.lora.alpha, targets if isinstance(targets, str) else tuple(targets))
     models = SharedBase(base, shape)
-    if not models.shares_prefixes:
+    if not models.shares_prefixes and distributed.is_main():
         print(
             f"{identity.model} mixes tokens in its own way: rows are padded, and prompts computed once a row",
             flush=True,
@@ -170,7 +171,7 @@ def keep_snapshots(stage: Stage, models: SharedBase, count: int) -> "Keep":
     wanted = snapshot_steps(stage.total_steps, count)
 
     def keep(step: int, state: "Callable[[], State]") -> None:
-        if step in wanted:
+        if step in wanted and distributed.is_main():
             models.save_adapter("policy", _snapshots(stage) / f"step-{step}")
         stage.keep(step, state)
 
@@ -200,20 +201,32 @@ def finish(
 
     Raises:
         ReferenceChanged: a frozen role has other weights than before.
+        Apart: the trained role has not the same weights in every process.
     """
     for name, before in frozen.items():
         if models.fingerprint(name) != before:
             raise ReferenceChanged(f"the weights of {name} changed during training; nothing was saved")
+    if len(set(distributed.gather(models.fingerprint(role)))) > 1:
+        raise Apart(f"the weights of {role} differ between processes; nothing was saved")
+    if distributed.is_main():
+        _save(stage, models, role, {"training.json": {"steps": len(stage.history)}, **(beside or {})})
+    return stage.training_metrics()
+
+
+def _save(stage: Stage, models: SharedBase, role: str, beside: Mapping[str, object]) -> None:
     folder = Path("artifacts") / stage.name.replace("@", "/")
     models.save(role, folder)
-    for name, content in {"training.json": {"steps": len(stage.history)}, **(beside or {})}.items():
+    for name, content in beside.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     stage.write_curve()
     stage.record.adapter(folder, name=f"alignflow-{stage.name.partition('@')[0]}")
     if _snapshots(stage).exists():  # after the record took its copy: they are looked at once, not registered
         shutil.copytree(_snapshots(stage), folder / "snapshots", dirs_exist_ok=True)
-    return stage.training_metrics()
 
 
 class ReferenceChanged(ValueError):
     """A frozen model was trained: a defect, never a setting."""
+
+
+class Apart(ValueError):
+    """Processes that train together hold different weights: a defect, never a setting."""

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from alignflow import distributed
 from alignflow.memory import Budget, fitting, part
 from alignflow.types import Example, Pair, Sequences
 
@@ -52,7 +53,8 @@ def micro_batches(
     """Cut rows, those of one prompt side by side and long ones first, into groups within a budget of tokens.
 
     Tokens are counted as they are computed: without padding, and a prompt once for all its rows in a group. A row
-    longer than the budget makes a group of its own.
+    longer than the budget makes a group of its own. Of several processes each gets groups of its own share of the rows,
+    alike in tokens; there may be none.
 
     Args:
         lengths: real tokens of every row of the data, prompt included.
@@ -66,8 +68,12 @@ def micro_batches(
         first = {of[row]: place for place, row in reversed(list(enumerate(order)))}
         order.sort(key=lambda row: first[of[row]])
     groups: list[list[int]] = []
+    costs = [
+        float(lengths[row] - (len(of[row] or ()) if i and of[row] == of[order[i - 1]] else 0))
+        for i, row in enumerate(order)
+    ]
     used = 0
-    for row in order:
+    for row in distributed.mine(order, costs):
         prompt = of[row]
         shared = len(prompt) if prompt is not None and groups and of[groups[-1][-1]] == prompt else 0
         if groups and used + lengths[row] - shared <= budget:
@@ -96,7 +102,7 @@ def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 def by_rows(
     forward: Callable[[Sequences], Tensor], sequences: Sequences, budget: Budget, *, columns: int | None = None
 ) -> Tensor:
-    """Run a forward in micro-batches without gradients and put its rows back in order.
+    """Run a forward in micro-batches without gradients, shared by all processes, and put its rows back in order.
 
     Args:
         forward: returns one row for each row of its batch: (b,) or (b, s-1).
@@ -122,12 +128,13 @@ def by_rows(
                 result[rows, : found.shape[1]] = found
         return result
 
-    return fitting(
+    mine = fitting(
         lambda most: micro_batches(lengths, range(size), most, prompts),
         run,
         lambda rows: sum(lengths[i] for i in rows),
         budget,
     )
+    return distributed.sum_tensor(mine)  # a row of another process is 0 here
 
 
 def _values(batch: Any) -> list[Any]:

@@ -30,8 +30,8 @@ def train(
     """Run ``config.steps`` optimiser steps.
 
     Args:
-        batches: micro-batches of an optimiser step (from 0) within a budget of tokens: a pure function of both, so
-            that a resumed run continues with the data that an uninterrupted one would have seen.
+        batches: this process's micro-batches of an optimiser step (from 0) within a budget of tokens: a pure function
+            of both, so that a resumed run continues with the data that an uninterrupted one would have seen.
         step: losses of a micro-batch.
         count: what a micro-batch adds to the denominator of the loss.
         tokens: real tokens of a micro-batch, for the speed metric.

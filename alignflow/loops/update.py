@@ -3,11 +3,13 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from alignflow import distributed
 from alignflow.memory import Budget, fitting, part
 from alignflow.optim import MasterAdamW
 from alignflow.types import StepOutput
@@ -23,17 +25,24 @@ class Means:
     """Gathers tensors under names and returns their means over everything that was added."""
 
     def __init__(self) -> None:
-        self._parts: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._counts: defaultdict[str, int] = defaultdict(int)
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Add values of any shape under their names."""
         for name, values in metrics.items():
-            self._parts[name].append(values.detach().float().flatten())
+            self._sums[name] += float(values.detach().double().sum())
+            self._counts[name] += values.numel()
+
+    def join(self, other: "Means") -> None:
+        """Add everything that was added to another one."""
+        for name, count in other._counts.items():
+            self._sums[name] += other._sums[name]
+            self._counts[name] += count
 
     def result(self) -> dict[str, float]:
         """Return the mean of each name; names without any value are left out."""
-        joined = {name: torch.cat(parts) for name, parts in self._parts.items()}
-        return {name: float(values.mean()) for name, values in joined.items() if len(values)}
+        return {name: self._sums[name] / count for name, count in self._counts.items() if count}
 
 
 def update(
@@ -48,11 +57,11 @@ def update(
 ) -> dict[str, float]:
     """Accumulate gradients of all micro-batches, divide by their common denominator, and step once.
 
-    loss = Σ_micro-batches Σ where(mask, losses, 0) / Σ_micro-batches count, so that k micro-batches give the
-    same gradient as one. Gradients that an attempt left behind which ran out of memory are dropped first.
+    loss = Σ_micro-batches Σ where(mask, losses, 0) / Σ_micro-batches count, over those of all processes, so that k
+    micro-batches give the same gradient as one.
 
     Args:
-        micro_batches: the optimiser batch, in parts that fit in memory.
+        micro_batches: this process's part of the optimiser batch, in parts that fit in memory; there may be none.
         steps: losses to add up; each runs and backpropagates by itself, so their graphs never coexist.
         count: what a micro-batch adds to the denominator.
         optimizer: of all trained parameters.
@@ -61,26 +70,10 @@ def update(
         means: receives the metrics of the steps.
 
     Raises:
-        Diverged: the loss or the gradient is not finite; no weight was changed.
+        Diverged: the loss or the gradient is not finite, in whichever process; no weight was changed.
     """
-    denominator = max(1.0, sum(count(batch) for batch in micro_batches))
-    loss = 0.0
-    optimizer.drop_gradients()
-    for number, batch in enumerate(micro_batches):
-        for step in steps:
-            with part(number):
-                output = step(batch)
-                total = torch.where(output.mask, output.losses, 0.0).sum() / denominator
-                found = float(total.detach())
-                if not math.isfinite(found):
-                    raise Diverged(f"the loss of micro-batch {number + 1} of {len(micro_batches)} is {found}")
-                total.backward()  # type: ignore[no-untyped-call]
-            loss += found
-            means.add(output.metrics)
-    norm = optimizer.step(factor=factor, max_grad_norm=max_grad_norm)
-    if not math.isfinite(norm):
-        raise Diverged(f"the gradient norm is {norm}")
-    return {"loss": loss, "grad_norm": norm}
+    share = _accumulate(micro_batches, steps, _denominator(micro_batches, count), optimizer)
+    return _step(share, optimizer, factor=factor, max_grad_norm=max_grad_norm, means=means)
 
 
 def update_that_fits(
@@ -95,6 +88,8 @@ def update_that_fits(
     max_grad_norm: float,
 ) -> dict[str, float]:
     """Do ``update`` in micro-batches that fit into memory; all of it again in smaller ones when it runs out.
+
+    Of several processes only the one whose memory ran out does its share again; the others wait for its gradients.
 
     Args:
         cut: micro-batches of the optimiser step within a budget of tokens.
@@ -113,10 +108,71 @@ def update_that_fits(
         Diverged: the loss or the gradient is not finite; no weight was changed.
         DoesNotFit: the smallest micro-batch does not fit; no weight was changed.
     """
+    denominator: list[float] = []
 
-    def attempt(parts: Sequence[Batch]) -> dict[str, float]:
-        means = Means()
-        done = update(parts, steps, count, optimizer, factor=factor, max_grad_norm=max_grad_norm, means=means)
-        return {**done, **means.result(), "tokens": float(sum(map(tokens, parts)))}
+    def attempt(parts: Sequence[Batch]) -> tuple[_Share, int]:
+        if not denominator:  # every attempt has the same, and the other processes answer once
+            denominator.append(_denominator(parts, count))
+        return _accumulate(parts, steps, denominator[0], optimizer), sum(map(tokens, parts))
 
-    return fitting(cut, attempt, tokens, budget)
+    share, seen = fitting(cut, attempt, tokens, budget)
+    means = Means()
+    done = _step(share, optimizer, factor=factor, max_grad_norm=max_grad_norm, means=means)
+    return {**done, **means.result(), "tokens": float(sum(distributed.gather(seen)))}
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process adds to an optimiser step besides its gradients."""
+
+    loss: float
+    means: Means
+    fault: str = ""
+    """Why the step must not be taken."""
+
+
+def _denominator(micro_batches: Sequence[Batch], count: Callable[[Batch], float]) -> float:
+    return max(1.0, sum(distributed.gather(sum(count(batch) for batch in micro_batches))))
+
+
+def _accumulate(
+    micro_batches: Sequence[Batch],
+    steps: Sequence[Callable[[Batch], StepOutput]],
+    denominator: float,
+    optimizer: MasterAdamW,
+) -> _Share:
+    """Backpropagate this process's micro-batches; talks to no other process, so that it can be done again.
+
+    Gradients that an attempt left behind which ran out of memory are dropped first.
+    """
+    loss, means = 0.0, Means()
+    optimizer.drop_gradients()
+    for number, batch in enumerate(micro_batches):
+        for step in steps:
+            with part(number):
+                output = step(batch)
+                total = torch.where(output.mask, output.losses, 0.0).sum() / denominator
+                found = float(total.detach())
+                if not math.isfinite(found):
+                    where = f" in process {distributed.rank()}" if distributed.world() > 1 else ""
+                    which = f"micro-batch {number + 1} of {len(micro_batches)}{where}"
+                    return _Share(loss, means, fault=f"the loss of {which} is {found}")
+                total.backward()  # type: ignore[no-untyped-call]
+            loss += found
+            means.add(output.metrics)
+    return _Share(loss, means)
+
+
+def _step(
+    share: _Share, optimizer: MasterAdamW, *, factor: float, max_grad_norm: float, means: Means
+) -> dict[str, float]:
+    """Take the optimiser step that the shares of all processes make together."""
+    shares = distributed.gather(share)
+    for one in shares:
+        if one.fault:
+            raise Diverged(one.fault)
+        means.join(one.means)
+    norm = optimizer.step(factor=factor, max_grad_norm=max_grad_norm)
+    if not math.isfinite(norm):
+        raise Diverged(f"the gradient norm is {norm}")
+    return {"loss": sum(one.loss for one in shares), "grad_norm": norm}

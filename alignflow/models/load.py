@@ -83,7 +83,8 @@ def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> Loade
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # one of several processes has chosen its own GPU by then
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     compute = getattr(torch, dtype)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,

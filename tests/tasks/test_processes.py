@@ -1,0 +1,219 @@
+"""Training stages in two processes against the same stages in one, on the tiny model."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from alignflow.checkpoint import load
+from tasks import params, processes
+from tasks.workspace import home
+from tests.close import close
+from tests.tasks.test_stages import ROOT, set_up, stage, weights
+
+TRAINED = ["sft", "reward_model", "dpo", "iterative_dpo round-1", "grpo", "ppo"]
+WITHIN = 1e-4  # of a tensor's largest weight: gradients are summed in another order, and Adam divides by their size
+QUIET = """
+from tasks import recorder
+recorder._spawn_delivery = lambda folder: None  # records stay on disk; test_tracking delivers
+"""
+NOT_A_NUMBER = """
+import os
+if os.environ.get("RANK") == "1":
+    from alignflow.algorithms import sft
+    step = sft.step
+    def broken(models, batch):
+        output = step(models, batch)
+        output.losses.data.fill_(float("nan"))
+        return output
+    sft.step = broken
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a project with everything trained by one process; its folder ``two`` is the same, untrained."""
+    folder = tmp_path_factory.mktemp("project")
+    set_up(folder, tiny)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr("tasks.recorder._spawn_delivery", lambda _: None)
+        home.cache_clear()
+        # 2 and 1 rows in the two optimiser steps of a rollout batch: a process has none at times
+        params.override(Path("params.yaml"), ["ppo.batch_size=3", "ppo.minibatches=2"])
+        stage("base")
+        stage("prepare")
+        shutil.copytree(folder, folder / "two")
+        for words in TRAINED:
+            stage(*words.split())
+        yield folder
+    home.cache_clear()
+
+
+def environment(folder: Path, start: str = QUIET, **more: str) -> dict[str, str]:
+    """Return the environment of a program that runs some code of a test before its own."""
+    (folder / "start").mkdir(exist_ok=True)
+    (folder / "start" / "sitecustomize.py").write_text(start)
+    paths = os.pathsep.join([str(folder / "start"), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": paths, "ALIGNFLOW_HOME": str(folder / "home"), **more}
+
+
+@pytest.fixture(scope="module")
+def two(place: Path) -> Path:
+    """Train everything once more in two processes that a user starts with accelerate; return the folder."""
+    folder = place / "two"
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
+    command = [sys.executable, "-m", *launcher, "-m", "tests.tasks.several", *TRAINED]
+    subprocess.run(command, cwd=folder, env=environment(folder), check=True)
+    return folder
+
+
+def curve(folder: Path, name: str) -> list[dict[str, float]]:
+    with (folder / "plots" / f"{name}.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def check_alike(one: Path, two: Path, name: str) -> None:
+    """Check that two projects have the same learning curve and the same weights of a stage."""
+    for left, right in zip(curve(one, name), curve(two, name), strict=True):
+        assert left.keys() == right.keys()
+        # the first batch's margins are 0 or a rounding error, of which accuracy knows the sign alone
+        others = {"tokens_per_second"} | ({"rewards/accuracy"} if left["step"] == 1 else set())
+        for key in left.keys() - others:
+            close(right[key], left[key])
+    expected, found = (weights(str(folder / "artifacts" / name)) for folder in (one, two))
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        scale = tensor.abs().max().clamp(min=1e-9)
+        close(found[key] / scale, tensor / scale, WITHIN)
+
+
+@pytest.mark.parametrize("words", TRAINED)
+def test_two_processes_have_the_curve_and_the_weights_of_one(place: Path, two: Path, words: str):
+    check_alike(place, two, words.replace(" ", "/"))
+
+
+@pytest.mark.parametrize("name", ["dpo", "grpo"])
+def test_one_of_two_processes_writes(place: Path, two: Path, name: str):
+    one, other = (
+        {path.relative_to(folder / "artifacts") for path in (folder / "artifacts" / name).rglob("*")}
+        for folder in (place, two)
+    )
+    assert one == other
+    (record,) = (two / "home/outbox").glob(f"{name}-*")
+    kinds = [json.loads(line)["kind"] for line in (record / "journal.jsonl").read_text().splitlines()]
+    assert [kinds.count(kind) for kind in ("start", "adapter", "end")] == [1, 1, 1]
+
+
+def start(folder: Path, env: dict[str, str]) -> "subprocess.Popen[str]":
+    """Start sft in two processes, as DVC would."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "tasks.sft"]
+    env = {**env, "ALIGNFLOW_PROCESSES": "2"}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_a_stop_saves_once_and_one_process_goes_on_to_the_same_end(place: Path, tmp_path: Path):
+    """The state of two processes serves one: their number is no part of what a checkpoint depends on."""
+    folders = [tmp_path / "whole", tmp_path / "stopped"]
+    for folder in folders:
+        for name in ("base", "data", "artifacts/base", "params.yaml"):
+            copy = shutil.copytree if (place / name).is_dir() else shutil.copy
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            copy(place / name, folder / name)
+        params.override(folder / "params.yaml", ["sft.steps=300", "sft.learning_rate=1e-6"])
+    whole, stopped = folders
+    process = start(stopped, environment(stopped))
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "step 3/" in line:
+            process.terminate()
+    assert process.wait() == 143
+    assert sum("the same command continues there" in line for line in said) == 1
+    (state,) = (stopped / "home/checkpoints").glob("sft-*/state.pt")
+    done = int(load(state)["step"])
+    assert 3 <= done < 300
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in folders:
+            patch.chdir(folder)
+            patch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
+            home.cache_clear()
+            stage("sft")
+    home.cache_clear()
+    assert not state.exists()
+    assert [row["step"] for row in curve(stopped, "sft")] == list(range(1, 301))
+    check_alike(whole, stopped, "sft")
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_both_and_is_told_once(place: Path, two: Path):
+    process = start(two, environment(two, QUIET + NOT_A_NUMBER))
+    said, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "step 1/" not in said
+    assert told.splitlines() == [
+        "[sft] error: step 1: the loss of micro-batch 1 of 1 in process 1 is nan; lower the learning rate or look at "
+        "this step's data"
+    ]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_a_bad_number_of_processes_is_one_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
+):
+    monkeypatch.setenv("ALIGNFLOW_PROCESSES", value)
+    with pytest.raises(SystemExit) as failed:
+        stage("sft")
+    assert failed.value.code == 1
+    assert f"ALIGNFLOW_PROCESSES is '{value}'" in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("ALIGNFLOW_PROCESSES", "3")
+    with pytest.raises(processes.BadProcesses, match="3 processes need a GPU each, but 2"):
+        processes.wanted()
+    monkeypatch.setenv("ALIGNFLOW_PROCESSES", "2")
+    assert processes.wanted() == 2
+
+
+LAUNCHED = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "shared", "message"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, True, "add --multi_gpu"),
+        (LAUNCHED, False, "runs in one process"),
+        ({**LAUNCHED, "ACCELERATE_USE_FSDP": "true"}, True, "FSDP is not supported"),
+        ({**LAUNCHED, "ACCELERATE_USE_DEEPSPEED": "true"}, True, "DEEPSPEED is not supported"),
+    ],
+)
+def test_a_launcher_that_was_told_what_cannot_be_had_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], shared: bool, message: str
+):
+    for key, value in environ.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(processes.BadProcesses, match=message):
+        processes.join(shared=shared)
+
+
+def test_one_process_makes_no_group_and_imports_no_accelerate():
+    code = (
+        "import sys, torch; from alignflow import distributed as d; p = torch.nn.Parameter(torch.ones(1)); "
+        "d.sum_gradients([p]); d.barrier(); print(p.grad, d.mine('ab'), d.gather(1), d.agree(False), d.is_main(), "
+        "d.deal(2, list), 'accelerate' in sys.modules, torch.distributed.is_initialized())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "None ['a', 'b'] [1] False True [0, 1] False False"
