@@ -96,6 +96,7 @@ class Judged:
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Sample from the policy and its snapshots, judge all answers in one pass, and measure what it still knows."""
+    from alignflow import distributed
     from alignflow.memory import Budget
     from tasks import rewarding, training
     from tasks.hardware import peak_memory_gib
@@ -115,16 +116,20 @@ def work(stage: Stage) -> Mapping[str, float]:
         answers.append(_answer(stage, models, _add(models, snapshot.label, snapshot.folder), first, budget))
     judged = _judge(stage, models, answers, budget)
     table = _table(stage, answers[0], judged[0])
-    folder = Path("evaluations") / policy
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
-    (folder / "responses.jsonl").write_text(lines, encoding="utf-8")
     in_order = zip([*answers[1:], answers[0]], [*judged[1:], judged[0]], strict=True)  # the policy is the last one
     points = [_point(*point, len(first)) for point in zip(trajectory, in_order, strict=False)]
-    (folder / "trajectory.json").write_text(json.dumps(points, indent=2) + "\n")
+    if distributed.is_main():
+        _write(Path("evaluations") / policy, table, points)
     flat = [{**row, **{f"judge/{name}": value for name, value in row["judges"].items()}} for row in table]
     stage.record.table("answers", [{key: value for key, value in row.items() if key != "judges"} for row in flat])
     return {**_figures(table), **_capability(stage, models, role, budget), "peak_memory_gib": peak_memory_gib()}
+
+
+def _write(folder: Path, table: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
+    (folder / "responses.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "trajectory.json").write_text(json.dumps(points, indent=2) + "\n")
 
 
 def _open(params: Params) -> "SharedBase":
@@ -374,4 +379,5 @@ if __name__ == "__main__":
             *([str(adapter)] if adapter and name != REFERENCE else []),
         ],
         outs=[f"evaluations/{name}"],
+        shared=True,
     )

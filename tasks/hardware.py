@@ -21,12 +21,18 @@ def describe() -> str:
 
 
 def peak_memory_gib() -> float:
-    """Return the allocator's peak on a GPU, else the most memory this process ever held (RSS)."""
+    """Return the allocator's peak on a GPU, else the most memory this process ever held (RSS).
+
+    Of several processes, which must all ask, it is that of the one with most.
+    """
     import torch
 
+    from alignflow import distributed
+
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+        return max(distributed.gather(torch.cuda.max_memory_allocated() / 2**30))
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # so counted on Linux
+    return max(distributed.gather(kib / 2**20))
 
 
 def free_memory(device: "torch.device") -> int | None:

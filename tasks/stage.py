@@ -99,7 +99,6 @@ class Stage:
 
     def training_metrics(self) -> dict[str, float]:
         """Return what every training stage reports: costs, and the last values of its curve."""
-        from alignflow import distributed
         from tasks.hardware import peak_memory_gib
 
         last = self.history[-1] if self.history else {}
@@ -108,7 +107,7 @@ class Stage:
             "steps": float(len(self.history)),
             "trained_tokens": sum(row.get("tokens", 0.0) for row in self.history),
             "train_seconds": time.monotonic() - self.began,
-            "peak_memory_gib": max(distributed.gather(peak_memory_gib())),
+            "peak_memory_gib": peak_memory_gib(),
         }
 
 

@@ -18,10 +18,24 @@ from tests.close import close
 from tests.tasks.test_stages import ROOT, set_up, stage, weights
 
 TRAINED = ["sft", "reward_model", "dpo", "iterative_dpo round-1", "grpo", "ppo"]
+EVALUATED = ["judge_model", "evaluate dpo"]
 WITHIN = 1e-4  # of a tensor's largest weight: gradients are summed in another order, and Adam divides by their size
 QUIET = """
 from tasks import recorder
 recorder._spawn_delivery = lambda folder: None  # records stay on disk; test_tracking delivers
+"""
+RUNS_OUT = """
+import os
+if os.environ.get("RANK") == "1":
+    from torch import OutOfMemoryError
+    from alignflow.algorithms import grpo
+    step = grpo.step
+    def short(models, batch, *rest, **named):
+        if len(batch.sequences.input_ids) > 2:
+            open("ran_out", "a").close()
+            raise OutOfMemoryError("of a test")
+        return step(models, batch, *rest, **named)
+    grpo.step = short
 """
 NOT_A_NUMBER = """
 import os
@@ -52,7 +66,7 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         stage("base")
         stage("prepare")
         shutil.copytree(folder, folder / "two")
-        for words in TRAINED:
+        for words in [*TRAINED, *EVALUATED]:
             stage(*words.split())
         yield folder
     home.cache_clear()
@@ -68,11 +82,15 @@ def environment(folder: Path, start: str = QUIET, **more: str) -> dict[str, str]
 
 @pytest.fixture(scope="module")
 def two(place: Path) -> Path:
-    """Train everything once more in two processes that a user starts with accelerate; return the folder."""
+    """Train everything once more in two processes that a user starts with accelerate; return the folder.
+
+    The memory of one of them does not hold more than two rows of a GRPO batch.
+    """
     folder = place / "two"
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    command = [sys.executable, "-m", *launcher, "-m", "tests.tasks.several", *TRAINED]
-    subprocess.run(command, cwd=folder, env=environment(folder), check=True)
+    command = [sys.executable, "-m", *launcher, "-m", "tests.tasks.several", *TRAINED, *EVALUATED]
+    subprocess.run(command, cwd=folder, env=environment(folder, QUIET + RUNS_OUT), check=True)
+    assert (folder / "ran_out").exists()
     return folder
 
 
@@ -99,6 +117,20 @@ def check_alike(one: Path, two: Path, name: str) -> None:
 @pytest.mark.parametrize("words", TRAINED)
 def test_two_processes_have_the_curve_and_the_weights_of_one(place: Path, two: Path, words: str):
     check_alike(place, two, words.replace(" ", "/"))
+
+
+def test_two_processes_evaluate_as_one(place: Path, two: Path):
+    one, other = (
+        [json.loads(line) for line in (folder / "evaluations/dpo/responses.jsonl").read_text().splitlines()]
+        for folder in (place, two)
+    )
+    assert [row["response"] for row in one] == [row["response"] for row in other]
+    for left, right in zip(one, other, strict=True):
+        close([right["score"], right["kl"]], [left["score"], left["kl"]])
+    left, right = (json.loads((folder / "metrics/evaluate/dpo.json").read_text()) for folder in (place, two))
+    assert left.keys() == right.keys()
+    for key in left.keys() - {"peak_memory_gib"}:
+        close(right[key], left[key])
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])
