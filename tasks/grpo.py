@@ -17,15 +17,20 @@ def work(stage: Stage) -> Mapping[str, float]:
     from tasks import online, training
 
     section, sampling = stage.params.grpo, stage.params.sampling
+    temperature, cap = sampling.temperature, sampling.importance_cap
     config = training.config_of(section, OptimisationConfig)
     keys = training.config_of(section, grpo.GRPOConfig)
     models = online.open_roles(stage.params)
     budget = Budget(section.micro_batch_tokens, stage.say)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
-    def prepare(rollouts: Rollouts, carry: Carry) -> tuple[grpo.GRPOBatch, dict[str, Tensor], Carry]:
-        logprobs, ref_logprobs = online.logprobs(models, rollouts.sequences, sampling.temperature, budget)
-        return (*grpo.prepare(rollouts, logprobs, ref_logprobs, keys, importance_cap=sampling.importance_cap), carry)
+    def prepare(rollouts: Rollouts, carry: Carry, both: bool) -> tuple[grpo.GRPOBatch, dict[str, Tensor], Carry]:
+        sequences = rollouts.sequences
+        if both:
+            logprobs, ref_logprobs = online.both_logprobs(models, sequences, temperature, budget)
+            return (*grpo.prepare(rollouts, logprobs, ref_logprobs, keys), carry)
+        ref_logprobs = online.logprobs(models, "reference", sequences, temperature, budget)
+        return (*grpo.prepare(rollouts, None, ref_logprobs, keys), carry)
 
     stage.total_steps = section.steps
     train(
@@ -40,7 +45,7 @@ def work(stage: Stage) -> Mapping[str, float]:
                 limit=section.resample_limit if section.zero_variance == "resample" else 0,
             ),
             prepare=prepare,
-            steps=[lambda batch: grpo.step(models, batch, keys, temperature=sampling.temperature)],
+            steps=[lambda batch: grpo.step(models, batch, keys, temperature=temperature, importance_cap=cap)],
             count=lambda batch: grpo.count(batch, keys, max_response_length=sampling.max_response_length),
             start={},
         ),

@@ -30,17 +30,22 @@ def token_rows(forward: Callable[[Sequences], Tensor], sequences: Sequences, bud
     return by_rows(forward, sequences, budget, columns=sequences.input_ids.shape[1] - 1)
 
 
-def logprobs(models: SharedBase, sequences: Sequences, temperature: float, budget: Budget) -> tuple[Tensor, Tensor]:
+def logprobs(models: SharedBase, role: str, sequences: Sequences, temperature: float, budget: Budget) -> Tensor:
+    """Return the log-probs of a role at the sampling temperature. (B, S-1)"""
+    return token_rows(lambda batch: models.logprobs(role, batch, temperature)[0], sequences, budget)
+
+
+def both_logprobs(
+    models: SharedBase, sequences: Sequences, temperature: float, budget: Budget
+) -> tuple[Tensor, Tensor]:
     """Return the log-probs of policy and reference at the sampling temperature. (B, S-1) each
 
     Equal weights, as at the start of training, are asked once.
     """
-
-    def of(role: str) -> Tensor:
-        return token_rows(lambda batch: models.logprobs(role, batch, temperature)[0], sequences, budget)
-
-    mine = of("policy")
-    return mine, mine if models.fingerprint("policy") == models.fingerprint("reference") else of("reference")
+    mine = logprobs(models, "policy", sequences, temperature, budget)
+    if models.fingerprint("policy") == models.fingerprint("reference"):
+        return mine, mine
+    return mine, logprobs(models, "reference", sequences, temperature, budget)
 
 
 def rollouts(samples: Sequence[rewarding.Sample], device: torch.device) -> Rollouts:

@@ -27,8 +27,8 @@ def work(stage: Stage) -> Mapping[str, float]:
     budget = Budget(section.micro_batch_tokens, stage.say)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
-    def prepare(rollouts: Rollouts, carry: Carry) -> tuple[ppo.PPOBatch, dict[str, Tensor], Carry]:
-        logprobs, ref_logprobs = online.logprobs(models, rollouts.sequences, temperature, budget)
+    def prepare(rollouts: Rollouts, carry: Carry, _: bool) -> tuple[ppo.PPOBatch, dict[str, Tensor], Carry]:
+        logprobs, ref_logprobs = online.both_logprobs(models, rollouts.sequences, temperature, budget)
         values = online.token_rows(partial(models.values, "critic"), rollouts.sequences, budget)
         batch, metrics, kl_coef = ppo.prepare(
             rollouts, logprobs, ref_logprobs, values, keys, kl_coef=carry["kl_coef"], importance_cap=cap

@@ -10,6 +10,9 @@ does not divide advantages by the deviation (Liu et al. 2025, arXiv:2503.20783, 
 to ±20. With ``importance_cap`` the policy term of each token counts by its truncated importance weight
 (``ops.importance_weights``), which the KL term does not.
 
+Where a rollout batch gets a single update, log π_old is the log π of that update itself, held constant: ρ_t is 1, and
+its gradient that of log π. It then needs no forward of its own.
+
 Some responses may count for nothing: those without a score; by choice those cut off at the length limit (DAPO,
 section 3.4), and those of groups whose scores are all alike, which the KL alone would move (DAPO, Eq. 11, samples
 others instead). They leave the loss and its denominator.
@@ -44,14 +47,14 @@ class GRPOBatch:
     """Rollouts with everything that the update needs."""
 
     sequences: Sequences
-    old_logprobs: Tensor
-    """Zero outside the response. (B, S-1)"""
+    old_logprobs: Tensor | None
+    """Zero outside the response; None where the only update starts from the policy that sampled. (B, S-1)"""
     ref_logprobs: Tensor
     """Zero outside the response. (B, S-1)"""
     advantages: Tensor
     """One a response. (B,)"""
-    weights: Tensor
-    """Importance weight of each token. (B, S-1)"""
+    sampled_logprobs: Tensor | None
+    """What the sampler itself said; may lack only without importance weights. (B, S-1)"""
 
 
 def grpo_loss(
@@ -93,24 +96,17 @@ def zero_variance(rollouts: Rollouts, config: GRPOConfig) -> Tensor:
 
 
 def prepare(
-    rollouts: Rollouts,
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    config: GRPOConfig,
-    *,
-    importance_cap: float | None = None,
+    rollouts: Rollouts, logprobs: Tensor | None, ref_logprobs: Tensor, config: GRPOConfig
 ) -> tuple[GRPOBatch, dict[str, Tensor]]:
     """Return the whole rollout batch ready for updates, and its metrics.
 
     Args:
         rollouts: P·G rows, the G responses of a prompt side by side.
-        logprobs: log π at sampling time, at the sampling temperature. (P·G, S-1)
+        logprobs: log π before the first update, at the sampling temperature; None where there is to be only one update,
+            whose ``step`` then also gives ``kl/reference``. (P·G, S-1)
         ref_logprobs: log π_ref of the same tokens. (P·G, S-1)
         config: keys of the update.
-        importance_cap: largest importance weight of a token; None leaves all at 1.
     """
-    mask = rollouts.sequences.response_mask[:, 1:]
-    weights, weighed = importance(logprobs, rollouts.sampled_logprobs, mask, cap=importance_cap)
     advantages, std = _advantages(rollouts, config)
     uniform = std < config.std_epsilon
     counted = rollouts.scored
@@ -119,15 +115,25 @@ def prepare(
     if config.mask_truncated:
         counted = counted & ~rollouts.truncated
     metrics = {
-        "kl/reference": masked_sum(kl_k1(logprobs, ref_logprobs), mask),
         "reward/mean": rollouts.scores[rollouts.scored],
         "group_std": std,
         "zero_variance_fraction": uniform.float(),
         "counted_fraction": counted.float(),
-        **weighed,
     }
-    batch = GRPOBatch(rollouts.sequences.counting(counted), logprobs, ref_logprobs, advantages.flatten(), weights)
+    if logprobs is not None:
+        metrics["kl/reference"] = _distances(logprobs, ref_logprobs, rollouts.sequences)
+    batch = GRPOBatch(
+        sequences=rollouts.sequences.counting(counted),
+        old_logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        advantages=advantages.flatten(),
+        sampled_logprobs=rollouts.sampled_logprobs,
+    )
     return batch, metrics
+
+
+def _distances(logprobs: Tensor, ref_logprobs: Tensor, sequences: Sequences) -> Tensor:
+    return masked_sum(kl_k1(logprobs, ref_logprobs), sequences.response_mask[:, 1:])
 
 
 def _advantages(rollouts: Rollouts, config: GRPOConfig) -> tuple[Tensor, Tensor]:
@@ -148,31 +154,52 @@ def count(batch: GRPOBatch, config: GRPOConfig, *, max_response_length: int) -> 
     return responses * max_response_length if config.normalization == "dr_grpo" else responses
 
 
-def step(models: Models, batch: GRPOBatch, config: GRPOConfig, *, temperature: float) -> StepOutput:
-    """Return the loss of each response token, weighted for its normalisation. (B, S-1)"""
+def step(
+    models: Models,
+    batch: GRPOBatch,
+    config: GRPOConfig,
+    *,
+    temperature: float,
+    importance_cap: float | None = None,
+) -> StepOutput:
+    """Return the loss of each response token, weighted for its normalisation.
+
+    Args:
+        models: with the role ``policy``.
+        batch: a micro-batch.
+        config: keys of the update.
+        temperature: of sampling.
+        importance_cap: largest importance weight of a token; None leaves all at 1.
+
+    Returns:
+        (B, S-1)
+    """
     mask = batch.sequences.response_mask[:, 1:]
     logprobs, entropy = models.logprobs("policy", batch.sequences, temperature, entropy=True)
     assert entropy is not None
+    current = logprobs.detach()
+    old = current if batch.old_logprobs is None else batch.old_logprobs
+    weights, weighed = importance(old, batch.sampled_logprobs, mask, cap=importance_cap)
     losses = grpo_loss(
         logprobs,
-        batch.old_logprobs,
+        old,
         batch.ref_logprobs,
         batch.advantages,
         beta=config.beta,
         clip_range_low=config.clip_range_low,
         clip_range_high=config.clip_range_high,
-        weights=batch.weights,
+        weights=weights,
     )
     if config.normalization == "grpo":
         losses = losses / mask.sum(-1, keepdim=True).clamp(min=1)
-    ratio = torch.exp(logprobs.detach() - batch.old_logprobs)
+    ratio = torch.exp(current - old)
     outside = (ratio < 1.0 - config.clip_range_low) | (ratio > 1.0 + config.clip_range_high)
-    return StepOutput(
-        losses=losses,
-        mask=mask,
-        metrics={
-            "entropy": entropy.detach()[mask],
-            "kl/approx": kl_k3(batch.old_logprobs, logprobs.detach())[mask],
-            "clip_fraction": outside.float()[mask],
-        },
-    )
+    metrics = {
+        "entropy": entropy.detach()[mask],
+        "kl/approx": kl_k3(old, current)[mask],
+        "clip_fraction": outside.float()[mask],
+        **weighed,
+    }
+    if batch.old_logprobs is None:
+        metrics["kl/reference"] = _distances(current, batch.ref_logprobs, batch.sequences)
+    return StepOutput(losses=losses, mask=mask, metrics=metrics)

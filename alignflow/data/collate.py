@@ -89,7 +89,7 @@ def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """Return some rows of a record of tensors, with columns of nothing but padding cut off.
 
     Works on any frozen record with one ``Sequences`` field (or on ``Sequences``) and tensors of shape (B,),
-    (B, S) or (B, S-1).
+    (B, S) or (B, S-1), of which some may be None.
     """
     whole = batch if isinstance(batch, Sequences) else next(v for v in _values(batch) if isinstance(v, Sequences))
     index = torch.tensor(rows, device=whole.input_ids.device)
@@ -143,6 +143,6 @@ def _values(batch: Any) -> list[Any]:
 
 def _take(value: Any, index: Tensor, cut: int) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return type(value)(*(_take(v, index, cut) for v in _values(value)))
+        return type(value)(*(None if v is None else _take(v, index, cut) for v in _values(value)))
     rows = value[index]
     return rows[:, : rows.shape[1] - cut] if rows.dim() == 2 else rows

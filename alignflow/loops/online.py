@@ -43,8 +43,12 @@ class OnlineAlgorithm(Generic[Batch]):
 
     collect: Callable[[int], tuple[Rollouts, Metrics]]
     """Sample and score for a step (from 0); a pure function of step and policy."""
-    prepare: Callable[[Rollouts, Carry], tuple[Batch, dict[str, Tensor], Carry]]
-    """Log-probs, values and advantages of the whole rollout batch."""
+    prepare: Callable[[Rollouts, Carry, bool], tuple[Batch, dict[str, Tensor], Carry]]
+    """Log-probs, values and advantages of the whole rollout batch.
+
+    The last argument says whether the policy's log-probs of before the updates are needed, with ``kl/reference``: the
+    check of the start needs them, and an update that is not the first. Else the steps may take their own.
+    """
     steps: Sequence[Callable[[Batch], StepOutput]]
     """Losses to add up in each update."""
     count: Callable[[Batch], float]
@@ -93,7 +97,7 @@ def train(
     for k in range(done, config.steps):
         began = time.monotonic()
         rollouts, sampled = algorithm.collect(k)
-        batch, prepared, carry = algorithm.prepare(rollouts, carry)
+        batch, prepared, carry = algorithm.prepare(rollouts, carry, k == 0 or epochs * minibatches > 1)
         if k == 0:
             _check_start(prepared["kl/reference"])
         means = Means()

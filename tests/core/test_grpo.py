@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,11 @@ from torch import Tensor
 
 from alignflow.algorithms.grpo import GRPOBatch, GRPOConfig, count, grpo_loss, prepare, step, zero_variance
 from alignflow.data.collate import take_rows
+from alignflow.loops.update import Means, update
+from alignflow.optim import MasterAdamW
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
+from tests.tiny import four_roles, some_rows
 from tests.toy import Given, Uncertain, plain_numbers, random_like, rollouts, rows
 
 CONFIG = GRPOConfig(
@@ -278,17 +283,50 @@ def test_importance_weights_scale_the_policy_term_alone():
     config, new = replace(CONFIG, beta=0.5), draw(3)
     sampled = replace(ROLLOUTS, sampled_logprobs=torch.where(MASK, draw(1) - 1.0, 0.0))
     plain, weighted, alike = (
-        step(Given(new), prepare(given, draw(1), draw(2), config, importance_cap=cap)[0], keys, temperature=0.9).losses
-        for given, keys, cap in (
-            (sampled, config, None),
-            (sampled, config, 2.0),
-            (replace(ROLLOUTS, sampled_logprobs=draw(1)), config, 2.0),
-        )
+        step(Given(new), prepare(given, draw(1), draw(2), config)[0], config, temperature=0.9, importance_cap=cap)
+        for given, cap in ((sampled, None), (sampled, 2.0), (replace(ROLLOUTS, sampled_logprobs=draw(1)), 2.0))
     )
     kl = 0.5 * (torch.exp(draw(2) - new) - (draw(2) - new) - 1)
-    close((weighted - kl)[MASK], 2 * (plain - kl)[MASK], FLOAT64)
-    close(alike[MASK], plain[MASK], FLOAT64)
-    metrics = prepare(sampled, draw(1), draw(2), config, importance_cap=2.0)[1]
-    close(metrics["importance/mean"], [2.0] * 12, FLOAT64)
-    close(metrics["importance/clipped_fraction"], [1.0] * 12, FLOAT64)
-    assert "importance/mean" not in prepare(sampled, draw(1), draw(2), config)[1]
+    close((weighted.losses - kl)[MASK], 2 * (plain.losses - kl)[MASK], FLOAT64)
+    close(alike.losses[MASK], plain.losses[MASK], FLOAT64)
+    close(weighted.metrics["importance/mean"], [2.0] * 12, FLOAT64)
+    close(weighted.metrics["importance/clipped_fraction"], [1.0] * 12, FLOAT64)
+    assert "importance/mean" not in plain.metrics
+
+
+@pytest.mark.parametrize("cap", [None, 1.05])
+def test_a_single_update_does_the_same_without_a_forward_for_the_old_log_probs(tiny: Path, cap: float | None):
+    """Weights and all metrics, in micro-batches of two rows, one response cut off and masked."""
+    sequences = some_rows()
+    noise = 0.2 * torch.randn(sequences.response_mask[:, 1:].shape, generator=torch.Generator().manual_seed(5))
+    found: list[tuple[list[Tensor], dict[str, float]]] = []
+    for asked in (True, False):
+        models = four_roles(tiny)
+        old, ref = (models.logprobs(role, sequences, 0.9)[0].detach() for role in ("policy", "reference"))
+        given = replace(
+            rollouts(sequences, SCORES.flatten().float()),
+            truncated=torch.tensor([False, True, False, False]),
+            sampled_logprobs=old + noise * sequences.response_mask[:, 1:],
+        )
+        config = replace(CONFIG, beta=0.5, mask_truncated=True)
+        batch, metrics = prepare(given, old if asked else None, ref, config)
+        assert ("kl/reference" in metrics) == asked
+        means = Means()
+        means.add({"kl/reference": metrics["kl/reference"][[0, 2, 3]]} if asked else {})
+        done = update(
+            [take_rows(batch, [0, 2]), take_rows(batch, [3])],
+            [partial(step, models, config=config, temperature=0.9, importance_cap=cap)],
+            partial(count, config=config, max_response_length=LONGEST),
+            MasterAdamW([(models.parameters("policy"), 1e-2)], 0.0, kind="adamw"),
+            factor=1.0,
+            max_grad_norm=1.0,
+            means=means,
+        )
+        found.append((models.parameters("policy"), {**done, **means.result()}))
+    (weights, told), (others, other_told) = found
+    for mine, expected in zip(others, weights, strict=True):
+        close(mine, expected)
+    assert other_told.keys() == told.keys()
+    assert abs(told["kl/reference"]) > 0.1
+    assert other_told["kl/approx"] == other_told["clip_fraction"] == 0
+    close([other_told[name] for name in told], list(told.values()))

@@ -61,7 +61,7 @@ def _offline(models: Bigram, **given: Any) -> list[tuple[int, float]]:
 
 def _online(models: Bigram, **given: Any) -> list[tuple[int, float, float]]:
     keys = grpo.GRPOConfig(0.1, 0.2, 0.2, 2, "dapo", 0.01, given.pop("zero_variance", "keep"), mask_truncated=False)
-    alike = given.pop("alike", False)
+    alike, updates = given.pop("alike", False), given.pop("updates", 2)
     log: list[tuple[int, float, float]] = []
 
     def collect(step: int) -> tuple[Rollouts, dict[str, float]]:
@@ -71,9 +71,12 @@ def _online(models: Bigram, **given: Any) -> list[tuple[int, float, float]]:
         scores = (batch.input_ids == 3).where(batch.response_mask, False).sum(1).float()
         return rollouts(batch, 0 * scores if alike else scores), {"score/mean": float(scores.mean())}
 
-    def prepare(given: Rollouts, carry: online.Carry) -> tuple[grpo.GRPOBatch, dict[str, Tensor], online.Carry]:
+    def prepare(
+        given: Rollouts, carry: online.Carry, both: bool
+    ) -> tuple[grpo.GRPOBatch, dict[str, Tensor], online.Carry]:
         with torch.no_grad():
-            mine, other = (models.logprobs(role, given.sequences)[0] for role in ("policy", "reference"))
+            mine = models.logprobs("policy", given.sequences)[0] if both else None
+            other = models.logprobs("reference", given.sequences)[0]
         return (*grpo.prepare(given, mine, other, keys), {"batches": carry["batches"] + 1})
 
     online.train(
@@ -86,8 +89,8 @@ def _online(models: Bigram, **given: Any) -> list[tuple[int, float, float]]:
         ),
         MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
         given.pop("config", CONFIG),
-        epochs=2,
-        minibatches=2,
+        epochs=updates,
+        minibatches=updates,
         target_kl=given.pop("target_kl", None),
         log=lambda step, metrics: log.append((step, metrics.get("loss", 0.0), metrics["updates"])),
         announce=pytest.fail,
@@ -155,12 +158,29 @@ def test_what_is_carried_over_is_part_of_a_checkpoint():
     assert keeper.load()["carry"] == {"batches": 3.0}
 
 
-def test_a_policy_that_does_not_start_at_its_reference_stops_the_run():
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_policy_that_does_not_start_at_its_reference_stops_the_run(updates: int):
     models = Bigram()
     models.start = models.start + torch.randn(12, 12, generator=torch.Generator().manual_seed(3))
     with pytest.raises(Diverged, match="start at its reference"):
-        _online(models)
+        _online(models, updates=updates)
     close(models.table, Bigram().table, EXACT)
+
+
+@pytest.mark.parametrize(("updates", "asked"), [(1, 1), (2, 6)])
+def test_the_policy_is_asked_before_updates_only_where_they_need_it(updates: int, asked: int):
+    """Six rollout batches: with one update each, only the check of the start asks; with more, every batch does."""
+    models, before = Bigram(), list[str]()
+    original = models.logprobs
+
+    def counted(role: str, batch: Sequences, temperature: float = 1.0, entropy: bool = False) -> Any:
+        if role == "policy" and not torch.is_grad_enabled():
+            before.append(role)
+        return original(role, batch, temperature, entropy)
+
+    models.logprobs = counted  # type: ignore[method-assign]
+    _online(models, updates=updates)
+    assert len(before) == asked
 
 
 def test_a_first_update_away_from_the_sampling_policy_stops_the_run():

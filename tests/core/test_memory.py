@@ -85,7 +85,9 @@ def _online(models: Bigram, said: list[str]) -> list[dict[str, float]]:
 
     budget = Budget(CONFIG.micro_batch_tokens, said.append)
 
-    def prepare(given: Rollouts, carry: online.Carry) -> tuple[grpo.GRPOBatch, dict[str, Tensor], online.Carry]:
+    def prepare(
+        given: Rollouts, carry: online.Carry, _: bool
+    ) -> tuple[grpo.GRPOBatch, dict[str, Tensor], online.Carry]:
         columns = given.sequences.input_ids.shape[1] - 1
         mine, other = (
             by_rows(lambda b, role=role: models.logprobs(role, b)[0], given.sequences, budget, columns=columns)  # type: ignore[misc]
