@@ -73,8 +73,13 @@ def generate(
     return [result[i] for i in range(len(prompts))]
 
 
+def row_seed(seed: int, row: int) -> int:
+    """Return the seed of a row's own random stream."""
+    return (seed * 1_000_003 + row) % 2**63
+
+
 def _uniforms(seed: int, row: int, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63)
+    generator = torch.Generator().manual_seed(row_seed(seed, row))
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 

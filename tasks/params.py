@@ -160,6 +160,22 @@ class Sampling(Section):
     """Sample through plain layers, adapter added and dequantised: several times faster, for 2 bytes a weight in
     bfloat16. ``auto`` does where they take up to half of the free memory, and says so where they do not. The sums are
     rounded to base.dtype, so that the samples of true and false differ as those of two roundings do."""
+    engine: Literal["own", "vllm"]
+    """What samples: alignflow/generate.py, or vLLM (`pip install 'alignflow[vllm]'`) on one CUDA device, which needs
+    ``importance_cap`` and leaves ``merged`` aside."""
+    vllm_memory_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the device's memory for vLLM's copy of the base and its cache, beside the models that train; changes
+    speed only."""
+    vllm_max_length: Annotated[int, Field(ge=2)]
+    """Most tokens of a prompt with its response under vLLM, up to what the base takes; its cache must hold one such."""
+
+    @model_validator(mode="after")
+    def _another_engine_is_corrected_for(self) -> Self:
+        if self.engine == "vllm" and self.importance_cap is None:
+            raise ValueError(
+                "importance_cap must be a number, e.g. 2, with engine: vllm, whose log-probs differ from training's"
+            )
+        return self
 
 
 class Rewards(Section):

@@ -34,16 +34,33 @@ def answer(
     seed: int,
 ) -> tuple[list[Response], list[str]]:
     """Sample one response of up to ``length`` tokens to each prompt as a role; return tokens and texts."""
-    with answering(models, role, params.sampling.merged) as model:
-        responses = generate(
-            model,
+    section, ends = params.sampling, eos_ids(models)
+    if section.engine == "vllm":
+        from alignflow import vllm_engine
+
+        responses = vllm_engine.generate(
+            models,
+            role,
             prompts,
-            eos_ids=eos_ids(models),
+            eos_ids=ends,
             max_response_length=length,
             temperature=temperature,
             seed=seed,
-            rows=params.sampling.rows,
+            rows=section.rows,
+            longest=section.vllm_max_length,
+            memory_fraction=section.vllm_memory_fraction,
         )
+    else:
+        with answering(models, role, section.merged) as model:
+            responses = generate(
+                model,
+                prompts,
+                eos_ids=ends,
+                max_response_length=length,
+                temperature=temperature,
+                seed=seed,
+                rows=section.rows,
+            )
     return responses, decode(models, responses)
 
 

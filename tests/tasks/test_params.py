@@ -185,6 +185,13 @@ def test_a_reward_rule_may_be_added_by_its_name(path: Path):
     assert params.load(path).rewards.rules["right_abstain_wrong"]["wrong"] == -3.0
 
 
+def test_an_engine_whose_numbers_differ_needs_a_correction(path: Path):
+    with pytest.raises(params.ParamsError, match=r"sampling: importance_cap must be a number.*engine: vllm"):
+        params.override(path, ["sampling.engine=vllm"])
+    params.override(path, ["sampling.engine=vllm", "sampling.importance_cap=2"])
+    assert params.load(path).sampling.engine == "vllm"
+
+
 def test_a_kl_target_needs_a_coefficient_to_move(path: Path):
     with pytest.raises(params.ParamsError, match=r"ppo: kl_target: .* set kl_coef above 0"):
         params.override(path, ["ppo.kl_target=6", "ppo.kl_coef=0"])

@@ -1,15 +1,19 @@
 """What the stages that sample share."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignflow.generate import Response
 from alignflow.models.base import identify
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
+from alignflow.vllm_engine import VLLMError
 from tasks import sampling
+from tasks.params import load, override
 from tasks.sampling import answering, decode, eos_ids
 from tests.tiny import EOS, SHAPE, four_roles
 
@@ -70,7 +74,15 @@ def test_plain_layers_are_taken_where_the_setting_and_the_memory_allow(
 
 def test_the_free_memory_of_this_machine_is_more_than_nothing():
     import psutil
-    import torch
 
     free = sampling.free_memory(torch.device("cpu"))
     assert free is None or 0 < free <= psutil.virtual_memory().total
+
+
+def test_an_engine_that_cannot_work_here_is_told_and_never_replaced(tiny: Path, tmp_path: Path):
+    shutil.copy("params.yaml", tmp_path)
+    override(tmp_path / "params.yaml", ["sampling.engine=vllm", "sampling.importance_cap=2"])
+    models = four_roles(tiny)
+    models.base = replace(models.base, device=torch.device("cpu"))
+    with pytest.raises(VLLMError, match=r"sampling\.engine"):
+        sampling.sample(models, "policy", [(5, 6)], load(tmp_path / "params.yaml"), seed=0)

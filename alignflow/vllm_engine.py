@@ -1,0 +1,128 @@
+"""Sample responses with vLLM on a CUDA device: the optional engine behind ``tasks/sampling.py``.
+
+Written against the documented interface of vLLM 0.11 and newer and tested with a stand-in; it has not run on a GPU yet.
+
+vLLM holds a copy of the base of its own (in NF4 where the base is), and gets a role as an adapter folder. Its kernels
+round otherwise than those of training do, and by what else is in the batch, so its own log-probs come back with each
+response, for ``ops.importance_weights``; and a seed gives the same response only for the same batch.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from alignflow import distributed
+from alignflow.generate import Response, row_seed
+from alignflow.models.roles import BASE, SharedBase
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's kernels know these; a smaller adapter fits into the next
+_versions = count(1)  # an id of its own for each adapter: vLLM keeps adapters and prefixes under it
+
+
+class VLLMError(ValueError):
+    """The engine cannot be used here, or gave what no response can be made of."""
+
+
+def generate(
+    models: SharedBase,
+    role: str,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_ids: Sequence[int],
+    max_response_length: int,
+    temperature: float,
+    seed: int,
+    rows: int,
+    longest: int,
+    memory_fraction: float,
+) -> list[Response]:
+    """Sample one response to each prompt as a role (the base without adapter), as ``alignflow.generate.generate`` does.
+
+    Args besides the ones there: ``longest`` is the most tokens of a prompt with its response, ``memory_fraction`` the
+    share of the device's memory that the engine takes.
+
+    Raises:
+        VLLMError: vLLM or a CUDA device is missing, the rank or a prompt is too large, or a response broke off.
+    """
+    require(models.base.device)
+    needed = max(map(len, prompts), default=0) + max_response_length
+    if needed > longest:
+        raise VLLMError(
+            f"sampling.vllm_max_length is {longest}, but a prompt with its response needs {needed}; raise it"
+        )
+    from vllm import SamplingParams, TokensPrompt
+    from vllm.lora.request import LoRARequest
+
+    engine = _engine(models, rows, longest, memory_fraction)
+    common = {"temperature": temperature, "max_tokens": max_response_length, "stop_token_ids": list(eos_ids)}
+    settings = [  # logprobs=0: of the sampled token alone
+        SamplingParams(**common, seed=row_seed(seed, row), logprobs=0, detokenize=False) for row in range(len(prompts))
+    ]
+    texts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+    with TemporaryDirectory() as folder:
+        adapter = None
+        if role != BASE:
+            models.save_adapter(role, Path(folder))
+            version = next(_versions)
+            adapter = LoRARequest(f"{role}-{version}", version, folder)
+        outputs = engine.generate(texts, settings, lora_request=adapter, use_tqdm=False)
+    return [response(output.outputs[0], eos_ids) for output in outputs]
+
+
+def require(device: torch.device) -> None:
+    """Look whether the engine can work on a device; raises ``VLLMError`` with what to do where it cannot."""
+    if device.type != "cuda":
+        raise VLLMError(
+            f"sampling.engine: vllm needs a CUDA device, but the model is on {device.type}; take own in params.yaml"
+        )
+    if distributed.world() > 1:
+        raise VLLMError("sampling.engine: vllm works in a single process; take own in params.yaml, or start one")
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise VLLMError(
+            f"sampling.engine: vllm cannot be imported ({error}); install it with `pip install 'alignflow[vllm]'`, "
+            "or take own in params.yaml"
+        ) from error
+
+
+def adapter_rank(rank: int) -> int:
+    """Return the smallest rank that vLLM has kernels for and that holds an adapter's."""
+    if rank > RANKS[-1]:
+        raise VLLMError(f"lora.rank in params.yaml is {rank}, and vLLM takes up to {RANKS[-1]}; lower it")
+    return next(known for known in RANKS if known >= rank)
+
+
+def response(output: Any, eos_ids: Sequence[int]) -> Response:
+    """Return a completion of vLLM as a response; its log-probs are those at the sampling temperature."""
+    tokens = tuple(output.token_ids)
+    ended = bool(tokens) and tokens[-1] in eos_ids
+    if not (output.finish_reason == "length" or (output.finish_reason == "stop" and ended)):
+        raise VLLMError(f"vLLM left a response of {len(tokens)} tokens without its end ({output.finish_reason})")
+    logprobs = tuple(found[token].logprob for token, found in zip(tokens, output.logprobs, strict=True))
+    return Response(tokens, not ended, logprobs)
+
+
+@cache
+def _engine(models: SharedBase, rows: int, longest: int, memory_fraction: float) -> Any:
+    """Return the one engine of this process, started at the first call."""
+    from vllm import LLM
+
+    base = models.base
+    return LLM(
+        model=base.identity.load_from,
+        revision=base.identity.revision,
+        dtype=str(base.dtype).removeprefix("torch."),
+        quantization="bitsandbytes" if base.quantization == "nf4" else None,
+        enable_lora=True,
+        max_lora_rank=adapter_rank(models.shape.rank),
+        max_num_seqs=rows,
+        max_model_len=longest,
+        gpu_memory_utilization=memory_fraction,
+        logprobs_mode="processed_logprobs",
+    )
