@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignflow import vllm_engine
+from alignflow import distributed, vllm_engine
 from alignflow.generate import Response
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.roles import SharedBase
@@ -65,6 +65,12 @@ def test_without_a_cuda_device_the_engine_says_so():
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 def test_without_the_library_the_engine_says_how_to_get_it():
     with pytest.raises(VLLMError, match=r"pip install 'alignflow\[vllm\]'"):
+        require(torch.device("cuda"))
+
+
+def test_several_processes_are_told_to_take_the_own_engine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    with pytest.raises(VLLMError, match="works in a single process"):
         require(torch.device("cuda"))
 
 
