@@ -93,7 +93,13 @@ def machine(setting: Setting) -> Result:
     flop = {shape: 2 * 1024 * shape[0] * shape[1] for shape in shapes}
     source = torch.ones(2**28 if device == "cuda" else 2**27, dtype=torch.bfloat16, device=device)
     target = torch.empty_like(source)
-    matrix, vector = source.view(2**13, -1), source[: source.numel() // 2**13]
+    matrix, single = source.view(2**13, -1), source.float().view(2**13, -1)
+    vector = matrix[:1]
+    rates = {
+        "copy": 4 * source.numel() / _time(lambda: target.copy_(source)),
+        "matrix times vector": 2 * matrix.numel() / _time(lambda: torch.nn.functional.linear(vector, matrix)),
+        "matrix times vector, float32": 4 * single.numel() / _time(lambda: single @ single[0]),
+    }
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return {
@@ -102,8 +108,8 @@ def machine(setting: Setting) -> Result:
         },
         "matmul_flop_per_second": sum(flop[s] * n for s, n in shapes.items())
         / sum(seconds[s] * n for s, n in shapes.items()),
-        "copy_bytes_per_second": 4 * source.numel() / _time(lambda: target.copy_(source)),
-        "bytes_per_second": 2 * source.numel() / _time(lambda: matrix @ vector),
+        "memory_bytes_per_second": rates,
+        "bytes_per_second": max(rates.values()),
         "model": {
             "linear_weights": sum(a * b * n for (a, b), n in shapes.items()),
             "embedding_weights": head.in_features * head.out_features,

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.setting import Setting
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "tiny": {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     "1b": {  # as Llama 3.2 1B
         "hidden_size": 2048,
         "intermediate_size": 8192,

@@ -71,6 +71,7 @@ def _train(
     rows: Sequence[Mapping[str, Any]],
     *,
     batch: int,
+    accumulate: int = 1,
     role: str = "policy",
     config: Mapping[str, Any] | None = None,
     **more: Any,
@@ -97,7 +98,8 @@ def _train(
             output_dir=folder,
             use_cpu=not torch.cuda.is_available(),
             gradient_checkpointing=False,
-            per_device_train_batch_size=batch,
+            per_device_train_batch_size=batch // accumulate,
+            gradient_accumulation_steps=accumulate,
             max_steps=setting.steps,
             learning_rate=optimiser.learning_rate,
             weight_decay=optimiser.weight_decay,
@@ -206,7 +208,9 @@ def sft(setting: Setting) -> dict[str, Any]:
     rows = [
         {"input_ids": [*e.prompt, *e.response], "labels": [-100] * len(e.prompt) + list(e.response)} for e in examples
     ]
-    _, result = _train("SFT", setting, rows, batch=len(rows), config=SEQUENTIAL)
+    together = max(1, setting.micro_batch_tokens // max(len(r["input_ids"]) for r in rows))
+    accumulate = next(n for n in range(1, len(rows) + 1) if len(rows) % n == 0 and len(rows) // n <= together)
+    _, result = _train("SFT", setting, rows, batch=len(rows), accumulate=accumulate, config=SEQUENTIAL)
     return {**result, "tokens": [float(sum(len(r["input_ids"]) for r in rows))] * setting.steps}
 
 
