@@ -37,7 +37,7 @@ def overhead(folder: Path) -> Result:
         flow = connection.execute(
             "SELECT run_uuid, start_time, end_time FROM runs WHERE status = 'FINISHED' AND run_uuid IN "
             "(SELECT value FROM tags WHERE key = 'mlflow.parentRunId') ORDER BY (SELECT count(*) FROM tags "
-            "WHERE key = 'mlflow.parentRunId' AND value = run_uuid) DESC, start_time DESC"
+            "WHERE key = 'mlflow.parentRunId' AND value = runs.run_uuid) DESC, start_time DESC"
         ).fetchone()
         if flow is None:
             raise NoFlow(f"{database} has no finished flow; run `make demo` in {folder} first")

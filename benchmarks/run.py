@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks import limit, memory, scaling, versus
 from benchmarks.frame import RESULTS, MeasurementFailed, Result, measure, save
@@ -26,7 +27,15 @@ PARTS: Mapping[str, Callable[[Setting, int], Result]] = {
     "million": scaling.million,
 }
 LONG = {"million"}
-TINY = {"longest": 200, "pairs": 2, "prompts": 2, "group": 2, "response": 4, "rows": (1, 2), "steps": 2}
+TINY: Mapping[str, Any] = {
+    "longest": 200,
+    "pairs": 2,
+    "prompts": 2,
+    "group": 2,
+    "response": 4,
+    "rows": (1, 2),
+    "steps": 2,
+}
 
 
 def run(parts: Sequence[str], setting: Setting, *, repeats: int, name: str, results: Path) -> None:

@@ -81,7 +81,7 @@ def _train(
     import trl
     from transformers import TrainerCallback
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers publishes no types
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             watch.begin()
 
@@ -170,10 +170,7 @@ def dpo(setting: Setting) -> dict[str, Any]:
     tokenizer = tokenizer_of(setting)
     pairs = read_pairs(setting, tokenizer, setting.pairs * setting.steps)
     order = [pairs[i] for i in _ordered(setting, len(pairs))]
-    rows = [
-        {key: text_of(tokenizer, ids) for key, ids in zip(("prompt", "chosen", "rejected"), pair, strict=False)}
-        for pair in order
-    ]
+    rows = [{key: text_of(tokenizer, getattr(pair, key)) for key in ("prompt", "chosen", "rejected")} for pair in order]
     trainer, result = _train(
         "DPO",
         setting,

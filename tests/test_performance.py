@@ -53,7 +53,7 @@ def test_time_at_work_counts_once_where_stages_overlap() -> None:
 
 def test_our_side_runs_in_processes_of_its_own(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
-    setting = Setting(**{**run.TINY, "model": str(model), "start": str(tmp_path)})  # type: ignore[arg-type]
+    setting = Setting(**{**run.TINY, "model": str(model), "start": str(tmp_path)})
     frame.measure("ours:write_start", setting)
     found = frame.measure("ours:dpo", setting)
     assert len(found["seconds"]) == len(found["losses"]) == setting.steps
@@ -68,7 +68,7 @@ def test_our_side_runs_in_processes_of_its_own(tmp_path: Path) -> None:
 def test_a_failed_measurement_shows_its_last_lines(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     with pytest.raises(frame.MeasurementFailed, match=r"(?s)ours:dpo failed.*holds no adapter"):
-        frame.measure("ours:dpo", Setting(**{**run.TINY, "model": str(model), "start": str(tmp_path)}))  # type: ignore[arg-type]
+        frame.measure("ours:dpo", Setting(**{**run.TINY, "model": str(model), "start": str(tmp_path)}))
 
 
 @pytest.mark.slow
