@@ -20,6 +20,7 @@ from alignflow.data.collate import by_rows, collate, collate_pairs, micro_batche
 from alignflow.generate import generate
 from alignflow.loops import offline, online
 from alignflow.loops.online import Carry, OnlineAlgorithm
+from alignflow.memory import Budget
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.base import identify
 from alignflow.models.load import load_base
@@ -29,6 +30,7 @@ from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Example, Metrics, Pair, Rollouts, Sequences, StepOutput
 from benchmarks.setting import Setting, even_share, read_pairs, read_prompts
 from tasks.online import logprobs, token_rows
+from tasks.sampling import answering
 from tasks.training import pair_batches, rows_of_step, tokens_of
 from tasks.workspace import CONVERTED
 
@@ -89,6 +91,11 @@ def write_start(setting: Setting) -> dict[str, Any]:
     return {}
 
 
+def budget_of(setting: Setting) -> Budget:
+    """Return what a pass may hold at once."""
+    return Budget(setting.micro_batch_tokens, print)
+
+
 def optimisation(setting: Setting, batch_size: int) -> OptimisationConfig:
     """Return the settings of the optimiser; the peer gets the same."""
     return OptimisationConfig(
@@ -122,16 +129,16 @@ def _dpo(models: SharedBase, pairs: Sequence[Pair], setting: Setting, watch: Wat
     def logps(batch: Sequences) -> Tensor:
         return masked_sum(models.logprobs("reference", batch)[0], batch.to(models.base.device).response_mask[:, 1:])
 
-    ref_logps = by_rows(logps, collate_pairs(pairs), config.micro_batch_tokens).to(models.base.device).view(2, -1)
+    ref_logps = by_rows(logps, collate_pairs(pairs), budget_of(setting)).to(models.base.device).view(2, -1)
     return _train(
-        lambda k: [
+        lambda k, budget: [
             dpo_algorithm.PairBatch(batch, torch.cat([ref_logps[0, rows], ref_logps[1, rows]]))
-            for rows, batch in pair_batches(pairs, config, k, models.base.device)
+            for rows, batch in pair_batches(pairs, config, k, budget, models.base.device)
         ],
         lambda batch: dpo_algorithm.step(models, batch, keys),
         dpo_algorithm.count,
         lambda batch: tokens_of(batch.sequences),
-        MasterAdamW([(models.parameters("policy"), config.learning_rate)], config.weight_decay),
+        [models.parameters("policy")],
         config,
         watch,
     )
@@ -146,14 +153,14 @@ def reward_model(setting: Setting) -> dict[str, Any]:
     keys = reward_algorithm.RewardModelConfig(center_coef=0.0, margin_coef=0.0)
     margins = torch.zeros(len(pairs), device=models.base.device)
     return _train(
-        lambda k: [
+        lambda k, budget: [
             reward_algorithm.RewardBatch(batch, margins[rows])
-            for rows, batch in pair_batches(pairs, config, k, models.base.device)
+            for rows, batch in pair_batches(pairs, config, k, budget, models.base.device)
         ],
         lambda batch: reward_algorithm.step(models, batch, keys),
         reward_algorithm.count,
         lambda batch: tokens_of(batch.sequences),
-        MasterAdamW([(models.parameters("reward_model"), config.learning_rate)], config.weight_decay),
+        [models.parameters("reward_model")],
         config,
         Watch(),
     )
@@ -167,8 +174,8 @@ def sft(setting: Setting) -> dict[str, Any]:
     config = optimisation(setting, setting.prompts * setting.group)
     lengths = [len(e.prompt) + len(e.response) for e in examples]
 
-    def batches(step: int) -> list[Sequences]:
-        groups = micro_batches(lengths, rows_of_step(len(examples), config, step), config.micro_batch_tokens)
+    def batches(step: int, budget: int) -> list[Sequences]:
+        groups = micro_batches(lengths, rows_of_step(len(examples), config, step), budget)
         return [collate([examples[i] for i in rows]).to(models.base.device) for rows in groups]
 
     return _train(
@@ -176,7 +183,7 @@ def sft(setting: Setting) -> dict[str, Any]:
         lambda batch: sft_algorithm.step(models, batch),
         sft_algorithm.count,
         tokens_of,
-        MasterAdamW([(models.parameters("policy"), config.learning_rate)], config.weight_decay),
+        [models.parameters("policy")],
         config,
         Watch(),
     )
@@ -191,17 +198,22 @@ def sft_examples(setting: Setting, tokenizer: Any) -> list[Example]:
 
 
 def _train(
-    batches: Callable[[int], Sequence[Batch]],
+    batches: Callable[[int, int], Sequence[Batch]],
     step: Callable[[Batch], StepOutput],
     count: Callable[[Batch], float],
     tokens: Callable[[Batch], int],
-    optimizer: MasterAdamW,
+    groups: Sequence[Any],
     config: OptimisationConfig,
     watch: Watch,
 ) -> dict[str, Any]:
     watch.begin()
-    offline.train(batches, step, count, tokens, optimizer, config, log=watch.log, keep=_keep_nothing)
+    optimizer = _optimizer(groups, config)
+    offline.train(batches, step, count, tokens, optimizer, config, log=watch.log, announce=print, keep=_keep_nothing)
     return watch.result
+
+
+def _optimizer(groups: Sequence[Any], config: OptimisationConfig) -> MasterAdamW:
+    return MasterAdamW([(group, config.learning_rate) for group in groups], config.weight_decay, kind="adamw")
 
 
 def _keep_nothing(*_: object) -> None:
@@ -212,8 +224,8 @@ def _keep_nothing(*_: object) -> None:
 
 
 def sample(models: SharedBase, setting: Setting, prompts: Sequence[tuple[int, ...]], seed: int) -> list[Example]:
-    """Sample as the stages do: from merged weights, all responses of the same length."""
-    with models.merged("policy") as model:
+    """Sample as the stages do: from merged weights where they fit; all responses of the same length."""
+    with answering(models, "policy", "auto") as model:
         responses = generate(
             model,
             prompts,
@@ -270,7 +282,7 @@ def grpo(setting: Setting, each: Callable[[int], None] | None = None) -> dict[st
     keys = grpo_keys(setting)
 
     def prepare(rollouts: Rollouts, carry: Carry) -> tuple[grpo_algorithm.GRPOBatch, dict[str, Tensor], Carry]:
-        mine, other = logprobs(models, rollouts.sequences, 1.0, setting.micro_batch_tokens)
+        mine, other = logprobs(models, rollouts.sequences, 1.0, budget_of(setting))
         return (*grpo_algorithm.prepare(rollouts, mine, other, keys), carry)
 
     algorithm = OnlineAlgorithm(
@@ -293,7 +305,7 @@ def grpo_evidence(setting: Setting) -> dict[str, Any]:
     examples = [Example(tuple(prompt), tuple(response)) for prompt, response in saved]
     found = rollouts_of(examples, models.base.device)
     with torch.no_grad():
-        mine, other = logprobs(models, found.sequences, 1.0, setting.micro_batch_tokens)
+        mine, other = logprobs(models, found.sequences, 1.0, budget_of(setting))
         batch, _ = grpo_algorithm.prepare(found, mine, other, keys)
         output = grpo_algorithm.step(models, batch, keys, temperature=1.0)
         count = grpo_algorithm.count(batch, keys, max_response_length=setting.response)
@@ -322,7 +334,7 @@ def ppo(setting: Setting) -> dict[str, Any]:
         gamma=1.0,
         gae_lambda=0.95,
     )
-    unscored, budget = collector(models, setting, 1), setting.micro_batch_tokens
+    unscored, budget = collector(models, setting, 1), budget_of(setting)
 
     def collect(step: int) -> tuple[Rollouts, Metrics]:
         found, metrics = unscored(step)
@@ -352,10 +364,17 @@ def ppo(setting: Setting) -> dict[str, Any]:
 
 def _online(algorithm: Any, groups: Sequence[Any], setting: Setting, batch_size: int, watch: Watch) -> dict[str, Any]:
     config = optimisation(setting, batch_size)
-    optimizer = MasterAdamW([(group, config.learning_rate) for group in groups], config.weight_decay)
     watch.begin()
     online.train(
-        algorithm, optimizer, config, epochs=1, minibatches=1, target_kl=None, log=watch.log, keep=_keep_nothing
+        algorithm,
+        _optimizer(groups, config),
+        config,
+        epochs=1,
+        minibatches=1,
+        target_kl=None,
+        log=watch.log,
+        announce=print,
+        keep=_keep_nothing,
     )
     return watch.result
 
@@ -396,7 +415,7 @@ def sampling(setting: Setting) -> dict[str, Any]:
     models.add("policy", start=Path(setting.start, "policy"))
     result: dict[str, Any] = {}
     began = time.monotonic()
-    with models.merged("policy") as model:
+    with answering(models, "policy", "auto") as model:
         result["merge_seconds"] = time.monotonic() - began
         for rows in setting.rows:
             prompts = sampling_prompts(setting, models.base.tokenizer, rows)

@@ -94,6 +94,14 @@ def _pairs(result: Results) -> str:
     return _trainings(result) + "\n" + _losses(result)
 
 
+def _dpo(result: Results) -> str:
+    before = result["reference_seconds"]
+    pairs = result["setting"]["pairs"] * result["setting"]["steps"]
+    said = f"Log-probs of the reference for {pairs} pairs, once before, which no step above has in it: "
+    said += ", ".join(f"{SIDES[side]} {before[side]:.1f} s" for side in ("theirs_precomputed", "ours"))
+    return _pairs(result) + f"\n{said}.\n"
+
+
 def _grpo(result: Results) -> str:
     same = result["losses_on_the_same_rollouts"]
     said = f"Loss of TRL's first rollouts: {same['theirs']:.4f} by TRL, {same['ours']:.4f} by alignflow.\n"
@@ -191,7 +199,7 @@ def _overhead(result: Results) -> str:
 
 
 TABLES: Mapping[str, tuple[str, Callable[[Results], str]]] = {
-    "dpo": ("dpo", _pairs),
+    "dpo": ("dpo", _dpo),
     "reward_model": ("reward_model", _pairs),
     "grpo": ("grpo", _grpo),
     "ppo": ("ppo", _ppo),
