@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint format setup clean
+.PHONY: demo test check lint format bench setup clean
 
 demo: setup  ## align the default model four ways and compare
 	$(BIN)/alignflow run
@@ -21,6 +21,10 @@ lint: setup  ## format, lint, types, import rules
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: setup  ## measure against TRL and the machine's limit, and write docs/performance.md (25 minutes on 2 cores)
+	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.table
 
 setup: .venv/.installed  ## .venv with the package, its tools and the default base model
 

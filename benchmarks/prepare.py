@@ -1,8 +1,7 @@
 """How fast ``prepare`` is, and how much memory it takes: `python benchmarks/prepare.py ROWS [WORKERS]`.
 
 Writes that many rows (short questions with two answers, some repeated, some contradictory, some broken), prepares them
-with the base model's tokenizer (artifacts/base, which `alignflow stage base` makes) and prints rows a second and the
-peak of the resident memory.
+with the default base model's tokenizer and prints rows a second and the peak of the resident memory.
 """
 
 import json
@@ -12,17 +11,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path, too
 
 from alignflow.data.formats import read_rows
 from alignflow.data.preparation import Plan, prepare, report
 from alignflow.data.sources import Source
 from alignflow.data.split import Side
 from alignflow.data.survey import Ruler
-from alignflow.models.base import load_identity
+from alignflow.models.base import identify
 from alignflow.models.load import load_tokenizer
-from tasks.workspace import IDENTITY
+from benchmarks.setting import Setting
+from tasks.workspace import CONVERTED
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def write(path: Path, rows: int) -> None:
@@ -51,8 +54,12 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def main(rows: int, workers: int) -> None:
-    tokenizer = load_tokenizer(load_identity(IDENTITY))
+def measured(setting: Setting) -> dict[str, Any]:
+    return main(setting.number, 1, setting.model)
+
+
+def main(rows: int, workers: int, model: str = Setting.model) -> dict[str, Any]:
+    tokenizer = load_tokenizer(identify(model, None, converted=ROOT / CONVERTED))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "preferences.jsonl")
         write(path, rows)
@@ -74,6 +81,7 @@ def main(rows: int, workers: int) -> None:
             f"{seconds - (measured - began):.1f} s to write and describe), peak {memory():.2f} GiB"
             + (f", {worker:.2f} GiB the largest worker" if workers > 1 else "")
         )
+    return {"seconds": seconds, "rows_per_second": rows / seconds, "used": said["used"]}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,19 @@
+"""Memory: PPO with four roles over supervised fine-tuning of the same rows."""
+
+from dataclasses import replace
+
+from benchmarks import theirs
+from benchmarks.frame import Result, measure
+from benchmarks.setting import Setting
+
+
+def memory(setting: Setting, _repeats: int) -> Result:
+    """Measure one step each in a process of its own."""
+    theirs.version()
+    once = replace(setting, steps=1)
+    peaks = {what: measure(what, once)["peak_memory_gib"] for what in ("ours:ppo", "ours:sft", "theirs:sft")}
+    return {
+        "peak_memory_gib": peaks,
+        "ppo_over_our_sft": peaks["ours:ppo"] / peaks["ours:sft"],
+        "ppo_over_their_sft": peaks["ours:ppo"] / peaks["theirs:sft"],
+    }

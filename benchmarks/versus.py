@@ -1,0 +1,113 @@
+"""Side by side with the peer library: DPO, reward model, GRPO, PPO, and sampling."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import theirs
+from benchmarks.frame import Result, alternate, measure, ratio, spread, steady
+from benchmarks.setting import Setting
+
+NO_PEER = (
+    "TRL {version} has no PPO trainer any more, so this is a sum of its parts, measured in this run: a GRPO step for "
+    "the same number of responses (sampling, reference, policy update), and for the tokens of those rows the reward "
+    "model's scores, the critic's values (a forward each: a third of a training step) and the critic's update (a "
+    "training step), at the speed of TRL's reward trainer."
+)
+
+
+def dpo(setting: Setting, repeats: int) -> Result:
+    """Compare DPO, with TRL's reference in the loop and computed before."""
+    theirs.version()
+    runs = alternate(
+        {
+            "theirs": ("theirs:dpo", replace(setting, label="reference in the loop")),
+            "theirs_precomputed": ("theirs:dpo", replace(setting, label="reference before", precompute=True)),
+            "ours": ("ours:dpo", setting),
+        },
+        repeats,
+    )
+    found = _compared(runs, setting.pairs)
+    # building a trainer takes its time with and without: the difference is the reference's
+    before = {side: found[side]["before_seconds"]["median"] for side in runs}
+    reference = {"ours": before["ours"], "theirs_precomputed": before["theirs_precomputed"] - before["theirs"]}
+    return {**found, "reference_seconds": reference}
+
+
+def reward_model(setting: Setting, repeats: int) -> Result:
+    """Compare the reward model."""
+    theirs.version()
+    sides = {"theirs": ("theirs:reward_model", setting), "ours": ("ours:reward_model", setting)}
+    return _compared(alternate(sides, repeats), setting.pairs)
+
+
+def grpo(setting: Setting, repeats: int) -> Result:
+    """Compare GRPO; the losses are those of the peer's first rollouts on both sides."""
+    theirs.version()
+    runs: dict[str, list[Result]] = {"theirs": [], "ours": []}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rollouts.json")
+        for number in range(repeats):
+            runs["theirs"].append(measure("theirs:grpo", setting))
+            path.write_text(json.dumps(runs["theirs"][-1].pop("first_rollouts")))
+            # the evidence opens a second base, whose memory is none of the step's
+            runs["ours"].append(measure("ours:grpo", setting))
+            if number == 0:
+                evidence = measure("ours:grpo_evidence", replace(setting, rollouts=str(path), label="evidence"))
+    found = _compared(runs, setting.prompts * setting.group)
+    losses = {"theirs": runs["theirs"][0]["losses"][0], "ours": evidence["loss"]}
+    return {**found, "losses_on_the_same_rollouts": losses}
+
+
+def ppo(setting: Setting, repeats: int) -> Result:
+    """Compare PPO with the sum of the peer's parts."""
+    version = theirs.version()
+    runs = alternate(
+        {
+            "theirs_grpo": ("theirs:grpo", setting),
+            "theirs_reward_model": ("theirs:reward_model", setting),
+            "ours": ("ours:ppo", setting),
+        },
+        repeats,
+    )
+    parts = {side: steady(found) for side, found in runs.items()}
+    tokens = spread([t for run in runs["ours"] for t in run["tokens"][1:]])["median"]
+    critic = 5 / 3 * tokens / parts["theirs_reward_model"]["tokens_per_second"]
+    total = parts["theirs_grpo"]["seconds_per_step"]["median"] + critic
+    return {
+        **parts,
+        "peer": NO_PEER.format(version=version),
+        "sum_of_parts_seconds": total,
+        "speed": total / parts["ours"]["seconds_per_step"]["median"],
+    }
+
+
+def sampling(setting: Setting, repeats: int) -> Result:
+    """Compare sampling at several numbers of rows."""
+    runs = alternate({"theirs": ("theirs:sampling", setting), "ours": ("ours:sampling", setting)}, repeats)
+    rows = {}
+    for count in map(str, setting.rows):
+        sides = {side: [run[count] for run in found] for side, found in runs.items()}
+        speeds = {side: spread([one["tokens_per_second"] for one in found]) for side, found in sides.items()}
+        steps = {side: spread([one["step_seconds"] for one in found]) for side, found in sides.items()}
+        faster = speeds["ours"]["median"] / speeds["theirs"]["median"]
+        rows[count] = {"tokens_per_second": speeds, "step_seconds": steps, "speed": faster}
+    return {
+        "rows": rows,
+        "merge_seconds": spread([run["merge_seconds"] for run in runs["ours"]]),
+        "peak_memory_gib": {side: spread([run["peak_memory_gib"] for run in found]) for side, found in runs.items()},
+    }
+
+
+def _compared(runs: Mapping[str, Sequence[Result]], samples: int) -> Result:
+    """Return what each side cost, samples a second, and the ratios to each of the peer's ways."""
+    found: Result = {side: steady(of) for side, of in runs.items()}
+    for side, of in runs.items():
+        found[side]["samples_per_second"] = samples / found[side]["seconds_per_step"]["median"]
+        if "configured" in of[0]:
+            found[side]["configured"] = of[0]["configured"]
+    others: dict[str, Any] = {side: ratio(found["ours"], found[side]) for side in runs if side != "ours"}
+    return {**found, "ratio": others}
