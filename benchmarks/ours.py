@@ -29,7 +29,7 @@ from alignflow.ops import masked_sum
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Example, Metrics, Pair, Rollouts, Sequences, StepOutput
 from benchmarks.setting import Setting, even_share, read_pairs, read_prompts
-from tasks.online import logprobs, token_rows
+from tasks.online import both_logprobs, logprobs, token_rows
 from tasks.sampling import answering
 from tasks.training import pair_batches, rows_of_step, tokens_of
 from tasks.workspace import CONVERTED
@@ -281,14 +281,19 @@ def grpo(setting: Setting, each: Callable[[int], None] | None = None) -> dict[st
     models.add("reference", start=Path(setting.start, "policy"))  # the loop checks that they start alike
     keys = grpo_keys(setting)
 
-    def prepare(rollouts: Rollouts, carry: Carry) -> tuple[grpo_algorithm.GRPOBatch, dict[str, Tensor], Carry]:
-        mine, other = logprobs(models, rollouts.sequences, 1.0, budget_of(setting))
-        return (*grpo_algorithm.prepare(rollouts, mine, other, keys), carry)
+    def prepare(
+        rollouts: Rollouts, carry: Carry, both: bool
+    ) -> tuple[grpo_algorithm.GRPOBatch, dict[str, Tensor], Carry]:
+        if both:
+            mine, other = both_logprobs(models, rollouts.sequences, 1.0, budget_of(setting))
+            return (*grpo_algorithm.prepare(rollouts, mine, other, keys), carry)
+        other = logprobs(models, "reference", rollouts.sequences, 1.0, budget_of(setting))
+        return (*grpo_algorithm.prepare(rollouts, None, other, keys), carry)
 
     algorithm = OnlineAlgorithm(
         collect=collector(models, setting, setting.group),
         prepare=prepare,
-        steps=[lambda batch: grpo_algorithm.step(models, batch, keys, temperature=1.0)],
+        steps=[lambda batch: grpo_algorithm.step(models, batch, keys, temperature=1.0, importance_cap=None)],
         count=lambda batch: grpo_algorithm.count(batch, keys, max_response_length=setting.response),
         start={},
     )
@@ -305,9 +310,9 @@ def grpo_evidence(setting: Setting) -> dict[str, Any]:
     examples = [Example(tuple(prompt), tuple(response)) for prompt, response in saved]
     found = rollouts_of(examples, models.base.device)
     with torch.no_grad():
-        mine, other = logprobs(models, found.sequences, 1.0, budget_of(setting))
+        mine, other = both_logprobs(models, found.sequences, 1.0, budget_of(setting))
         batch, _ = grpo_algorithm.prepare(found, mine, other, keys)
-        output = grpo_algorithm.step(models, batch, keys, temperature=1.0)
+        output = grpo_algorithm.step(models, batch, keys, temperature=1.0, importance_cap=None)
         count = grpo_algorithm.count(batch, keys, max_response_length=setting.response)
         return {"loss": float(torch.where(output.mask, output.losses, 0.0).sum() / count)}
 
@@ -342,8 +347,10 @@ def ppo(setting: Setting) -> dict[str, Any]:
             found, scores=by_rows(lambda b: models.scores("reward_model", b), found.sequences, budget)
         ), metrics
 
-    def prepare(rollouts: Rollouts, carry: Carry) -> tuple[ppo_algorithm.PPOBatch, dict[str, Tensor], Carry]:
-        mine, other = logprobs(models, rollouts.sequences, 1.0, budget)
+    def prepare(
+        rollouts: Rollouts, carry: Carry, _both: bool
+    ) -> tuple[ppo_algorithm.PPOBatch, dict[str, Tensor], Carry]:
+        mine, other = both_logprobs(models, rollouts.sequences, 1.0, budget)
         values = token_rows(lambda batch: models.values("critic", batch), rollouts.sequences, budget)
         batch, metrics, _ = ppo_algorithm.prepare(rollouts, mine, other, values, keys, kl_coef=keys.kl_coef)
         return batch, metrics, carry
