@@ -91,7 +91,12 @@ def _losses(result: Results) -> str:
 
 
 def _pairs(result: Results) -> str:
-    return _trainings(result) + "\n" + _losses(result)
+    return f"{_trainings(result)}\n{_losses(result)}\n{_exact(result)}"
+
+
+def _exact(result: Results) -> str:
+    first = result["first_loss_in_float32"]
+    return f"First loss in float32: {first['theirs']:.6f} by TRL, {first['ours']:.6f} by alignflow.\n"
 
 
 def _dpo(result: Results) -> str:
@@ -103,9 +108,7 @@ def _dpo(result: Results) -> str:
 
 
 def _grpo(result: Results) -> str:
-    same = result["losses_on_the_same_rollouts"]
-    said = f"Loss of TRL's first rollouts: {same['theirs']:.4f} by TRL, {same['ours']:.4f} by alignflow.\n"
-    return _trainings(result) + "\n" + said
+    return f"{_trainings(result)}\nOf TRL's first rollouts on both sides. {_exact(result)}"
 
 
 def _ppo(result: Results) -> str:

@@ -97,6 +97,7 @@ def _train(
         args = getattr(trl, f"{name}Config")(
             output_dir=folder,
             use_cpu=not torch.cuda.is_available(),
+            bf16=setting.dtype == "bfloat16",  # which is TRL's default
             gradient_checkpointing=False,
             per_device_train_batch_size=batch // accumulate,
             gradient_accumulation_steps=accumulate,
@@ -124,6 +125,9 @@ def _train(
             callbacks=[Clock()],
             **more,
         )
+        if setting.dtype == "float32":  # TRL turns what it trains over a quantised base into bfloat16
+            for parameter in trainer.model.parameters():
+                parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
         _start(trainer.model, setting, role)
         trainer.train()
     said = {key: getattr(args, key) for key in SAID if hasattr(args, key)}

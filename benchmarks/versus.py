@@ -34,32 +34,35 @@ def dpo(setting: Setting, repeats: int) -> Result:
     # building a trainer takes its time with and without: the difference is the reference's
     before = {side: found[side]["before_seconds"]["median"] for side in runs}
     reference = {"ours": before["ours"], "theirs_precomputed": before["theirs_precomputed"] - before["theirs"]}
-    return {**found, "reference_seconds": reference}
+    return {**found, "reference_seconds": reference, "first_loss_in_float32": _evidence("dpo", setting)}
 
 
 def reward_model(setting: Setting, repeats: int) -> Result:
     """Compare the reward model."""
     theirs.version()
     sides = {"theirs": ("theirs:reward_model", setting), "ours": ("ours:reward_model", setting)}
-    return _compared(alternate(sides, repeats), setting.pairs)
+    found = _compared(alternate(sides, repeats), setting.pairs)
+    return {**found, "first_loss_in_float32": _evidence("reward_model", setting)}
 
 
 def grpo(setting: Setting, repeats: int) -> Result:
-    """Compare GRPO; the losses are those of the peer's first rollouts on both sides."""
+    """Compare GRPO; the losses in float32 are of the peer's first rollouts on both sides."""
     theirs.version()
-    runs: dict[str, list[Result]] = {"theirs": [], "ours": []}
+    runs = alternate({"theirs": ("theirs:grpo", setting), "ours": ("ours:grpo", setting)}, repeats)
+    found = _compared(runs, setting.prompts * setting.group)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rollouts.json")
-        for number in range(repeats):
-            runs["theirs"].append(measure("theirs:grpo", setting))
-            path.write_text(json.dumps(runs["theirs"][-1].pop("first_rollouts")))
-            # the evidence opens a second base, whose memory is none of the step's
-            runs["ours"].append(measure("ours:grpo", setting))
-            if number == 0:
-                evidence = measure("ours:grpo_evidence", replace(setting, rollouts=str(path), label="evidence"))
-    found = _compared(runs, setting.prompts * setting.group)
-    losses = {"theirs": runs["theirs"][0]["losses"][0], "ours": evidence["loss"]}
-    return {**found, "losses_on_the_same_rollouts": losses}
+        exact = replace(setting, dtype="float32", steps=1, rollouts=str(path), label="evidence, float32")
+        other = measure("theirs:grpo", exact)
+        path.write_text(json.dumps(other["first_rollouts"]))
+        losses = {"theirs": other["losses"][0], "ours": measure("ours:grpo_evidence", exact)["loss"]}
+    return {**found, "first_loss_in_float32": losses}
+
+
+def _evidence(what: str, setting: Setting) -> Result:
+    """Return the first losses of both sides in float32, where rounding hides no other work."""
+    exact = replace(setting, dtype="float32", steps=1, label="evidence, float32")
+    return {side: measure(f"{side}:{what}", exact)["losses"][0] for side in ("theirs", "ours")}
 
 
 def ppo(setting: Setting, repeats: int) -> Result:

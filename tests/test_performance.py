@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import frame, overhead, run, table
 from benchmarks.setting import Setting
+from tests.close import close
 from tests.tiny import write_model
 
 
@@ -78,12 +79,8 @@ def test_both_sides_agree_on_the_losses(tmp_path: Path) -> None:
     run.main(
         ["dpo", "reward_model", "grpo", "--tiny", "--repeats", "1", "--model", str(model), "--results", str(tmp_path)]
     )
-    for part in ("dpo", "reward_model"):
+    for part in ("dpo", "reward_model", "grpo"):
         found = json.loads((tmp_path / f"{part}.json").read_text())
-        for side in ("theirs", "theirs_precomputed") if part == "dpo" else ("theirs",):
-            assert found[side]["tokens_of_steps"] == found["ours"]["tokens_of_steps"]
-            for mine, other in zip(found["ours"]["losses"], found[side]["losses"], strict=True):
-                assert abs(mine - other) < 1e-2
-    same = json.loads((tmp_path / "grpo.json").read_text())["losses_on_the_same_rollouts"]
-    assert same["theirs"] > 1e-5
-    assert abs(same["ours"] - same["theirs"]) < 0.2 * same["theirs"]
+        assert found["theirs"]["tokens_of_steps"] == found["ours"]["tokens_of_steps"]
+        first = found["first_loss_in_float32"]
+        close(first["ours"], first["theirs"])
