@@ -48,8 +48,8 @@ def test_ratios_are_of_medians_without_the_first_step_of_a_process() -> None:
 
 
 def test_time_at_work_counts_once_where_stages_overlap() -> None:
-    """0 to 4, 6 to 9 and within that 7 to 8: seven."""
-    assert overhead.covered([(6, 9), (0, 3), (2, 4), (7, 8)]) == 7
+    """0 to 4, and 6 to 10, in which one lies within another: eight."""
+    assert overhead.covered([(6, 9), (0, 3), (2, 4), (7, 8), (8, 10)]) == 8
 
 
 def test_our_side_runs_in_processes_of_its_own(tmp_path: Path) -> None:
