@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-QUERIES = (
-    256  # of one row at a time: what bounds the scores that exist at once, and how much of them lies in the future
-)
+# of one row at a time: what bounds the scores that exist at once, and how much of them lies in the future
+QUERIES = 256
 
 
 @dataclass(frozen=True)
