@@ -112,7 +112,7 @@ def test_a_row_to_which_no_source_applies_has_no_reward(earned: Callable[..., li
     assert rewarding.means(rewards) == {"score/mean": 2.0}
     found = online.rollouts(
         [
-            rewarding.Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1), "", reward)
+            rewarding.Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1, logprobs=(-1.0,)), "", reward)
             for i, (row, reward) in enumerate(zip(ROWS, rewards, strict=True))
         ],
         torch.device("cpu"),
