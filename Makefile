@@ -22,7 +22,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## measure against TRL and the machine's limit, and write docs/performance.md (25 minutes on 2 cores)
+bench: setup  ## measure against TRL and the machine's limit, and write docs/performance.md (over half an hour on 2 cores)
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The benchmarks on one CUDA device, within about eight minutes: random Llama-type models of 1B and 8B in NF4, then the
-# tests that need CUDA. Results go to benchmarks/results, or to the folder named first.
+# The benchmarks on one CUDA device, meant to take eight minutes (no GPU has seen it yet): random Llama-type models of
+# 1B and 8B in NF4, then the tests that need CUDA. Results go to benchmarks/results, or to the folder named first.
 # TINY=1 does the same with a model of two layers, on any machine: does it run?
 set -euo pipefail
 cd "$(dirname "$0")/.."

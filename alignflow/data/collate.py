@@ -62,23 +62,21 @@ def micro_batches(
         budget: most tokens of a group.
         prompts: tokens of every row's prompt; without them no row shares any.
     """
-    of = [None if prompts is None else tuple(prompts[row]) for row in range(len(lengths))]
     order = sorted(rows, key=lambda row: (-lengths[row], row))
+    of: dict[int, tuple[int, ...]] = {row: () if prompts is None else tuple(prompts[row]) for row in order}
     if prompts is not None:
         first = {of[row]: place for place, row in reversed(list(enumerate(order)))}
         order.sort(key=lambda row: first[of[row]])
-    groups: list[list[int]] = []
     costs = [
-        float(lengths[row] - (len(of[row] or ()) if i and of[row] == of[order[i - 1]] else 0))
-        for i, row in enumerate(order)
+        float(lengths[row] - (len(of[row]) if i and of[row] == of[order[i - 1]] else 0)) for i, row in enumerate(order)
     ]
+    groups: list[list[int]] = []
     used = 0
     for row in distributed.mine(order, costs):
-        prompt = of[row]
-        shared = len(prompt) if prompt is not None and groups and of[groups[-1][-1]] == prompt else 0
-        if groups and used + lengths[row] - shared <= budget:
+        known = len(of[row]) if groups and of[groups[-1][-1]] == of[row] else 0
+        if groups and used + lengths[row] - known <= budget:
             groups[-1].append(row)
-            used += lengths[row] - shared
+            used += lengths[row] - known
         else:
             groups.append([row])
             used = lengths[row]
