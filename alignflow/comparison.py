@@ -1,12 +1,13 @@
 """Which of two policies answers better, and is it real: paired statistics over the same prompts.
 
 Everything here is paired by prompt: both policies answered the same P prompts, so the difficulty of a
-prompt cancels and the prompt is the unit that is resampled. No model, file or setting is known here.
+prompt cancels and the prompt is the unit that is resampled. Where a policy gave several answers to each
+prompt, every answer meets every answer of the other policy, and the prompt counts by its mean. No model,
+file or setting is known here.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,15 +41,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often one policy beats another over P prompts; ``rate`` counts a tie as half a win."""
+    """How often one policy's answer beats another's over P prompts; ``rate`` counts a tie as half a win."""
 
     wins: int
+    """Prompts with more won pairs of answers than lost ones."""
     ties: int
     losses: int
     rate: float
+    """Mean over prompts of the share of pairs won; with one answer a prompt (wins + ½ ties) / P."""
     interval: Interval
     p_value: float
-    """Two-sided sign test of "wins and losses are equally likely"."""
+    """Two-sided, exact, of "either policy is as likely the better one on a prompt"; see `sign_flip_test`."""
     adjusted_p: float
     """The same after Holm's correction over the family it was tested in; p_value where it was tested alone."""
 
@@ -58,10 +61,10 @@ class WinRate:
         return self.wins + self.ties + self.losses
 
     def settled(self, confidence: float) -> bool:
-        """Say whether the rate differs from one half by interval and by corrected sign test alike.
+        """Say whether the rate differs from one half by interval and by corrected test alike.
 
         Both are asked because they fail differently: a percentile interval has no width when every
-        prompt is a win (three wins of three would look certain), and the sign test does not see ties.
+        prompt is a win (three wins of three would look certain), and the test does not see ties.
         """
         excludes_half = self.interval.low > 0.5 or self.interval.high < 0.5
         return excludes_half and self.adjusted_p < 1 - confidence
@@ -117,27 +120,27 @@ def same_order(prompt_ids: Sequence[str], reference_ids: Sequence[str]) -> NDArr
 
 
 def outcomes(scores: Floats, reference_scores: Floats) -> Floats:
-    """Return the result on each prompt: 1 for a win, ½ for a tie, 0 for a loss.
+    """Return the result of every pair of answers to each prompt: 1 for a win, ½ for a tie, 0 for a loss.
 
-    oᵢ = ½ (1 + sign(sᵢ − rᵢ))
+    oᵢₐᵦ = ½ (1 + sign(sᵢₐ − rᵢᵦ))
 
     Args:
-        scores: Score of the policy's response to each prompt; any scale, higher is better. (P,)
-        reference_scores: The same for the reference, same order of prompts. (P,)
+        scores: Score of each of the policy's k answers to each prompt; any scale, higher is better. (P, k)
+        reference_scores: The same for the reference, same order of prompts. (P, m)
 
     Returns:
-        Outcomes, one a prompt. (P,)
+        Outcomes; the first is that of both first answers. (P, k, m)
 
     Raises:
-        ValueError: The shapes differ, there is no prompt, or a score is not finite.
+        ValueError: The shapes differ, there is no answer, or a score is not finite.
     """
-    if scores.ndim != 1 or scores.shape != reference_scores.shape:
-        raise ValueError(f"scores must be two aligned (P,) arrays, got {scores.shape} and {reference_scores.shape}")
-    if not scores.size:
+    if scores.ndim != 2 or reference_scores.ndim != 2 or len(scores) != len(reference_scores):
+        raise ValueError(f"scores must be (P, k) and (P, m), got {scores.shape} and {reference_scores.shape}")
+    if not (scores.size and reference_scores.size):
         raise ValueError("there is no prompt to compare on")
     if not (np.isfinite(scores).all() and np.isfinite(reference_scores).all()):
         raise ValueError("a score is not a finite number")
-    return 0.5 * (1 + np.sign(scores - reference_scores))
+    return 0.5 * (1 + np.sign(scores[:, :, None] - reference_scores[:, None, :]))
 
 
 def bootstrap_interval(values: Floats, resampling: Resampling) -> Interval:
@@ -166,70 +169,57 @@ def bootstrap_interval(values: Floats, resampling: Resampling) -> Interval:
     return Interval(float(low), float(high))
 
 
-def sign_test(wins: int, losses: int) -> float:
-    """Return the exact two-sided p-value of the sign test; ties are left out.
+def sign_flip_test(balances: NDArray[np.int64]) -> float:
+    """Return the exact two-sided p-value of the randomisation test for paired values.
 
-    p = min(1, 2 · Σ_{k ≥ max(w, l)} C(n, k) / 2ⁿ),  n = w + l
+    p = P(|Σᵢ εᵢ bᵢ| ≥ |Σᵢ bᵢ|),  εᵢ = ±1 equally likely and independent
 
-    Conover 1999, *Practical Nonparametric Statistics*, section 3.4. Summed in integers, so it is exact
-    for any n.
-
-    Args:
-        wins: Prompts on which the policy is better.
-        losses: Prompts on which it is worse.
-
-    Returns:
-        Probability of a split at least this uneven if both were equally likely; 1 without any.
-    """
-    n, most = wins + losses, max(wins, losses)
-    term, tail = comb(n, most), 0
-    for k in range(most, n + 1):
-        tail += term
-        term = term * (n - k) // (k + 1)
-    return min(1.0, 2 * tail / (1 << n))
-
-
-def win_rate(scores: Floats, reference_scores: Floats, resampling: Resampling) -> WinRate:
-    """Compare a policy with the reference on the same prompts.
-
-    rate = (1/P) Σᵢ oᵢ = (wins + ½ ties) / P
+    If neither policy is better, both signs of a prompt's balance are equally likely. Fisher 1935, *The Design of
+    Experiments*, section 21. With one answer a prompt (bᵢ of −1, 0, 1) it is the sign test. The distribution of
+    T = ½ Σ (1 + εᵢ) |bᵢ| is the inverse Fourier transform of Πᵢ ½ (1 + exp(−2πi |bᵢ| f)).
 
     Args:
-        scores: Score of the policy's response to each prompt. (P,)
-        reference_scores: The same for the reference, same order of prompts. (P,)
-        resampling: How the interval is drawn, by prompt.
+        balances: Pairs of answers won minus pairs lost on each prompt; all of one number of pairs. (P,)
 
     Returns:
-        Counts, rate, bootstrap interval and sign test.
-
-    Raises:
-        ValueError: As in `outcomes`.
+        Probability of a sum at least this far from 0; 1 where all balances are 0. Right to about 1e-14.
     """
-    return rate_of(outcomes(scores, reference_scores), resampling)
+    sizes, counts = np.unique(np.abs(balances), return_counts=True)
+    total = int(sizes @ counts)
+    frequencies = np.arange(total + 1) / (total + 1)
+    factors = [((1 + np.exp(-2j * np.pi * size * frequencies)) / 2) ** n for size, n in zip(sizes, counts, strict=True)]
+    chances = np.fft.ifft(np.prod(factors, axis=0)).real
+    sums = 2 * np.arange(total + 1) - total
+    p_value = chances[np.abs(sums) >= abs(int(balances.sum()))].sum()
+    return float(np.clip(p_value, 0, 1))
 
 
 def rate_of(each: Floats, resampling: Resampling) -> WinRate:
-    """Return the win rate of outcomes that a judge gave by itself, such as one that reads both answers.
+    """Return the win rate of outcomes of pairs of answers, the prompt being what is resampled and tested.
 
-    Outcomes strictly between 0 and 1 count as ties in the sign test.
+    rate = (1/P) Σᵢ oᵢ,  oᵢ = (1/n) Σⱼ oᵢⱼ
 
     Args:
-        each: 1 for a win, ½ for a tie, 0 for a loss. (P,)
+        each: 1 for a win, ½ for a tie, 0 for a loss, of n pairs of answers to each prompt. (P, n)
         resampling: How the interval is drawn, by prompt.
+
+    Returns:
+        Counts, rate, bootstrap interval and sign-flip test.
 
     Raises:
         ValueError: There is no prompt.
     """
     if not each.size:
         raise ValueError("there is no prompt to compare on")
-    wins, losses = int((each == 1).sum()), int((each == 0).sum())
-    p_value = sign_test(wins, losses)
+    balances = np.rint(2 * each - 1).astype(np.int64).sum(1)
+    p_value = sign_flip_test(balances)
+    by_prompt = 0.5 * (1 + balances / each.shape[1])
     return WinRate(
-        wins=wins,
-        ties=each.size - wins - losses,
-        losses=losses,
-        rate=float(each.mean()),
-        interval=bootstrap_interval(each, resampling),
+        wins=int((balances > 0).sum()),
+        ties=int((balances == 0).sum()),
+        losses=int((balances < 0).sum()),
+        rate=float(by_prompt.mean()),
+        interval=bootstrap_interval(by_prompt, resampling),
         p_value=p_value,
         adjusted_p=p_value,
     )
@@ -276,14 +266,14 @@ def agreement(first: Floats, second: Floats) -> Agreement:
     Cohen 1960, *A Coefficient of Agreement for Nominal Scales*; c runs over win, tie and loss.
 
     Args:
-        first: Outcomes by one judge. (P,)
-        second: Outcomes by the other, same pairs. (P,)
+        first: Outcomes by one judge. (N,)
+        second: Outcomes by the other, same pairs of answers. (N,)
 
     Raises:
         ValueError: The shapes differ or there is no pair.
     """
     if first.shape != second.shape or not first.size:
-        raise ValueError(f"outcomes must be two aligned (P,) arrays, got {first.shape} and {second.shape}")
+        raise ValueError(f"outcomes must be two aligned (N,) arrays, got {first.shape} and {second.shape}")
     share = float((first == second).mean())
     chance = sum(float((first == c).mean() * (second == c).mean()) for c in np.unique(np.concatenate((first, second))))
     return Agreement(share, (share - chance) / (1 - chance) if chance < 1 else None, first.size)

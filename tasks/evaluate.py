@@ -104,11 +104,13 @@ def work(stage: Stage) -> Mapping[str, float]:
     policy, params = stage.name.partition("@")[2], stage.params
     every = training.read_prompts("eval")
     rewarding.check_sources(params, every)
-    rows = rewarding.judged_rows(params, every)[: stage.params.evaluate.prompts]
-    first = rows[: stage.params.evaluate.trajectory_prompts]
+    samples = params.evaluate.samples_per_prompt
+    asked = rewarding.judged_rows(params, every)[: params.evaluate.prompts]
+    rows = [row for row in asked for _ in range(samples)]
+    first = rows[: samples * params.evaluate.trajectory_prompts]
     models, trajectory = _open(params), trajectory_of(policy, params)
     budget = Budget(params.reward_model.micro_batch_tokens, stage.say)
-    stage.say(f"answers {len(rows)} unseen prompts")
+    stage.say(f"answers {len(asked)} unseen prompts, {samples} times each")
     role = _add(models, "policy", adapter_of(policy, params))
     answers = [_answer(stage, models, role, rows, budget, at_reference=policy == REFERENCE)]
     for snapshot in trajectory[:-1]:
@@ -117,7 +119,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     judged = _judge(stage, models, answers, budget)
     table = _table(stage, answers[0], judged[0])
     in_order = zip([*answers[1:], answers[0]], [*judged[1:], judged[0]], strict=True)  # the policy is the last one
-    points = [_point(*point, len(first)) for point in zip(trajectory, in_order, strict=False)]
+    points = [_point(*point, len(first), samples) for point in zip(trajectory, in_order, strict=False)]
     if distributed.is_main():
         _write(Path("evaluations") / policy, table, points)
     flat = [{**row, **{f"judge/{name}": value for name, value in row["judges"].items()}} for row in table]
@@ -263,7 +265,7 @@ class NoJudgement(ValueError):
 
 
 def _table(stage: Stage, answers: Answers, judged: Judged) -> list[dict[str, Any]]:
-    """Return the answers with all that is known of them, a row a prompt."""
+    """Return the answers with all that is known of them, a row an answer."""
     from alignflow.evaluation import repetition
     from alignflow.language import languages
     from alignflow.rewards import outcome
@@ -274,6 +276,7 @@ def _table(stage: Stage, answers: Answers, judged: Judged) -> list[dict[str, Any
     return [
         {
             "prompt_id": row["prompt_id"],
+            "sample": i % stage.params.evaluate.samples_per_prompt,
             "prompt": row["prompt"],
             "response": answers.texts[i],
             "score": judged.scores[i],
@@ -290,16 +293,22 @@ def _table(stage: Stage, answers: Answers, judged: Judged) -> list[dict[str, Any
     ]
 
 
-def _point(snapshot: Snapshot, point: tuple[Answers, Judged], prompts: int) -> dict[str, Any]:
-    """Return one point of the trajectory: what the first prompts' answers are worth, a value a prompt."""
-    answers, judged = point
+def _point(snapshot: Snapshot, point: tuple[Answers, Judged], answers: int, samples: int) -> dict[str, Any]:
+    """Return one point of the trajectory: what the first answers are worth, each prompt's mean."""
+    from statistics import fmean
+
+    answered, judged = point
+
+    def by_prompt(values: Sequence[float]) -> list[float]:
+        return [fmean(values[start : start + samples]) for start in range(0, answers, samples)]
+
     return {
         "step": snapshot.step,
         "label": snapshot.label,
-        "kl": answers.kl[:prompts],
-        "score": judged.scores[:prompts],
-        "judges": {name: values[:prompts] for name, values in judged.judges.items()},
-        "response_length": [len(response.tokens) for response in answers.responses[:prompts]],
+        "kl": by_prompt(answered.kl),
+        "score": by_prompt(judged.scores),
+        "judges": {name: by_prompt(values) for name, values in judged.judges.items()},
+        "response_length": by_prompt([len(response.tokens) for response in answered.responses]),
     }
 
 

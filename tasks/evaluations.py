@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -23,6 +24,8 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
     prompt_id: str
+    sample: Annotated[int, Field(ge=0)]
+    """Which of the prompt's answers this is, from 0; of all policies the same sample drew the same random numbers."""
     prompt: str
     response: str
     score: FiniteFloat
@@ -62,7 +65,10 @@ class Quality(BaseModel):
 
 
 class Snapshot(BaseModel):
-    """One entry of ``evaluations/<policy>/trajectory.json``: a value a prompt, always the same first prompts."""
+    """One entry of ``evaluations/<policy>/trajectory.json``: a value a prompt, always the same first prompts.
+
+    Each the mean over the prompt's answers.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -71,7 +77,7 @@ class Snapshot(BaseModel):
     kl: Annotated[list[FiniteFloat], Field(min_length=1)]
     score: list[FiniteFloat]
     judges: dict[str, list[FiniteFloat]]
-    response_length: list[int]
+    response_length: list[FiniteFloat]
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
@@ -91,45 +97,67 @@ class Judgement(BaseModel):
 
     prompt_id: str
     policy: str
-    outcome: Share
-    """1 for a win, ½ for a tie, 0 for a loss."""
+    outcome: Annotated[FiniteFloat, Field(ge=0, le=1, multiple_of=0.5)]
+    """1 for a win, ½ for a tie, 0 for a loss, of both first answers to the prompt."""
 
 
-def read_answers(root: Path) -> dict[str, tuple[Answer, ...]]:
+Answers = tuple[tuple[Answer, ...], ...]
+"""Of one policy: by prompt, the answers in order of their samples, as many to each prompt."""
+
+
+def read_answers(root: Path) -> dict[str, Answers]:
     """Read every policy's answers, brought into the reference's order of prompts.
 
     Raises:
-        InputError: A file is missing or broken, or a policy answered other prompts or had other judges.
+        InputError: A file is missing or broken, or a policy answered other prompts, so often, or had other judges.
     """
     paths = {policy: root / "evaluations" / policy / "responses.jsonl" for policy in POLICIES}
-    found = {policy: rows(path, f"evaluate@{policy}", Answer) for policy, path in paths.items()}
-    for policy, path in paths.items():
-        if not found[policy]:
-            raise InputError(f"{path} holds no answer")
-    ids = [row.prompt_id for row in found[REFERENCE]]
-    judges = sorted(found[REFERENCE][0].judges)
+    found = {policy: _by_prompt(path, rows(path, f"evaluate@{policy}", Answer)) for policy, path in paths.items()}
+    ids, first = list(found[REFERENCE]), next(iter(found[REFERENCE].values()))
     ordered = {}
     for policy, answers in found.items():
         try:
-            order = same_order([row.prompt_id for row in answers], ids)
+            order = same_order(list(answers), ids)
         except PromptMismatchError as error:
             raise InputError(f"{paths[policy]}, compared with {paths[REFERENCE]}: {error}") from None
-        ordered[policy] = tuple(answers[i] for i in order)
-        for mine, theirs in zip(ordered[policy], found[REFERENCE], strict=True):
-            if mine.prompt != theirs.prompt:
-                raise InputError(
-                    f"{paths[policy]}: prompt {mine.prompt_id!r} has another text than in {paths[REFERENCE]}"
-                )
-            if sorted(mine.judges) != judges:
-                raise InputError(
-                    f"{paths[policy]}: judges of prompt {mine.prompt_id!r} are {sorted(mine.judges)}, not {judges}; "
-                    f"`dvc repro evaluate@{policy}` judges it again"
-                )
+        by_prompt = list(answers.values())
+        ordered[policy] = tuple(by_prompt[i] for i in order)
+        for mine, theirs in zip(ordered[policy], found[REFERENCE].values(), strict=True):
+            _same_question(policy, paths, mine, theirs)
+            for row in mine:
+                if sorted(row.judges) != sorted(first[0].judges):
+                    raise InputError(
+                        f"{paths[policy]}: judges of prompt {row.prompt_id!r} are {sorted(row.judges)}, not "
+                        f"{sorted(first[0].judges)}; `dvc repro evaluate@{policy}` judges it again"
+                    )
     return ordered
 
 
+def _same_question(policy: str, paths: Mapping[str, Path], mine: Sequence[Answer], theirs: Sequence[Answer]) -> None:
+    what = f"{paths[policy]}: prompt {mine[0].prompt_id!r}"
+    if any(row.prompt != theirs[0].prompt for row in mine):
+        raise InputError(f"{what} has another text than in {paths[REFERENCE]}")
+    if len(mine) != len(theirs):
+        raise InputError(f"{what} was answered {len(mine)} times, not {len(theirs)} as in {paths[REFERENCE]}")
+
+
+def _by_prompt(path: Path, answers: Sequence[Answer]) -> dict[str, tuple[Answer, ...]]:
+    """Return the answers by prompt, in order of their samples, as many to each prompt."""
+    if not answers:
+        raise InputError(f"{path} holds no answer")
+    found: dict[str, list[Answer]] = {}
+    for row in answers:
+        found.setdefault(row.prompt_id, []).append(row)
+    expected = list(range(1 + max(row.sample for row in answers)))
+    for prompt_id, mine in found.items():
+        mine.sort(key=lambda row: row.sample)
+        if (samples := [row.sample for row in mine]) != expected:
+            raise InputError(f"{path}: prompt {prompt_id!r} has the answers {samples}, not {expected}")
+    return {prompt_id: tuple(mine) for prompt_id, mine in found.items()}
+
+
 def read_trajectories(
-    root: Path, policies: Sequence[str], reference: Sequence[Answer]
+    root: Path, policies: Sequence[str], reference: Answers
 ) -> dict[str, tuple[tuple[str, ...], Trajectory]]:
     """Read the snapshots of all policies that have any: their labels and values, the reference first.
 
@@ -158,7 +186,7 @@ def read_quality(root: Path, policy: str) -> Quality:
 
 
 def read_judgements(root: Path, prompt_ids: Sequence[str]) -> Mapping[str, Floats]:
-    """Read an LLM's outcomes by policy, NaN for a prompt it was not asked about; empty without such a judge.
+    """Read an LLM's outcomes by policy, NaN for a prompt it was not asked about; empty without such a judge. (P, 1)
 
     Raises:
         InputError: The file is broken, or names a policy or prompt that was not evaluated, or one twice.
@@ -173,7 +201,7 @@ def read_judgements(root: Path, prompt_ids: Sequence[str]) -> Mapping[str, Float
             raise InputError(f"{path}, row {number}: policy: {row.policy!r} is not compared with the reference")
         if row.prompt_id not in position:
             raise InputError(f"{path}, row {number}: prompt_id: {row.prompt_id!r} was not evaluated")
-        outcomes = found.setdefault(row.policy, np.full(len(prompt_ids), np.nan))
+        outcomes = found.setdefault(row.policy, np.full((len(prompt_ids), 1), np.nan))
         if np.isfinite(outcomes[position[row.prompt_id]]):
             raise InputError(f"{path}, row {number}: {row.policy} on {row.prompt_id!r} was judged before")
         outcomes[position[row.prompt_id]] = row.outcome
@@ -184,12 +212,12 @@ def _trajectory_file(root: Path, policy: str) -> Path:
     return root / "evaluations" / policy / "trajectory.json"
 
 
-def _trajectory(root: Path, policy: str, reference: Sequence[Answer]) -> tuple[tuple[str, ...], Trajectory] | None:
+def _trajectory(root: Path, policy: str, reference: Answers) -> tuple[tuple[str, ...], Trajectory] | None:
     path = _trajectory_file(root, policy)
     snapshots = listed(path, f"evaluate@{policy}", Snapshot)
     if not snapshots:
         return None
-    size, names = len(snapshots[0].kl), list(reference[0].judges)
+    size, names = len(snapshots[0].kl), list(reference[0][0].judges)
     for i, snapshot in enumerate(snapshots):
         if len(snapshot.kl) != size or size > len(reference):
             raise InputError(f"{path}: {i}.kl has {len(snapshot.kl)} values, expected {min(size, len(reference))}")
@@ -197,8 +225,12 @@ def _trajectory(root: Path, policy: str, reference: Sequence[Answer]) -> tuple[t
             raise InputError(f"{path}: {i}.judges lacks {', '.join(sorted(missing))}")
     first = reference[:size]  # snapshots answer the first prompts, in the order of the evaluation
     kl = np.array([[0.0] * size, *(s.kl for s in snapshots)])
-    values = {"score": np.array([[row.score for row in first], *(s.score for s in snapshots)])} | {
-        name: np.array([[row.judges[name] for row in first], *(s.judges[name] for s in snapshots)]) for name in names
+    values = {"score": np.array([[fmean(row.score for row in rows) for rows in first], *(s.score for s in snapshots)])}
+    values |= {
+        name: np.array(
+            [[fmean(row.judges[name] for row in rows) for rows in first], *(s.judges[name] for s in snapshots)]
+        )
+        for name in names
     }
     labels = ("reference", *(s.label for s in snapshots))
     return labels, Trajectory(np.maximum(kl, 0), values)  # rounding may leave a KL a hair below 0

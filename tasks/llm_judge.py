@@ -98,8 +98,9 @@ def _judge(stage: Stage, section: LlmJudge) -> list[dict[str, Any]]:
 
 
 def _read(policy: str) -> list[dict[str, Any]]:
+    """Return the first answer to each prompt."""
     with (EVALUATIONS / policy / "responses.jsonl").open(encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for line in lines]
+        return [row for row in map(json.loads, lines) if row["sample"] == 0]
 
 
 def _body(section: LlmJudge, prompt: str, first: str, second: str) -> dict[str, Any]:

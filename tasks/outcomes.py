@@ -1,8 +1,9 @@
 """Turn answers, snapshots and costs into everything that the verdict, the page and the tables are made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from alignflow.trajectories import EqualKl, Fall, Trajectory, at_equal_kl, over_
 from tasks.evaluations import (
     OUTCOMES,
     Answer,
+    Answers,
     Quality,
     read_answers,
     read_judgements,
@@ -107,8 +109,8 @@ class Comparison:
     """Everything that the page and the tables are made of."""
 
     outcomes: Mapping[str, Outcome]
-    answers: Mapping[str, tuple[Answer, ...]]
-    """By policy; row i of every policy answers the same prompt."""
+    answers: Mapping[str, Answers]
+    """By policy; entry i of every policy answers the same prompt."""
     judges: tuple[str, ...]
     """The proxy, then every independent judge but an LLM: those that score a single answer."""
     round_robin: Mapping[str, Mapping[tuple[str, str], WinRate]]
@@ -146,7 +148,12 @@ class Comparison:
     @property
     def rule_rows(self) -> int:
         """Prompts that are questions whose answer is known."""
-        return sum(row.outcome is not None for row in self.answers[REFERENCE])
+        return sum(rows[0].outcome is not None for rows in self.answers[REFERENCE])
+
+    @property
+    def samples(self) -> int:
+        """Answers to each prompt."""
+        return len(self.answers[REFERENCE][0])
 
     def head_to_head(self, policy: str, other: str, judge: str) -> WinRate:
         """Compare two policies with each other, in the order of the table of policies."""
@@ -170,8 +177,8 @@ def compare(root: Path, rounds: Sequence[str], method: Method) -> Comparison:
     """
     stages = training_stages(rounds)
     answers = read_answers(root)
-    judges = (PROXY, *sorted(answers[REFERENCE][0].judges, key=lambda name: name != JUDGE_MODEL))
-    llm = read_judgements(root, [row.prompt_id for row in answers[REFERENCE]])
+    judges = (PROXY, *sorted(answers[REFERENCE][0][0].judges, key=lambda name: name != JUDGE_MODEL))
+    llm = read_judgements(root, [rows[0].prompt_id for rows in answers[REFERENCE]])
     against = {
         policy: {judge: _outcomes(rows, answers[REFERENCE], judge) for judge in judges}
         | ({LLM: llm[policy]} if policy in llm else {})
@@ -212,16 +219,31 @@ def compare(root: Path, rounds: Sequence[str], method: Method) -> Comparison:
     )
 
 
-def values(rows: Sequence[Answer], judge: str) -> Floats:
-    """Return what one judge gave each answer, one value a prompt."""
-    return np.array([row.score if judge == PROXY else row.judges[judge] for row in rows], dtype=np.float64)
+def values(answers: Answers, judge: str) -> Floats:
+    """Return what one judge gave each answer. (P, k)"""
+    return _each(answers, lambda row: row.score if judge == PROXY else row.judges[judge])
 
 
-def _outcomes(rows: Sequence[Answer], others: Sequence[Answer], judge: str) -> Floats:
-    """Compare by one judge; equal texts tie, whatever rounding in another batch made of their scores."""
-    same = np.array([a.response == b.response for a, b in zip(rows, others, strict=True)])
-    theirs = values(others, judge)
-    return outcomes(np.where(same, theirs, values(rows, judge)), theirs)
+def _each(answers: Answers, read: Callable[[Answer], float]) -> Floats:
+    """Return a value of each answer. (P, k)"""
+    return np.array([[read(row) for row in rows] for rows in answers], dtype=np.float64)
+
+
+def _outcomes(answers: Answers, others: Answers, judge: str) -> Floats:
+    """Compare by one judge every pair of answers to each prompt; equal texts tie, however their batches rounded.
+
+    (P, pairs), the pair of both first answers first.
+    """
+    each = outcomes(values(answers, judge), values(others, judge))
+    same = [
+        [[a.response == b.response for b in theirs] for a in mine] for mine, theirs in zip(answers, others, strict=True)
+    ]
+    return np.where(same, 0.5, each).reshape(len(each), -1)
+
+
+def _asked(each: Floats) -> Floats:
+    """Return the prompts that a judge was asked about."""
+    return each[np.isfinite(each).all(1)]
 
 
 def _rates(
@@ -229,7 +251,7 @@ def _rates(
 ) -> dict[str, dict[str, WinRate]]:
     """Return each policy's win rates by judge, those of trained policies corrected as one family a judge."""
     rates = {
-        policy: {judge: rate_of(each[np.isfinite(each)], resampling) for judge, each in by_judge.items()}
+        policy: {judge: rate_of(_asked(each), resampling) for judge, each in by_judge.items()}
         for policy, by_judge in against.items()
     }
     for judge in {judge for by_judge in rates.values() for judge in by_judge}:
@@ -239,9 +261,7 @@ def _rates(
     return rates
 
 
-def _round_robin(
-    answers: Mapping[str, Sequence[Answer]], judge: str, resampling: Resampling
-) -> dict[tuple[str, str], WinRate]:
+def _round_robin(answers: Mapping[str, Answers], judge: str, resampling: Resampling) -> dict[tuple[str, str], WinRate]:
     """Compare every policy with every other by one judge; a pair stands in both directions."""
     there = {(one, other): _outcomes(answers[one], answers[other], judge) for one, other in combinations(POLICIES, 2)}
     met = {f"{one} {other}": rate_of(each, resampling) for (one, other), each in there.items()}
@@ -260,11 +280,13 @@ def _agreements(
     names = list(dict.fromkeys(judge for policy in trained for judge in against[policy]))
     found = {}
     for one, other in combinations(names, 2):
-        pairs = [np.stack((against[p][one], against[p][other])) for p in trained if {one, other} <= against[p].keys()]
-        both = np.concatenate(pairs, axis=1)
-        both = both[:, np.isfinite(both).all(0)]
-        if both.size:
-            found[one, other] = agreement(*both)
+        both = [(against[p][one], against[p][other]) for p in trained if {one, other} <= against[p].keys()]
+        # an LLM sees the first pair of each prompt alone
+        pairs = [np.stack([each[:, : min(a.shape[1], b.shape[1])].ravel() for each in (a, b)]) for a, b in both]
+        known = np.concatenate(pairs, axis=1)
+        known = known[:, np.isfinite(known).all(0)]
+        if known.size:
+            found[one, other] = agreement(*known)
     return found
 
 
@@ -284,18 +306,17 @@ def _equal_kl(progress: Mapping[str, Progress], judges: Sequence[str], method: M
     return {judge: each for judge, each in found.items() if each}
 
 
-def _traits(rows: Sequence[Answer]) -> dict[str, Floats]:
-    """Return a value a prompt for each of `TRAITS`, NaN where it is not known. (P,) each"""
-    drifted = [np.nan if row.drifted is None else float(row.drifted) for row in rows]
-    return {name: np.array([float(getattr(row, name)) for row in rows]) for name in TRAITS[:-1]} | {
-        TRAITS[-1]: np.array(drifted)
-    }
+def _traits(answers: Answers) -> dict[str, Floats]:
+    """Return for each of `TRAITS` the mean over each prompt's answers, NaN where it is not known. (P,) each"""
+    read = {name: _each(answers, attrgetter(name)).mean(1) for name in TRAITS[:-1]}
+    drifted = [[row.drifted for row in rows if row.drifted is not None] for rows in answers]
+    return read | {TRAITS[-1]: np.array([np.mean(known) if known else np.nan for known in drifted])}
 
 
-def _shares(rows: Sequence[Answer]) -> dict[str, Floats]:
-    """Return 1 where a rule task's row ended that way and 0 elsewhere; empty without such rows."""
-    known = [row.outcome for row in rows if row.outcome]
-    return {name: np.array([float(each == name) for each in known]) for name in OUTCOMES} if known else {}
+def _shares(answers: Answers) -> dict[str, Floats]:
+    """Return which share of each rule task's answers ended that way; empty without such prompts. (questions,) each"""
+    ends = [[str(row.outcome) for row in rows] for rows in answers if rows[0].outcome]
+    return {name: np.array([mine.count(name) / len(mine) for mine in ends]) for name in OUTCOMES} if ends else {}
 
 
 def _means(each: Mapping[str, Floats], resampling: Resampling) -> dict[str, Mean]:
@@ -306,33 +327,33 @@ def _means(each: Mapping[str, Floats], resampling: Resampling) -> dict[str, Mean
 
 def _outcome(
     policy: str,
-    rows: Sequence[Answer],
-    reference: Sequence[Answer],
+    answers: Answers,
+    reference: Answers,
     rates: Mapping[str, WinRate],
     against: Mapping[str, Floats],
     quality: Quality,
     cost: Cost | None,
     method: Method,
 ) -> Outcome:
-    traits, before = _traits(rows), _traits(reference)
+    traits, before = _traits(answers), _traits(reference)
     extra = traits["response_length"] - before["response_length"]
     paired = {name: traits[name] - before[name] for name in TRAITS} | {
         name: share - other
-        for (name, share), other in zip(_shares(rows).items(), _shares(reference).values(), strict=True)
+        for (name, share), other in zip(_shares(answers).items(), _shares(reference).values(), strict=True)
     }
     return Outcome(
         policy=policy,
         rates=rates,
         equal_length={
             judge: length_controlled(
-                each[np.isfinite(each)], extra[np.isfinite(each)], method.length_ridge, method.resampling
+                _asked(each).mean(1), extra[np.isfinite(each).all(1)], method.length_ridge, method.resampling
             )
             for judge, each in against.items()
         },
-        means=_means({judge: values(rows, judge) for judge in against if judge != LLM}, method.resampling),
+        means=_means({judge: values(answers, judge).mean(1) for judge in against if judge != LLM}, method.resampling),
         traits=_means(traits, method.resampling),
         changes=_means(paired, method.resampling),
-        shares=_means(_shares(rows), method.resampling),
+        shares=_means(_shares(answers), method.resampling),
         quality=quality,
         cost=cost,
     )

@@ -397,6 +397,8 @@ class Evaluate(Section):
     prompts: Annotated[int, Field(ge=2)]
     trajectory_prompts: Count
     """The first of these prompts, which the snapshots of a policy answer, too."""
+    samples_per_prompt: Count
+    """Answers to each prompt; each meets each of another policy's. More of them narrow the intervals, as do prompts."""
     max_response_length: Annotated[int, Field(ge=2)]
     temperature: NonNegative
     """0 is greedy."""

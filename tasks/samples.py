@@ -50,21 +50,23 @@ class Sample:
 
 
 def choose(comparison: Comparison) -> tuple[Sample, ...]:
-    """Choose the prompts to show: a seeded draw, then the largest gain and loss by an independent judge.
+    """Choose the answers to show: a seeded draw of prompts, then the largest gain and loss by an independent judge.
 
-    Gain is the mean over the trained policies of the judge's value minus the reference's; among equals the
-    proxy's decides. The judge is the first independent one; without any, the proxy.
+    Gain is the mean over the trained policies of the judge's value minus that of the reference's same sample; among
+    equals the proxy's decides. The judge is the first independent one; without any, the proxy. No prompt is shown
+    twice, and of a drawn one its first answers.
     """
     judge = next((judge for judge in comparison.judges if judge != PROXY), PROXY)
     gain, score = (_gain(comparison, each) for each in (judge, PROXY))
-    ranked = np.lexsort((score, gain))  # the last key is the first to decide
-    extremes = dict.fromkeys((int(ranked[-1]), int(ranked[0])))
-    rest = [i for i in range(gain.size) if i not in extremes]
+    ranked = np.lexsort((score.ravel(), gain.ravel()))  # the last key is the first to decide
+    extremes = [divmod(int(ranked[end]), comparison.samples) for end in (-1, 0)]
+    extremes = list({prompt: (prompt, sample) for prompt, sample in extremes[::-1]}.values())[::-1]
+    rest = [i for i in range(len(gain)) if i not in dict(extremes)]
     random = np.random.default_rng(comparison.method.resampling.seed)
-    reasons = [(i, "Random") for i in sorted(random.permutation(rest)[:RANDOM_SAMPLES].tolist())]
-    for i, direction in zip(extremes, ("gain", "loss"), strict=False):
-        reasons.append((i, f"Largest {direction} by the {judge_title(judge)} ({signed(float(gain[i]))} on average)"))
-    return tuple(_sample(comparison, i, reason) for i, reason in reasons)
+    reasons = [((i, 0), "Random") for i in sorted(random.permutation(rest)[:RANDOM_SAMPLES].tolist())]
+    for at, direction in zip(extremes, ("gain", "loss"), strict=False):
+        reasons.append((at, f"Largest {direction} by the {judge_title(judge)} ({signed(float(gain[at]))} on average)"))
+    return tuple(_sample(comparison, *at, reason) for at, reason in reasons)
 
 
 def differences(text: str, before: str) -> tuple[Piece, ...]:
@@ -113,10 +115,10 @@ def _gain(comparison: Comparison, judge: str) -> Floats:
     return np.asarray(np.mean(rows, axis=0) - values(comparison.answers[REFERENCE], judge), dtype=np.float64)
 
 
-def _sample(comparison: Comparison, index: int, reason: str) -> Sample:
-    reference = comparison.answers[REFERENCE][index]
+def _sample(comparison: Comparison, prompt: int, sample: int, reason: str) -> Sample:
+    reference = comparison.answers[REFERENCE][prompt][sample]
     return Sample(
         reason=reason,
         prompt=reference.prompt,
-        answers={policy: _shown(rows[index], reference) for policy, rows in comparison.answers.items()},
+        answers={policy: _shown(rows[prompt][sample], reference) for policy, rows in comparison.answers.items()},
     )

@@ -13,7 +13,7 @@ from tasks.wording import between, listing, number, p_value, percent, signed, sp
 class Standing(Enum):
     """Where a policy stands against the reference; the value is what the page prints.
 
-    By the interval and the sign test, with Holm's correction over the trained policies; better asks the proxy
+    By the interval and the sign-flip test, with Holm's correction over the trained policies; better asks the proxy
     and every independent judge, so no correction over judges is due (an intersection-union test).
     """
 
@@ -124,14 +124,14 @@ def _standing(outcome: Outcome, confidence: float) -> Standing:
 
 
 def _sentence(outcome: Outcome, standing: Standing, confidence: float) -> str:
-    said = f"{percent(outcome.score.rate)} of unseen prompts ({between(outcome.score.interval)})"
+    said = f"{percent(outcome.score.rate)} of comparisons on unseen prompts ({between(outcome.score.interval)})"
     opening = {
-        Standing.BETTER: f"is preferred over the reference on {said} by the training reward",
-        Standing.UNCONFIRMED: f"is preferred over the reference on {said} by the training reward",
-        Standing.DISPUTED: f"is preferred over the reference on {said} by the training reward",
-        Standing.UNSETTLED: f"is not shown to differ from the reference: the training reward prefers it on {said}, "
-        f"sign test p\u00a0=\u00a0{p_value(outcome.score.adjusted_p)}",
-        Standing.WORSE: f"is worse than the reference: the training reward prefers it on only {said}",
+        Standing.BETTER: f"is preferred over the reference in {said} by the training reward",
+        Standing.UNCONFIRMED: f"is preferred over the reference in {said} by the training reward",
+        Standing.DISPUTED: f"is preferred over the reference in {said} by the training reward",
+        Standing.UNSETTLED: f"is not shown to differ from the reference: the training reward prefers it in {said}, "
+        f"sign-flip test p\u00a0=\u00a0{p_value(outcome.score.adjusted_p)}",
+        Standing.WORSE: f"is worse than the reference: the training reward prefers it in only {said}",
     }[standing]
     return f"{opening}; {_judges(outcome, confidence)}."
 

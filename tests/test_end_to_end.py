@@ -35,6 +35,7 @@ SHORT = (
     "sampling.max_response_length=12",
     "evaluate.prompts=4",
     "evaluate.trajectory_prompts=2",
+    "evaluate.samples_per_prompt=2",
     "evaluate.capability_texts=4",
     "evaluate.max_response_length=12",
     "compare.bootstrap_samples=200",

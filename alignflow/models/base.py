@@ -191,7 +191,8 @@ def _convert(gguf: Path, folder: Path) -> None:
         # a pad of its own: sequence classification finds the last token by `id != pad`, which must not hide the end
         tokenizer.pad_token = tokenizer.unk_token
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.config._name_or_path = ""  # the converted folder must not depend on where the GGUF file lay
+    model.config._name_or_path = ""  # the converted folder must not depend on where the GGUF file lay,
+    tokenizer.init_kwargs.pop("local_files_only", None)  # nor on whether the Hub could be asked
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

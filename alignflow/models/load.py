@@ -42,6 +42,7 @@ def load_tokenizer(identity: BaseIdentity) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(identity.load_from, revision=identity.revision)
+    tokenizer.init_kwargs.pop("local_files_only", None)  # what is saved must not tell whether the Hub could be asked
     if tokenizer.eos_token_id is None:
         raise UnsupportedModel(f"{identity.model} has no end-of-sequence token")
     if identity.chat_template_text is not None:

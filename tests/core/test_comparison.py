@@ -1,5 +1,7 @@
 """Paired comparison of two policies: hand values, invariants, coverage."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,11 +20,16 @@ from alignflow.comparison import (
     outcomes,
     rate_of,
     same_order,
-    sign_test,
-    win_rate,
+    sign_flip_test,
 )
 
 RESAMPLING = Resampling(samples=2000, confidence=0.95, seed=7)
+
+
+def win_rate(scores, reference_scores, resampling: Resampling) -> WinRate:
+    """Compare answers, one to each prompt."""
+    return rate_of(outcomes(scores[:, None], reference_scores[:, None])[:, :, 0], resampling)
+
 
 paired_scores = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=40).map(
     lambda pairs: np.array(pairs, dtype=np.float64).T
@@ -37,20 +44,60 @@ def test_a_tie_counts_half():
 
 
 def test_outcomes_are_win_tie_and_loss():
-    assert outcomes(np.array([2.0, 1, 0]), np.array([1.0, 1, 1])).tolist() == [1.0, 0.5, 0.0]
+    assert outcomes(np.array([[2.0], [1], [0]]), np.ones((3, 1))).ravel().tolist() == [1.0, 0.5, 0.0]
 
 
-def test_sign_test_by_hand():
-    """Nine of ten: P(X >= 9) = (10 + 1) / 1024, doubled 22/1024. Three of three: 2/8. Five of ten: over 1."""
-    assert sign_test(9, 1) == 22 / 1024
-    assert sign_test(3, 0) == 0.25
-    assert sign_test(5, 5) == 1.0
-    assert sign_test(0, 0) == 1.0
+def test_every_answer_meets_every_answer_and_the_prompt_counts_once():
+    """First prompt 1 and 3 against 2 and 0: pairs 0, 1, 1, 1; second 5 against 5 and 5: four ties.
+
+    Rates 3/4 and 1/2, mean 5/8; the first prompt is won, the second tied.
+    """
+    pairs = outcomes(np.array([[1.0, 3], [5, 5]]), np.array([[2.0, 0], [5, 5]]))
+    assert pairs.tolist() == [[[0, 1], [1, 1]], [[0.5, 0.5], [0.5, 0.5]]]
+    result = rate_of(pairs.reshape(2, 4), RESAMPLING)
+    assert (result.wins, result.ties, result.losses, result.rate) == (1, 1, 0, 0.625)
+    assert result.interval == Interval(0.5, 0.75)
 
 
-def test_sign_test_survives_more_prompts_than_a_float_can_hold_powers_of_two():
-    """2**5000 is no float. At w = 2600 of 5000, z = 99.5 * 2 / sqrt(5000) = 2.814 and p = 0.0049."""
-    assert sign_test(2600, 2400) == pytest.approx(0.0049, abs=5e-5)
+def test_sign_flip_test_by_hand():
+    """Balances 3, 2, -1: sums of signed 3, 2, 1 are +-6, +-4, +-2, 0, 0 (eight); at least 4 apart from 0 are four."""
+    assert sign_flip_test(np.array([3, 2, -1])) == pytest.approx(4 / 8)
+    assert sign_flip_test(np.array([3, 2, 1])) == pytest.approx(2 / 8)
+    assert sign_flip_test(np.array([4, 0, -4])) == pytest.approx(1.0)
+    assert sign_flip_test(np.zeros(3, dtype=np.int64)) == 1.0
+
+
+@given(st.lists(st.integers(-6, 6), min_size=1, max_size=9))
+def test_the_sign_flip_test_counts_all_signs(balances):
+    """By enumeration of all 2^P signs."""
+    flips = np.array(list(product((-1, 1), repeat=len(balances)))) @ np.abs(balances)
+    expected = (np.abs(flips) >= abs(sum(balances))).mean()
+    assert sign_flip_test(np.array(balances)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_with_one_answer_a_prompt_it_is_the_sign_test():
+    """Nine of ten: P(X >= 9) = (10 + 1) / 1024, doubled 22/1024, ties left out. 2**5000 is no float: at 2600 of 5000,
+
+    z = 99.5 * 2 / sqrt(5000) = 2.814 and p = 0.0049.
+    """
+    signs = np.array([1] * 9 + [-1] + [0] * 5)
+    assert sign_flip_test(signs) == pytest.approx(22 / 1024)
+    assert sign_flip_test(np.repeat([1, -1], [5, 5])) == pytest.approx(1.0)
+    assert sign_flip_test(np.repeat([1, -1], [2600, 2400])) == pytest.approx(0.0049, abs=5e-5)
+
+
+def test_the_test_errs_as_rarely_as_promised_with_several_answers_a_prompt():
+    """400 experiments of 60 prompts, two equal policies, prompts that differ, 3 x 3 pairs: p below 0.05 in 5 %.
+
+    Binomial(400, 0.05) exceeds 36 less than once in a thousand, and a discrete test errs a little less.
+    """
+    random = np.random.default_rng(5)
+    errors = 0
+    for _ in range(400):
+        prompt = random.normal(size=(60, 1))
+        one, other = (prompt + random.normal(size=(60, 3)) for _ in range(2))
+        errors += rate_of(outcomes(one, other).reshape(60, 9), RESAMPLING).p_value < 0.05
+    assert 6 <= errors <= 36
 
 
 def test_interval_by_hand():
@@ -145,7 +192,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_three_wins_of_three_settle_nothing():
-    """The bootstrap has no width there; the sign test (p = 1/4) keeps the claim modest."""
+    """The bootstrap has no width there; the test (p = 1/4) keeps the claim modest."""
     result = win_rate(np.ones(3), np.zeros(3), RESAMPLING)
     assert result.interval == Interval(1.0, 1.0)
     assert not result.settled(0.95)
@@ -179,25 +226,25 @@ def test_a_repeated_prompt_is_an_error_that_names_it():
 @pytest.mark.parametrize(
     ("scores", "reference_scores", "message"),
     [
-        (np.ones(2), np.ones(3), "aligned"),
-        (np.ones((2, 2)), np.ones((2, 2)), "aligned"),
-        (np.ones(0), np.ones(0), "no prompt"),
-        (np.array([np.nan]), np.ones(1), "finite"),
-        (np.ones(1), np.array([np.inf]), "finite"),
+        (np.ones((2, 1)), np.ones((3, 1)), "must be"),
+        (np.ones(2), np.ones(2), "must be"),
+        (np.ones((0, 1)), np.ones((0, 1)), "no prompt"),
+        (np.array([[np.nan]]), np.ones((1, 1)), "finite"),
+        (np.ones((1, 1)), np.array([[np.inf]]), "finite"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error(scores, reference_scores, message):
     with pytest.raises(ValueError, match=message):
-        win_rate(scores, reference_scores, RESAMPLING)
+        outcomes(scores, reference_scores)
 
 
 def test_outcomes_of_a_judge_that_reads_both_answers_are_counted():
-    """Two wins, a tie, a loss and a judge of two minds (0.25): (2 + 0.5 + 0 + 0.25) / 5 = 0.55."""
-    result = rate_of(np.array([1, 1, 0.5, 0, 0.25]), RESAMPLING)
-    assert (result.wins, result.ties, result.losses) == (2, 2, 1)
-    assert result.rate == pytest.approx(0.55)
+    """Two wins, a tie and a loss: (2 + 0.5 + 0) / 4 = 0.625."""
+    result = rate_of(np.array([[1], [1], [0.5], [0]]), RESAMPLING)
+    assert (result.wins, result.ties, result.losses) == (2, 1, 1)
+    assert result.rate == pytest.approx(0.625)
     with pytest.raises(ValueError, match="no prompt"):
-        rate_of(np.array([]), RESAMPLING)
+        rate_of(np.empty((0, 1)), RESAMPLING)
 
 
 def test_holm_by_hand():

@@ -167,6 +167,14 @@ def test_a_letter_a_token_shows_that_spelled_tokens_are_letters(tiny: Path):
     assert len(encode_response(tokenizer, f"a{EOS}{START}b")) == 2 + len(EOS + START) + 1
 
 
+def test_a_saved_tokenizer_is_the_same_with_and_without_the_hub(tiny: Path, tmp_path: Path, monkeypatch):
+    for name, offline in (("off", True), ("on", False)):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        load_tokenizer(replace(BASE, load_from=str(tiny))).save_pretrained(tmp_path / name)
+    saved = [(tmp_path / name / "tokenizer_config.json").read_text() for name in ("off", "on")]
+    assert saved[0] == saved[1]
+
+
 def test_control_tokens_that_a_tokenizer_does_not_mark_as_special_are_known_from_the_template(tmp_path: Path):
     tokenizer = write_tokenizer(tmp_path)
     tokenizer.add_tokens(["<|User|>", "<|Assistant|>", "covid"])

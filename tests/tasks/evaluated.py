@@ -61,6 +61,7 @@ def answers(policy: str, **changed: object) -> list[dict[str, object]]:
         rows.append(
             {
                 "prompt_id": f"p{i:02d}",
+                "sample": 0,
                 "prompt": f"Question {i}?",
                 "response": f"{policy} answers {i}: {HOSTILE}",
                 "score": float(score),

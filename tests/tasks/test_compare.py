@@ -100,7 +100,7 @@ def test_every_judge_has_its_own_counts_and_equal_lengths_leave_the_rate(root, s
     assert iterative["score"]["length_controlled"]["value"] == pytest.approx(0.8, abs=0.01)
 
 
-def test_the_sign_tests_of_trained_policies_are_corrected_judge_by_judge(root):
+def test_the_tests_of_trained_policies_are_corrected_judge_by_judge(root):
     """By the rule: DPO and GRPO 30 of 40, the others 20 of 40; the smallest of four counts four times."""
     outcomes = compared(root).outcomes
     dpo = outcomes["dpo"].rates["concise_answer"]
@@ -275,13 +275,14 @@ SNAPSHOT = {
     [
         ("evaluations/dpo/responses.jsonl", "", "holds no answer"),
         ("evaluations/dpo/responses.jsonl", "{\n", "line 1"),
-        ("evaluations/dpo/responses.jsonl", broken({"prompt_id": "p01"}), "line 2: prompt: Field required"),
+        ("evaluations/dpo/responses.jsonl", broken({"prompt_id": "p01"}), "line 2: sample: Field required"),
         ("evaluations/dpo/responses.jsonl", broken(ROW | {"repetition": 1.5}), "line 2: repetition"),
         ("evaluations/dpo/responses.jsonl", broken(ROW | {"outcome": "maybe"}), "line 2: outcome"),
         ("evaluations/dpo/responses.jsonl", broken(ROW | {"judges": {"a": "good"}}), "line 2: judges.a"),
         ("evaluations/dpo/responses.jsonl", broken(ROW | {"score": float("nan")}), "line 2"),
         ("evaluations/dpo/responses.jsonl", broken(ROW), "38 missing"),
-        ("evaluations/dpo/responses.jsonl", broken(answers("dpo")[0]), "'p00' occurs more than once"),
+        ("evaluations/dpo/responses.jsonl", broken(answers("dpo")[0]), "'p00' has the answers [0, 0], not [0]"),
+        ("evaluations/dpo/responses.jsonl", broken(ROW | {"sample": 1}), "'p00' has the answers [0], not [0, 1]"),
         ("evaluations/dpo/trajectory.json", "[{", "not JSON"),
         ("evaluations/dpo/trajectory.json", '{"step": 1}', "valid array"),
         ("evaluations/dpo/trajectory.json", json.dumps([SNAPSHOT | {"score": [0.0]}]), "0: Value error, score has 1"),
@@ -294,6 +295,7 @@ SNAPSHOT = {
         ("judgements/llm.jsonl", '{"prompt_id": "q", "policy": "dpo", "outcome": 1}', "row 1: prompt_id: 'q'"),
         ("judgements/llm.jsonl", 2 * '{"prompt_id": "p00", "policy": "dpo", "outcome": 1}\n', "judged before"),
         ("judgements/llm.jsonl", '{"prompt_id": "p00", "policy": "dpo", "outcome": 2}', "line 1: outcome"),
+        ("judgements/llm.jsonl", '{"prompt_id": "p00", "policy": "dpo", "outcome": 0.7}', "multiple of 0.5"),
         ("metrics/dpo.json", "[", "not JSON"),
         ("metrics/dpo.json", '{"train_seconds": 1, "trained_tokens": 1}', "peak_memory_gib"),
         ("plots/dpo.csv", "loss\n1\n", "step"),
@@ -314,6 +316,32 @@ def test_evaluations_of_another_prompt_text_are_not_compared(root):
     write_answers(root, "dpo", rows)
     with pytest.raises(InputError, match="'p05' has another text"):
         compared(root)
+
+
+def test_evaluations_with_another_number_of_answers_are_not_compared(root):
+    write_answers(root, "dpo", [row | {"sample": i} for row in answers("dpo") for i in range(2)])
+    with pytest.raises(InputError, match=r"dpo.*'p00' was answered 2 times, not 1 as in .*reference"):
+        compared(root)
+
+
+def test_several_answers_a_prompt_count_as_one_prompt_each(root, settings):
+    """Every policy gives its answer twice, DPO's second one as the reference's: 30 wins and 10 losses, each half tied.
+
+    So (30 * 3/4 + 10 * 1/4) / 40 = 0.625.
+    """
+    for policy in POLICIES:
+        second = "reference" if policy == "dpo" else policy
+        rows = zip(answers(policy), answers(second), strict=True)
+        write_answers(root, policy, [row | {"sample": i} for both in rows for i, row in enumerate(both)])
+    found = compared(root)
+    rate = found.outcomes["dpo"].score
+    assert (rate.rate, rate.wins, rate.losses, rate.prompts) == (0.625, 30, 10, PROMPTS)
+    assert found.outcomes["dpo"].means["score"].value == pytest.approx(0.25)
+    assert found.reference.score.rate == 0.5
+    assert found.agreements["score", "judge_model"].pairs == 4 * 4 * PROMPTS
+    assert found.outcomes["ppo"].score.rate == 22 / 40
+    compare.write_reports(root)
+    assert "40 unseen prompts, 2 answers each" in (root / "reports" / "comparison.html").read_text()
 
 
 def test_evaluations_by_other_judges_are_not_compared(root):
@@ -347,7 +375,7 @@ def test_the_stage_prints_its_table_and_the_verdict_and_records_a_run_a_policy(r
         "GRPO",
     ]
     assert len({len(line) for line in lines[:6]}) == 1
-    assert any(line.startswith("GRPO: disputed. It is preferred over the reference on 90") for line in lines)
+    assert any(line.startswith("GRPO: disputed. It is preferred over the reference in 90") for line in lines)
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{root / 'home' / 'mlflow.db'}")

@@ -70,7 +70,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture
 def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint) -> Iterator[Callable[..., Any]]:
-    """Three prompts; the reference answers "bb" to each, a policy "a", "bb" and "cccc". Runs the stage."""
+    """Three prompts; the reference first answers "bb" to each, a policy "a", "bb" and "cccc". Runs the stage."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
@@ -80,7 +80,11 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint) -
     home.cache_clear()
     for policy in ("reference", *POLICIES):
         texts = ["bb", "bb", "bb"] if policy == "reference" else ["a", "bb", "cccc"]
-        rows = [{"prompt_id": f"p{i}", "prompt": f"{policy} {i}?", "response": text} for i, text in enumerate(texts)]
+        rows = [
+            {"prompt_id": f"p{i}", "sample": sample, "prompt": f"{policy} {i}?", "response": text * (1 + sample)}
+            for i, text in enumerate(texts)
+            for sample in range(2)
+        ]
         path = tmp_path / "evaluations" / policy / "responses.jsonl"
         path.parent.mkdir(parents=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))

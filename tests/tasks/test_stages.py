@@ -49,6 +49,7 @@ SMALL = [
     "grpo.steps=2",
     "evaluate.prompts=3",
     "evaluate.trajectory_prompts=2",
+    "evaluate.samples_per_prompt=2",
     "evaluate.capability_texts=2",
     "evaluate.max_response_length=6",
     *(f"{name}.steps=3" for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo")),
@@ -573,7 +574,9 @@ def test_a_policy_is_evaluated_on_held_out_prompts(place: Path, policy: str):
     held_out = {
         row["prompt_id"]: row for row in map(json.loads, Path("data/prepared/eval.jsonl").read_text().splitlines())
     }
-    assert len(answers) == 3
+    assert [answer["sample"] for answer in answers] == 3 * [0, 1]
+    assert [a["prompt_id"] for a in answers[::2]] == [a["prompt_id"] for a in answers[1::2]]
+    assert any(a["response"] != b["response"] for a, b in zip(answers[::2], answers[1::2], strict=True))
     assert {answer["prompt_id"] for answer in answers} <= set(held_out)
     assert (found["kl/reference"] == 0) == (policy == "reference")
     assert found["kl/reference"] >= 0
@@ -583,8 +586,8 @@ def test_a_policy_is_evaluated_on_held_out_prompts(place: Path, policy: str):
     for answer in answers:
         assert set(answer["judges"]) == {"judge_model", "concise_answer"}
     for name in ("judge_model", "concise_answer"):
-        close(found[f"judge/{name}/mean"], sum(a["judges"][name] for a in answers) / 3)
-    close(found["score/mean"], sum(a["score"] for a in answers) / 3)
+        close(found[f"judge/{name}/mean"], sum(a["judges"][name] for a in answers) / 6)
+    close(found["score/mean"], sum(a["score"] for a in answers) / 6)
 
 
 @pytest.mark.parametrize(("policy", "steps"), [("dpo", [1, 2, 3]), ("iterative_dpo", [3, 6])])
@@ -596,7 +599,8 @@ def test_the_trajectory_ends_with_the_policy_s_own_answers(place: Path, policy: 
         assert {len(v) for v in (point["kl"], point["score"], *point["judges"].values(), point["response_length"])} == {
             2
         }
-    assert points[-1]["score"] == [answer["score"] for answer in answers[:2]]
+    scores = [answer["score"] for answer in answers]
+    close(points[-1]["score"], [(scores[0] + scores[1]) / 2, (scores[2] + scores[3]) / 2])
     assert points[0]["score"] != points[-1]["score"]
 
 

@@ -52,7 +52,7 @@ def test_better_names_what_every_judge_says(root):
     assert found.headline == "DPO is better than the reference, and both independent judges agree."
     assert found.detail == "It is the only policy of which that can be said here."
     sentence = found.findings[0].sentence
-    assert sentence.startswith("is preferred over the reference on 75\u00a0% of unseen prompts (")
+    assert sentence.startswith("is preferred over the reference in 75\u00a0% of comparisons on unseen prompts (")
     assert "second reward model (75\u00a0%" in sentence
     assert "rule concise_answer (75\u00a0%" in sentence
     assert sentence.endswith(") agree.")
@@ -82,7 +82,7 @@ def test_worse_is_said_of_the_reward_model_whatever_the_judges_say(root, monkeyp
     win(root, monkeypatch, "dpo", 4, 36, 20)
     found = finding(root, "dpo")
     assert found.standing is Standing.WORSE
-    assert found.sentence.startswith("is worse than the reference: the training reward prefers it on only 10")
+    assert found.sentence.startswith("is worse than the reference: the training reward prefers it in only 10")
     assert "the second reward model (90" in found.sentence
     assert "prefers it" in found.sentence
 
@@ -91,7 +91,7 @@ def test_an_open_question_stays_open_even_when_a_judge_is_against_it(root, monke
     win(root, monkeypatch, "ppo", 22, 4, 36)
     found = finding(root, "ppo")
     assert found.standing is Standing.UNSETTLED
-    assert "sign test p\u00a0=" in found.sentence
+    assert "sign-flip test p\u00a0=" in found.sentence
     assert "the second reward model (10\u00a0%, " in found.sentence
     assert "prefers the reference" in found.sentence
 
