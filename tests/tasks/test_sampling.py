@@ -48,8 +48,9 @@ def test_a_response_is_read_without_the_token_that_ended_it(tiny: Path, tmp_path
     models = open_with_end(tiny, tmp_path)
     tokenizer = models.base.tokenizer
     word = tokenizer("so", add_special_tokens=False)["input_ids"]
-    ended = Response((*word, tokenizer.convert_tokens_to_ids("<end>")), truncated=False)
-    assert decode(models, [ended, Response(tuple(word), truncated=True)]) == ["so", "so"]
+    whole, cut = (*word, tokenizer.convert_tokens_to_ids("<end>")), tuple(word)
+    responses = [Response(tokens, tokens == cut, (-1.0,) * len(tokens)) for tokens in (whole, cut)]
+    assert decode(models, responses) == ["so", "so"]
 
 
 @pytest.mark.parametrize(
