@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import runpy
 import shutil
@@ -18,11 +19,12 @@ from alignflow import optim, rewards
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
 from alignflow.types import Sequences
-from tasks import params
+from tasks import online, params
+from tasks.ppo import add_critic
 from tasks.stage import Stage
 from tasks.workspace import home
 from tests.close import EXACT, LOOSE, close
-from tests.tiny import disturb
+from tests.tiny import disturb, some_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -402,6 +404,18 @@ def test_rewards_by_rules_alone_leave_out_prompts_to_which_none_applies(
     assert dropped == {"tie", "fewer than two answers with a reward"}
     said = capsys.readouterr().err
     assert all(reason in said for reason in dropped)
+
+
+def test_the_critic_of_rewards_by_rules_alone_starts_from_sft_with_value_0_everywhere(settings: Callable[..., None]):
+    settings(*MIXED, "rewards.reward_model=0")
+    models = online.open_roles(params.load(Path("params.yaml")))
+    add_critic(models, params.load(Path("params.yaml")))
+    own, start = (models.parameters(role, heads=False) for role in ("critic", "policy"))
+    assert all(mine.equal(other) for mine, other in zip(own, start, strict=True))
+    assert not models.values("critic", some_rows()).any()
+    stage("ppo")
+    with Path("plots/ppo.csv").open() as lines:
+        assert all(math.isfinite(float(row["explained_variance"])) for row in csv.DictReader(lines))
 
 
 def test_groups_that_stay_alike_are_sampled_again_and_then_dropped(settings: Callable[..., None]):
