@@ -28,7 +28,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     keys = training.config_of(section, ppo.PPOConfig)
     models = online.open_roles(stage.params)
     add_critic(models, stage.params)
-    budget = Budget(section.micro_batch_tokens, stage.say)
+    budget = Budget(section.micro_batch_tokens, stage.announce)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
     def prepare(rollouts: Rollouts, carry: Carry, _: bool) -> tuple[ppo.PPOBatch, dict[str, Tensor], Carry]:
@@ -64,7 +64,7 @@ def work(stage: Stage) -> Mapping[str, float]:
         minibatches=section.minibatches,
         target_kl=section.target_kl,
         log=stage.log,
-        announce=stage.say,
+        announce=stage.announce,
         keep=training.keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )

@@ -33,7 +33,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Stage:
-    """One run of a stage; of several processes, the main one alone prints, tracks and writes."""
+    """One run of a stage; of several processes, the main one alone tracks, writes and prints what is true of all."""
 
     name: str
     params: Params
@@ -51,7 +51,15 @@ class Stage:
         from alignflow import distributed
 
         if distributed.is_main():
-            print(f"[{self.name}] {text}", flush=True)
+            self.announce(text)
+
+    def announce(self, text: str) -> None:
+        """Print a line that may be true of this process alone; all but the main one are named by their numbers."""
+        from alignflow import distributed
+
+        rank = distributed.rank()
+        where = f", process {rank}" if rank else ""
+        print(f"[{self.name}{where}] {text}", flush=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show, keep and track the metrics of an optimiser step."""

@@ -277,7 +277,7 @@ def test_memory_that_runs_out_in_a_stage_is_said_and_changes_nothing_but_roundin
 
     shutil.rmtree(home() / "reference_logps")
     monkeypatch.setattr(SharedBase, "hidden", small)
-    monkeypatch.setattr(Stage, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr(Stage, "announce", lambda self, text: said.append(text))
     stage("dpo")
     assert any("memory ran out" in line for line in said)
     for name, tensor in weights("artifacts/dpo").items():
