@@ -26,7 +26,7 @@ class Response:
     """Up to and including the first end-of-sequence token."""
     truncated: bool
     """True when the length limit came first."""
-    logprobs: tuple[float, ...] = field(default=(), compare=False)
+    logprobs: tuple[float, ...] = field(compare=False)
     """Of each token at the sampling temperature, nats, from the very logits that it was drawn from."""
 
 

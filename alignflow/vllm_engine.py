@@ -78,7 +78,7 @@ def require(device: torch.device) -> None:
     """Look whether the engine can work on a device; raises ``VLLMError`` with what to do where it cannot."""
     if device.type != "cuda":
         raise VLLMError(
-            f"sampling.engine: vllm needs a CUDA device, but the model is on {device.type}; take own in params.yaml"
+            f"sampling.engine: vllm needs a CUDA device, but models are on {device.type} here; take own in params.yaml"
         )
     if distributed.world() > 1:
         raise VLLMError("sampling.engine: vllm works in a single process; take own in params.yaml, or start one")

@@ -66,6 +66,15 @@ def _params() -> tuple[bool, str]:
     return True, "params.yaml is complete and in range"
 
 
+def _sampling() -> tuple[bool, str]:
+    from tasks.params import load
+    from tasks.sampling import check_engine
+
+    params = load(Path("params.yaml"))
+    check_engine(params)
+    return True, f"sampling.engine: {params.sampling.engine} can work here"
+
+
 def _base() -> tuple[bool, str]:
     from alignflow.data.encoding import template_notes
     from alignflow.models.base import identify
@@ -114,6 +123,7 @@ LOOKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "memory": _memory,
     "disk": _disk,
     "params": _params,
+    "sampling": _sampling,
     "base model": _base,
     "data": _data,
     "tracking": _tracking,

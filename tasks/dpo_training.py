@@ -51,7 +51,7 @@ def train_dpo(
         _check_start(models, pairs[0], stage)
     ref_logps = torch.zeros(2, len(pairs), device=models.base.device)
     if loss.uses_reference:  # once for all steps, and for all runs that differ in nothing that it depends on
-        budget = Budget(config.micro_batch_tokens, stage.say)
+        budget = Budget(config.micro_batch_tokens, stage.announce)
         ref_logps = reference_logps.kept(
             reference_logps.key_of(models, pairs, budget.size),
             lambda: _logps(models, "reference", pairs, budget),
@@ -78,7 +78,7 @@ def train_dpo(
         ),
         config,
         log=stage.log,
-        announce=stage.say,
+        announce=stage.announce,
         keep=training.keep_snapshots(stage, models, snapshots),
         resume=stage.resume,
     )
@@ -95,7 +95,7 @@ def _logps(models: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget)
 
 
 def _check_start(models: SharedBase, pair: Pair, stage: Stage) -> None:
-    mine, other = (_logps(models, role, [pair], Budget(1, stage.say)) for role in ("policy", "reference"))
+    mine, other = (_logps(models, role, [pair], Budget(1, stage.announce)) for role in ("policy", "reference"))
     difference = float((mine - other).abs().max())
     if not difference <= START_DIFFERENCE:
         raise NotAtReference(

@@ -21,7 +21,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     config = training.config_of(section, OptimisationConfig)
     keys = training.config_of(section, grpo.GRPOConfig)
     models = online.open_roles(stage.params)
-    budget = Budget(section.micro_batch_tokens, stage.say)
+    budget = Budget(section.micro_batch_tokens, stage.announce)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
     def prepare(rollouts: Rollouts, carry: Carry, both: bool) -> tuple[grpo.GRPOBatch, dict[str, Tensor], Carry]:
@@ -59,7 +59,7 @@ def work(stage: Stage) -> Mapping[str, float]:
         minibatches=section.minibatches,
         target_kl=section.target_kl,
         log=stage.log,
-        announce=stage.say,
+        announce=stage.announce,
         keep=training.keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )

@@ -92,7 +92,7 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     rows = [train[i] for i in shard]
     stage.say(f"samples {k} answers to each of {len(rows)} prompts")
     seed = section.seed * 1000 + turn.shard
-    budget = Budget(section.micro_batch_tokens, stage.say)
+    budget = Budget(section.micro_batch_tokens, stage.announce)
     samples = rewarding.sample(models, stage.params, rows, k, seed=seed, budget=budget)
     origin = {
         "round": stage.name.partition("@")[2],

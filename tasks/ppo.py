@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
+from tasks.params import Params
 from tasks.stage import Stage, run
+
+if TYPE_CHECKING:
+    from alignflow.models.roles import SharedBase
 
 
 def work(stage: Stage) -> Mapping[str, float]:
-    """Train the policy and a critic that starts from the reward model."""
+    """Train the policy and its critic."""
     from torch import Tensor
 
     from alignflow.algorithms import ppo
@@ -15,16 +20,15 @@ def work(stage: Stage) -> Mapping[str, float]:
     from alignflow.memory import Budget
     from alignflow.optim import MasterAdamW, OptimisationConfig
     from alignflow.types import Rollouts
-    from tasks import online, rewarding, training
+    from tasks import online, training
 
     section, temperature = stage.params.ppo, stage.params.sampling.temperature
     cap = stage.params.sampling.importance_cap
     config = training.config_of(section, OptimisationConfig)
     keys = training.config_of(section, ppo.PPOConfig)
     models = online.open_roles(stage.params)
-    models.add("critic", start=training.REWARD_MODEL, trained=True)
-    models.standardize_head("critic", *rewarding.normalization(training.REWARD_MODEL))
-    budget = Budget(section.micro_batch_tokens, stage.say)
+    add_critic(models, stage.params)
+    budget = Budget(section.micro_batch_tokens, stage.announce)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
     def prepare(rollouts: Rollouts, carry: Carry, _: bool) -> tuple[ppo.PPOBatch, dict[str, Tensor], Carry]:
@@ -60,11 +64,25 @@ def work(stage: Stage) -> Mapping[str, float]:
         minibatches=section.minibatches,
         target_kl=section.target_kl,
         log=stage.log,
-        announce=stage.say,
+        announce=stage.announce,
         keep=training.keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )
     return training.finish(stage, models, "policy", frozen=frozen)
+
+
+def add_critic(models: "SharedBase", params: Params) -> None:
+    """Add the critic: it starts at the reward model's score, or at 0 everywhere where rules alone give the reward."""
+    import torch
+
+    from tasks import rewarding, training
+
+    if params.rewards.reward_model:
+        models.add("critic", start=training.REWARD_MODEL, trained=True)
+        models.standardize_head("critic", *rewarding.normalization(training.REWARD_MODEL))
+    else:
+        models.add("critic", start=training.SFT, trained=True)
+        models.add_head("critic", weight=torch.zeros(1, models.base.model.config.hidden_size), bias=0.0)
 
 
 if __name__ == "__main__":

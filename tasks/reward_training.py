@@ -75,7 +75,7 @@ def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequenc
     margins = torch.tensor([pair.margin for pair in pairs], device=models.base.device)
     if stage.resume is None and section.head_steps:
         stage.say(f"fits the head alone for {section.head_steps} steps")
-        states = last_states(models, ROLE, pairs, Budget(section.micro_batch_tokens, stage.say))
+        states = last_states(models, ROLE, pairs, Budget(section.micro_batch_tokens, stage.announce))
         alone = replace(config, steps=section.head_steps, learning_rate=section.head_learning_rate)
         fit_head(models.heads[ROLE], states, margins, alone, loss)
 
@@ -98,7 +98,7 @@ def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequenc
         ),
         config,
         log=stage.log,
-        announce=stage.say,
+        announce=stage.announce,
         keep=stage.keep,
         resume=stage.resume,
     )
@@ -122,7 +122,7 @@ def _held_out(stage: Stage, models: SharedBase, section: RewardModel, other: Pat
         return _report([], [], [])
     pairs = training.encode_pairs(models.base.tokenizer, rows)
     sequences = collate_pairs(pairs)
-    budget = Budget(section.micro_batch_tokens, stage.say)
+    budget = Budget(section.micro_batch_tokens, stage.announce)
     scores = by_rows(lambda batch: models.scores(ROLE, batch), sequences, budget)
     report = _report(scores.tolist(), [len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs])
     if other is not None and (theirs := json.loads((other / "report.json").read_text())["margins"]):
@@ -171,7 +171,7 @@ def _normalization(stage: Stage, models: SharedBase, section: RewardModel) -> di
     prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
     responses, texts = sampling.sample(models, "reference", prompts, stage.params, seed=section.seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    budget = Budget(section.micro_batch_tokens, stage.say)
+    budget = Budget(section.micro_batch_tokens, stage.announce)
     raw = by_rows(lambda batch: models.scores(ROLE, batch), collate(examples), budget).tolist()
     mean, std = statistics.fmean(raw), statistics.stdev(raw)
     if not std > LEAST_SPREAD:

@@ -8,9 +8,22 @@ from typing import Any
 from alignflow.data.encoding import end_of_turn
 from alignflow.generate import Response, generate
 from alignflow.models.adapters import dense_bytes
+from alignflow.models.load import default_device
 from alignflow.models.roles import SharedBase
 from tasks.hardware import free_memory
 from tasks.params import Params
+
+
+def check_engine(params: Params) -> None:
+    """Look before any model is loaded whether ``sampling.engine`` can work here.
+
+    Raises:
+        VLLMError: vLLM or a CUDA device is missing, or several processes want it.
+    """
+    if params.sampling.engine == "vllm":
+        from alignflow.vllm_engine import require
+
+        require(default_device())
 
 
 def sample(

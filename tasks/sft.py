@@ -46,7 +46,7 @@ def work(stage: Stage) -> Mapping[str, float]:
             ),
             config,
             log=stage.log,
-            announce=stage.say,
+            announce=stage.announce,
             keep=stage.keep,
             resume=stage.resume,
         )

@@ -17,11 +17,13 @@ from typing import Any, NoReturn
 
 from tasks import processes
 from tasks import recorder as tracking
-from tasks.params import Params, ParamsError, load
+from tasks.params import Params, load
 from tasks.workspace import PREPARED, home, stage_file
 
 SAVE_SECONDS = 60.0  # at most so much work is lost to a kill; a SIGTERM loses none
 MADE = ("artifacts", "evaluations", "metrics", "plots")  # by other stages: no data sets
+SAMPLING = frozenset({"sampling", "evaluate"})  # sections of the stages that sample
+OWN = ("alignflow", "tasks", "__main__")  # whose errors are told in one line; a stage runs as a program
 INTERRUPTED = 143  # what a shell reports for SIGTERM
 
 
@@ -31,7 +33,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Stage:
-    """One run of a stage; of several processes, the main one alone prints, tracks and writes."""
+    """One run of a stage; of several processes, the main one alone tracks, writes and prints what is true of all."""
 
     name: str
     params: Params
@@ -49,7 +51,15 @@ class Stage:
         from alignflow import distributed
 
         if distributed.is_main():
-            print(f"[{self.name}] {text}", flush=True)
+            self.announce(text)
+
+    def announce(self, text: str) -> None:
+        """Print a line that may be true of this process alone; all but the main one are named by their numbers."""
+        from alignflow import distributed
+
+        rank = distributed.rank()
+        where = f", process {rank}" if rank else ""
+        print(f"[{self.name}{where}] {text}", flush=True)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show, keep and track the metrics of an optimiser step."""
@@ -143,7 +153,7 @@ def run(
         shared: whether several processes can do the work together, each calling ``work``; ``ALIGNFLOW_PROCESSES``
             then says how many.
     """
-    params = _enter(name, inputs, shared=shared)
+    params = _enter(name, sections, inputs, shared=shared)
     from alignflow import distributed
 
     used = {section: getattr(params, section).model_dump() for section in sections}
@@ -180,7 +190,7 @@ def run(
         shutil.rmtree(stage.checkpoint.parent, ignore_errors=True)
 
 
-def _enter(name: str, inputs: Sequence[str], *, shared: bool) -> Params:
+def _enter(name: str, sections: Sequence[str], inputs: Sequence[str], *, shared: bool) -> Params:
     """Return the settings in a process that is to do the work; one that starts several ends here, when they have."""
     quiet()
     try:
@@ -188,9 +198,15 @@ def _enter(name: str, inputs: Sequence[str], *, shared: bool) -> Params:
         params = load(Path("params.yaml"))
         _check_inputs(inputs)
         count = processes.wanted() if shared and not joined else 1
-    except (ParamsError, FileNotFoundError, processes.BadProcesses) as error:
+        if count == 1 and SAMPLING.intersection(sections):
+            from tasks.sampling import check_engine
+
+            check_engine(params)
+    except (FileNotFoundError, ValueError) as error:
         if not processes.tells():
             sys.exit(1)
+        if not (isinstance(error, FileNotFoundError) or _is_users(error)):
+            raise
         _fail(name, error)
     if count > 1:
         sys.exit(processes.launch(name, count))
@@ -295,13 +311,13 @@ def _commit() -> dict[str, str]:
 
 def _is_users(error: Exception) -> bool:
     """Return whether an error is told in one line: it names what the user can mend."""
+    if type(error).__module__.split(".")[0] not in OWN:
+        return False
+    if isinstance(error, ValueError):
+        return True
     from alignflow.loops.update import Diverged
 
-    return isinstance(error, ValueError | Diverged) and type(error).__module__.split(".")[0] in {
-        "alignflow",
-        "tasks",
-        "__main__",  # a stage's own errors: it runs as a program
-    }
+    return isinstance(error, Diverged)
 
 
 def _fail(name: str, error: Exception) -> NoReturn:

@@ -5,6 +5,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from tasks.stage import SAMPLING
 from tests.pipeline import ROOT, closure, paths, read_yaml, resolved, run_call, stages
 
 STAGES = stages()
@@ -42,6 +43,11 @@ def test_deps_name_no_code_that_the_stage_does_not_use(stage: str):
         spare = [p.relative_to(ROOT).as_posix() for p in inside if p.suffix == ".py"]
         spare = [p for p in spare if p not in used]
         assert not spare, f"dvc.yaml, {stage}.deps names {', '.join(spare)}, which it does not import"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_samples_looks_at_its_start_whether_the_engine_can_work(stage: str):
+    assert bool(SAMPLING.intersection(run_call(stage)["sections"])) == ("alignflow/vllm_engine.py" in closure(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,6 +1,7 @@
 """Models that are tables, so that an algorithm's step runs without a network; rows of masks; checks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import pytest
 import torch
@@ -8,10 +9,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from alignflow.data.collate import collate
+from alignflow.loops.update import update_that_fits
 from alignflow.memory import Budget
 from alignflow.ops import token_logprobs
-from alignflow.optim import OptimisationConfig
-from alignflow.types import Example, Rollouts, Sequences
+from alignflow.optim import MasterAdamW, OptimisationConfig
+from alignflow.types import Example, Rollouts, Sequences, StepOutput
+
+Batch = TypeVar("Batch")
 
 CONFIG = OptimisationConfig(
     steps=6,
@@ -35,6 +39,21 @@ def rows(lengths: Sequence[tuple[int, int]]) -> Sequences:
 def enough(size: int) -> Budget:
     """Return a budget of tokens that must never be halved."""
     return Budget(size, pytest.fail)
+
+
+def update(
+    parts: Sequence[Batch],
+    steps: Sequence[Callable[[Batch], StepOutput]],
+    count: Callable[[Batch], float],
+    optimizer: MasterAdamW,
+    *,
+    max_grad_norm: float = 9.0,
+) -> dict[str, float]:
+    """Take one optimiser step at the peak learning rate from micro-batches that all fit."""
+    found = update_that_fits(
+        lambda _: parts, steps, count, lambda _: 0, optimizer, enough(1), factor=1.0, max_grad_norm=max_grad_norm
+    )
+    return {name: value for name, value in found.items() if name != "tokens"}
 
 
 def rollouts(sequences: Sequences, scores: Tensor) -> Rollouts:

@@ -45,37 +45,6 @@ class Means:
         return {name: self._sums[name] / count for name, count in self._counts.items() if count}
 
 
-def update(
-    micro_batches: Sequence[Batch],
-    steps: Sequence[Callable[[Batch], StepOutput]],
-    count: Callable[[Batch], float],
-    optimizer: MasterAdamW,
-    *,
-    factor: float,
-    max_grad_norm: float,
-    means: Means,
-) -> dict[str, float]:
-    """Accumulate gradients of all micro-batches, divide by their common denominator, and step once.
-
-    loss = Σ_micro-batches Σ where(mask, losses, 0) / Σ_micro-batches count, over those of all processes, so that k
-    micro-batches give the same gradient as one.
-
-    Args:
-        micro_batches: this process's part of the optimiser batch, in parts that fit in memory; there may be none.
-        steps: losses to add up; each runs and backpropagates by itself, so their graphs never coexist.
-        count: what a micro-batch adds to the denominator.
-        optimizer: of all trained parameters.
-        factor: share of the peak learning rate.
-        max_grad_norm: clips the global gradient norm.
-        means: receives the metrics of the steps.
-
-    Raises:
-        Diverged: the loss or the gradient is not finite, in whichever process; no weight was changed.
-    """
-    share = _accumulate(micro_batches, steps, _denominator(micro_batches, count), optimizer)
-    return _step(share, optimizer, factor=factor, max_grad_norm=max_grad_norm, means=means)
-
-
 def update_that_fits(
     cut: Callable[[int], Sequence[Batch]],
     steps: Sequence[Callable[[Batch], StepOutput]],
@@ -87,13 +56,15 @@ def update_that_fits(
     factor: float,
     max_grad_norm: float,
 ) -> dict[str, float]:
-    """Do ``update`` in micro-batches that fit into memory; all of it again in smaller ones when it runs out.
+    """Accumulate gradients of all micro-batches, divide by their common denominator, and step once.
 
-    Of several processes only the one whose memory ran out does its share again; the others wait for its gradients.
+    loss = Σ_micro-batches Σ where(mask, losses, 0) / Σ_micro-batches count, over those of all processes, so that k
+    micro-batches give the same gradient as one. When memory runs out all of it is done again in smaller ones; of
+    several processes only the one whose memory ran out does its share again, the others wait for its gradients.
 
     Args:
-        cut: micro-batches of the optimiser step within a budget of tokens.
-        steps: as for ``update``, like the rest.
+        cut: this process's part of the optimiser batch in micro-batches within a budget of tokens; there may be none.
+        steps: losses to add up; each runs and backpropagates by itself, so their graphs never coexist.
         count: what a micro-batch adds to the denominator.
         tokens: real tokens of a micro-batch.
         optimizer: of all trained parameters.
@@ -102,10 +73,10 @@ def update_that_fits(
         max_grad_norm: clips the global gradient norm.
 
     Returns:
-        What ``update`` returns, the means of the steps' metrics, and the tokens of all micro-batches.
+        The loss, the gradient norm, the means of the steps' metrics, and the tokens of all micro-batches.
 
     Raises:
-        Diverged: the loss or the gradient is not finite; no weight was changed.
+        Diverged: the loss or the gradient is not finite, in whichever process; no weight was changed.
         DoesNotFit: the smallest micro-batch does not fit; no weight was changed.
     """
     denominator: list[float] = []
@@ -116,9 +87,8 @@ def update_that_fits(
         return _accumulate(parts, steps, denominator[0], optimizer), sum(map(tokens, parts))
 
     share, seen = fitting(cut, attempt, tokens, budget)
-    means = Means()
-    done = _step(share, optimizer, factor=factor, max_grad_norm=max_grad_norm, means=means)
-    return {**done, **means.result(), "tokens": float(sum(distributed.gather(seen)))}
+    done = _step(share, optimizer, factor=factor, max_grad_norm=max_grad_norm)
+    return {**done, "tokens": float(sum(distributed.gather(seen)))}
 
 
 @dataclass(frozen=True)
@@ -163,11 +133,9 @@ def _accumulate(
     return _Share(loss, means)
 
 
-def _step(
-    share: _Share, optimizer: MasterAdamW, *, factor: float, max_grad_norm: float, means: Means
-) -> dict[str, float]:
+def _step(share: _Share, optimizer: MasterAdamW, *, factor: float, max_grad_norm: float) -> dict[str, float]:
     """Take the optimiser step that the shares of all processes make together."""
-    shares = distributed.gather(share)
+    shares, means = distributed.gather(share), Means()
     for one in shares:
         if one.fault:
             raise Diverged(one.fault)
@@ -175,4 +143,4 @@ def _step(
     norm = optimizer.step(factor=factor, max_grad_norm=max_grad_norm)
     if not math.isfinite(norm):
         raise Diverged(f"the gradient norm is {norm}")
-    return {"loss": sum(one.loss for one in shares), "grad_norm": norm}
+    return {"loss": sum(one.loss for one in shares), "grad_norm": norm, **means.result()}

@@ -71,8 +71,13 @@ def _set_template(tokenizer: Any, text: str, identity: BaseIdentity) -> None:
         tokenizer.chat_template = "{{- bos_token -}}\n" + text
 
 
+def default_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU; one of several processes has chosen its own GPU by then."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> LoadedBase:
-    """Load the frozen base on the GPU if there is one, else on the CPU.
+    """Load the frozen base on the default device.
 
     Args:
         identity: which model.
@@ -84,9 +89,7 @@ def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> Loade
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    # one of several processes has chosen its own GPU by then
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    compute = getattr(torch, dtype)
+    device, compute = default_device(), getattr(torch, dtype)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from alignflow.data.collate import micro_batches, sequence_lengths, take_rows
 from alignflow.generate import Response, generate
-from alignflow.loops.update import Means, update
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
 from alignflow.types import Sequences, StepOutput
 from tests.close import EXACT, FLOAT32, close
 from tests.tiny import EOS, FAMILIES, four_roles, open_base, some_rows, write_model, write_tokenizer
+from tests.toy import update
 
 ROUGH = 0.06  # bfloat16 keeps 8 bits, and other shapes and layers sum in another order
 ROLES = ("base", "policy", "reference", "reward_model", "critic")
@@ -156,15 +156,7 @@ def test_micro_batches_and_padding_on_the_left_give_the_gradient_of_the_whole_ba
 
     def gradients(parts: list[Sequences]) -> Tensor:
         optimizer = MasterAdamW([(models.parameters("policy"), 0.0)], weight_decay=0.0, kind="adamw")
-        update(
-            parts,
-            [step],
-            lambda part: float(part.response_mask.sum()),
-            optimizer,
-            factor=1.0,
-            max_grad_norm=1e9,
-            means=Means(),
-        )
+        update(parts, [step], lambda part: float(part.response_mask.sum()), optimizer, max_grad_norm=1e9)
         moments = optimizer.state()["adamw"]["state"].values()
         return torch.cat([moment["exp_avg"].flatten() for moment in moments]) * 10
 
@@ -316,7 +308,7 @@ def test_training_policy_and_critic_leaves_all_other_weights_as_they_were(kind: 
         lambda part: StepOutput((models.values("critic", part) - 1).square(), mask, {}),
     ]
     for _ in range(3):
-        update([batch], steps, lambda _: 1.0, optimizer, factor=1.0, max_grad_norm=1.0, means=Means())
+        update([batch], steps, lambda _: 1.0, optimizer, max_grad_norm=1.0)
     after = {role: models.fingerprint(role) for role in ROLES[1:]}
     assert {role for role in after if after[role] != before[role]} == {"policy", "critic"}
     assert all(p.equal(k) for p, k in zip(rest, kept, strict=True))

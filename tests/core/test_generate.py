@@ -1,5 +1,6 @@
 """Sampling from a tiny random Llama."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,15 @@ def test_a_response_ends_with_its_first_end_token(models: SharedBase):
     for before, after in zip(free, sample(models, PROMPTS, eos_ids=[end]), strict=True):
         if end in before.tokens:
             cut = before.tokens.index(end) + 1
-            assert after == Response(before.tokens[:cut], truncated=False)
+            assert after == Response(before.tokens[:cut], False, before.logprobs[:cut])
         else:
-            assert after == Response(before.tokens, truncated=True)
+            assert after == Response(before.tokens, True, before.logprobs)
 
 
 def test_an_end_on_the_last_allowed_token_is_not_cut_off(models: SharedBase):
-    tokens = sample(models, PROMPTS[:1])[0].tokens
-    assert tokens[7] not in tokens[:7]
-    assert sample(models, PROMPTS[:1], eos_ids=[tokens[7]])[0] == Response(tokens, truncated=False)
+    (free,) = sample(models, PROMPTS[:1])
+    assert free.tokens[7] not in free.tokens[:7]
+    assert sample(models, PROMPTS[:1], eos_ids=[free.tokens[7]]) == [replace(free, truncated=False)]
 
 
 def test_learned_positions_must_hold_the_longest_prompt_with_the_longest_response(tmp_path: Path):

@@ -10,11 +10,11 @@ from torch.nn import Parameter
 from alignflow.algorithms import sft
 from alignflow.data.collate import take_rows
 from alignflow.loops import offline
-from alignflow.loops.update import Diverged, Means, update
+from alignflow.loops.update import Diverged, Means
 from alignflow.optim import MasterAdamW
 from alignflow.types import StepOutput
 from tests.close import EXACT, close
-from tests.toy import CONFIG, Bigram, rows
+from tests.toy import CONFIG, Bigram, rows, update
 
 BATCH = rows([(2, 3), (4, 1), (1, 6), (3, 2), (2, 2), (5, 4)])
 
@@ -29,7 +29,7 @@ def _after(parts: list[list[int]]) -> Tensor:
     models = Bigram()
     optimizer = MasterAdamW([([models.table], 0.1)], 0.0, kind="adamw")
     batches = [take_rows(BATCH, part) for part in parts]
-    update(batches, [lambda b: sft.step(models, b)], sft.count, optimizer, factor=1.0, max_grad_norm=9.0, means=Means())
+    update(batches, [lambda b: sft.step(models, b)], sft.count, optimizer)
     return models.table.detach()
 
 
@@ -38,8 +38,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_the_batch():
     logprobs = models.logprobs("policy", BATCH)[0].sum() / 18  # 3 + 1 + 6 + 2 + 2 + 4 response tokens
     optimizer = MasterAdamW([([models.table], 0.1)], 0.0, kind="adamw")
     batches = [take_rows(BATCH, [0, 5]), take_rows(BATCH, [1, 2, 3, 4])]
-    steps = [lambda b: sft.step(models, b)]
-    found = update(batches, steps, sft.count, optimizer, factor=1.0, max_grad_norm=9.0, means=Means())
+    found = update(batches, [lambda b: sft.step(models, b)], sft.count, optimizer)
     close(found["loss"], -logprobs)
 
 
@@ -48,7 +47,7 @@ def test_two_losses_add_up():
     optimizer = MasterAdamW([([models.table], 0.1)], 0.0, kind="adamw")
     both = [lambda b: sft.step(models, b)] * steps
     one = -models.logprobs("policy", BATCH)[0].sum() / 18
-    close(update([BATCH], both, sft.count, optimizer, factor=1.0, max_grad_norm=9.0, means=Means())["loss"], 2 * one)
+    close(update([BATCH], both, sft.count, optimizer)["loss"], 2 * one)
 
 
 def _shifted(weight: Parameter, batch: Tensor) -> StepOutput:
@@ -85,7 +84,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight():
         return StepOutput(weight.sqrt(), torch.ones(2, dtype=torch.bool), {})
 
     with pytest.raises(Diverged, match="gradient"):
-        update([weight], [root], lambda b: 2.0, optimizer, factor=1.0, max_grad_norm=1.0, means=Means())
+        update([weight], [root], lambda b: 2.0, optimizer)
     close(weight, [0.0, 0.0], EXACT)
 
 
@@ -96,7 +95,7 @@ def test_what_the_mask_leaves_out_is_in_no_loss_and_no_gradient():
     def half(batch: Tensor) -> StepOutput:
         return StepOutput(weight + torch.tensor([0.0, math.nan]), torch.tensor([True, False]), {})
 
-    metrics = update([weight], [half], lambda b: 1.0, optimizer, factor=1.0, max_grad_norm=9.0, means=Means())
+    metrics = update([weight], [half], lambda b: 1.0, optimizer)
     assert metrics == {"loss": 1.0, "grad_norm": 1.0}
 
 

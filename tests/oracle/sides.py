@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignflow.loops.update import Means, update
 from alignflow.models.roles import SharedBase
 from alignflow.types import StepOutput
 from tests.close import close
 from tests.tiny import disturb, open_base, write_model
+from tests.toy import update
 
 QUIET = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True}
 ROLES = ("policy", "reference", "reward_model")
@@ -94,7 +94,7 @@ def our_result(
     count: Callable[[Any], float],
     role: str = "policy",
 ) -> Result:
-    loss = update(parts, [step], count, Kept(), factor=1.0, max_grad_norm=1.0, means=Means())["loss"]  # type: ignore[arg-type]
+    loss = update(parts, [step], count, Kept())["loss"]  # type: ignore[arg-type]
     adapter = {name: p for name, p in models._peft.named_parameters() if f".{role}." in name}
     gradients = {name.replace(f".{role}.", "."): p.grad for name, p in adapter.items()}
     if role in models.heads:

@@ -1,7 +1,7 @@
 """Every loss against TRL 1.16's own trainers: same tiny model, adapters and rows; values and gradients of the adapter.
 
 TRL's code computes each expected number: a real trainer collates the batch (for GRPO: takes our responses through its
-rollout hook), runs its model and its loss. Our side goes through ``update``, one or two rows a micro-batch.
+rollout hook), runs its model and its loss. Our side goes through ``update_that_fits``, one or two rows a micro-batch.
 
 Differences by design, each asserted below but for the last, of a metric:
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from ruamel.yaml import YAML
 
 from tasks import data_report, params
 from tasks.data_check import check
-from tasks.workspace import home
-from tests.tasks.test_stages import stage
+from tests.tasks.small_project import ROOT, stage, working_in
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 GOOD = [{"prompt": f"what is {i}?", "chosen": f"it is {i}.", "rejected": f"who knows {i}"} for i in range(40)]
 SMALL = ["data.max_response_length=60", "data.eval_fraction=0.4", "data.near_duplicate_threshold=1"]
@@ -33,25 +31,17 @@ def base(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(tiny, folder / "base")
     shutil.copy(ROOT / "params.yaml", folder)
     params.override(folder / "params.yaml", ["base.model=base", "base.quantization=none", *SMALL])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
-        patch.setattr("tasks.recorder._spawn_delivery", lambda _: None)
-        home.cache_clear()
+    with working_in(folder):
         stage("base")
-    home.cache_clear()
     return folder
 
 
 @pytest.fixture
-def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(base: Path, tmp_path: Path) -> Iterator[Path]:
     folder = Path(shutil.copytree(base, tmp_path / "project"))
     (folder / "data").mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
-    monkeypatch.setattr("tasks.recorder._spawn_delivery", lambda _: None)
-    home.cache_clear()
-    return folder
+    with working_in(folder):
+        yield folder
 
 
 def write(rows: Sequence[Any], name: str = "data/preferences.jsonl") -> Path:

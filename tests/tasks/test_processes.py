@@ -13,9 +13,8 @@ import pytest
 
 from alignflow.checkpoint import load
 from tasks import params, processes
-from tasks.workspace import home
 from tests.close import close
-from tests.tasks.test_stages import ROOT, set_up, stage, weights
+from tests.tasks.small_project import ROOT, set_up, stage, weights, working_in
 
 TRAINED = ["sft", "reward_model", "dpo", "iterative_dpo round-1", "grpo", "ppo"]
 EVALUATED = ["judge_model", "evaluate dpo"]
@@ -32,7 +31,6 @@ if os.environ.get("RANK") == "1":
     step = grpo.step
     def short(models, batch, *rest, **named):
         if len(batch.sequences.input_ids) > 2:
-            open("ran_out", "a").close()
             raise OutOfMemoryError("of a test")
         return step(models, batch, *rest, **named)
     grpo.step = short
@@ -55,12 +53,8 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     """Return a project with everything trained by one process; its folder ``two`` is the same, untrained."""
     folder = tmp_path_factory.mktemp("project")
     set_up(folder, tiny)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
+    with working_in(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr("tasks.recorder._spawn_delivery", lambda _: None)
-        home.cache_clear()
         # 2 and 1 rows in the two optimiser steps of a rollout batch: a process has none at times
         params.override(Path("params.yaml"), ["ppo.batch_size=3", "ppo.minibatches=2"])
         stage("base")
@@ -69,7 +63,6 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         for words in [*TRAINED, *EVALUATED]:
             stage(*words.split())
         yield folder
-    home.cache_clear()
 
 
 def environment(folder: Path, start: str = QUIET, **more: str) -> dict[str, str]:
@@ -89,8 +82,9 @@ def two(place: Path) -> Path:
     folder = place / "two"
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
     command = [sys.executable, "-m", *launcher, "-m", "tests.tasks.several", *TRAINED, *EVALUATED]
-    subprocess.run(command, cwd=folder, env=environment(folder, QUIET + RUNS_OUT), check=True)
-    assert (folder / "ran_out").exists()
+    env = environment(folder, QUIET + RUNS_OUT)
+    said = subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert {line.partition("]")[0] for line in said.splitlines() if "memory ran out" in line} == {"[grpo, process 1"}
     return folder
 
 
@@ -177,13 +171,9 @@ def test_a_stop_saves_once_and_one_process_goes_on_to_the_same_end(place: Path, 
     assert 3 <= done < 300
     assert process.stderr is not None
     assert process.stderr.read() == ""
-    with pytest.MonkeyPatch.context() as patch:
-        for folder in folders:
-            patch.chdir(folder)
-            patch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
-            home.cache_clear()
+    for folder in folders:
+        with working_in(folder):
             stage("sft")
-    home.cache_clear()
     assert not state.exists()
     assert [row["step"] for row in curve(stopped, "sft")] == list(range(1, 301))
     check_alike(whole, stopped, "sft")

@@ -12,7 +12,7 @@ from alignflow.models.base import identify
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.vllm_engine import VLLMError
-from tasks import sampling
+from tasks import doctor, sampling, stage
 from tasks.params import load, override
 from tasks.sampling import answering, decode, eos_ids
 from tests.tiny import EOS, SHAPE, four_roles
@@ -48,8 +48,9 @@ def test_a_response_is_read_without_the_token_that_ended_it(tiny: Path, tmp_path
     models = open_with_end(tiny, tmp_path)
     tokenizer = models.base.tokenizer
     word = tokenizer("so", add_special_tokens=False)["input_ids"]
-    ended = Response((*word, tokenizer.convert_tokens_to_ids("<end>")), truncated=False)
-    assert decode(models, [ended, Response(tuple(word), truncated=True)]) == ["so", "so"]
+    whole, cut = (*word, tokenizer.convert_tokens_to_ids("<end>")), tuple(word)
+    responses = [Response(tokens, tokens == cut, (-1.0,) * len(tokens)) for tokens in (whole, cut)]
+    assert decode(models, responses) == ["so", "so"]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,34 @@ def test_the_free_memory_of_this_machine_is_more_than_nothing():
 
     free = sampling.free_memory(torch.device("cpu"))
     assert free is None or 0 < free <= psutil.virtual_memory().total
+
+
+NO_GPU = "sampling.engine: vllm needs a CUDA device, but models are on cpu here; take own in params.yaml"
+
+
+@pytest.fixture
+def without_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a project that asks for vLLM, on a machine without a GPU."""
+    shutil.copy("params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    override(Path("params.yaml"), ["sampling.engine=vllm", "sampling.importance_cap=2"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_stage_says_at_its_start_that_the_engine_cannot_work_here(
+    without_gpu: None, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as failed:
+        stage.run("grpo", pytest.fail, sections=["sampling", "grpo"], inputs=[])
+    assert failed.value.code == 1
+    assert capsys.readouterr().err == f"[grpo] error: {NO_GPU}\n"
+
+
+def test_doctor_says_that_the_engine_cannot_work_here(without_gpu: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "LOOKS", {"sampling": doctor.LOOKS["sampling"]})
+    assert doctor.diagnose() == [("sampling", False, f"VLLMError: {NO_GPU}")]
+    override(Path("params.yaml"), ["sampling.engine=own"])
+    assert doctor.diagnose() == [("sampling", True, "sampling.engine: own can work here")]
 
 
 def test_an_engine_that_cannot_work_here_is_told_and_never_replaced(tiny: Path, tmp_path: Path):

@@ -2,101 +2,35 @@
 
 import csv
 import json
+import math
 import re
-import runpy
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from alignflow import optim, rewards
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
 from alignflow.types import Sequences
-from tasks import params
+from tasks import online, params
+from tasks.ppo import add_critic
 from tasks.stage import Stage
 from tasks.workspace import home
 from tests.close import EXACT, LOOSE, close
-from tests.tiny import disturb
-
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "base.model=base",
-    "base.quantization=none",
-    "base.dtype=float32",
-    "lora.rank=2",
-    "data.max_response_length=60",
-    "data.eval_fraction=0.4",
-    "data.near_duplicate_threshold=1",
-    "sampling.max_response_length=6",
-    "reward_model.normalization_prompts=4",
-    "judge_model.normalization_prompts=4",
-    "iterative_dpo.shards=2",
-    "iterative_dpo.prompts_per_shard=3",
-    "iterative_dpo.min_margin=0.0",
-    "iterative_dpo.samples_per_prompt=4",
-    "ppo.batch_size=4",
-    "ppo.minibatches=2",
-    "ppo.steps=2",
-    "grpo.batch_size=2",
-    "grpo.group_size=4",
-    "grpo.minibatches=1",
-    "grpo.steps=2",
-    "evaluate.prompts=3",
-    "evaluate.trajectory_prompts=2",
-    "evaluate.samples_per_prompt=2",
-    "evaluate.capability_texts=2",
-    "evaluate.max_response_length=6",
-    *(f"{name}.steps=3" for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo")),
-    *(f"{name}.batch_size=2" for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo")),
-]
-
-
-def stage(name: str, *arguments: str) -> dict[str, float]:
-    """Run a stage in this process as its program would and return its metrics file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *arguments])
-        runpy.run_module(f"tasks.{name}", run_name="__main__")
-    metrics: dict[str, float] = json.loads(Path("metrics", name, *arguments).with_suffix(".json").read_text())
-    return metrics
-
-
-def set_up(folder: Path, tiny: Path) -> None:
-    shutil.copytree(tiny, folder / "base")
-    shutil.copy(ROOT / "params.yaml", folder)
-    params.override(folder / "params.yaml", SMALL)
-    (folder / "data").mkdir()
-    rows = [
-        {"prompt": f"what is {i}?", "chosen": f"it is {i}.", "rejected": f"who knows {i}", "margin": i / 10}
-        | ({"answer": str(i)} if i % 3 else {})
-        for i in range(20)
-    ]
-    questions = (ROOT / "data/capability.jsonl").read_text().splitlines(keepends=True)
-    (folder / "data/capability.jsonl").write_text("".join(questions[:4]))
-    (folder / "data/preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+from tests.tasks.small_project import set_up, stage, weights, working_in
+from tests.tiny import disturb, some_rows
 
 
 @pytest.fixture(scope="module")
 def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("project")
     set_up(folder, tiny)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
-        patch.setattr("tasks.recorder._spawn_delivery", lambda _: None)  # records stay on disk; test_tracking delivers
-        home.cache_clear()
+    with working_in(folder):
         yield folder
-    home.cache_clear()
-
-
-def weights(folder: str) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(Path(folder, "adapter_model.safetensors"))
-    return found
 
 
 def moved(folder: str, start: str) -> bool:
@@ -275,7 +209,7 @@ def test_memory_that_runs_out_in_a_stage_is_said_and_changes_nothing_but_roundin
 
     shutil.rmtree(home() / "reference_logps")
     monkeypatch.setattr(SharedBase, "hidden", small)
-    monkeypatch.setattr(Stage, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr(Stage, "announce", lambda self, text: said.append(text))
     stage("dpo")
     assert any("memory ran out" in line for line in said)
     for name, tensor in weights("artifacts/dpo").items():
@@ -402,6 +336,18 @@ def test_rewards_by_rules_alone_leave_out_prompts_to_which_none_applies(
     assert dropped == {"tie", "fewer than two answers with a reward"}
     said = capsys.readouterr().err
     assert all(reason in said for reason in dropped)
+
+
+def test_the_critic_of_rewards_by_rules_alone_starts_from_sft_with_value_0_everywhere(settings: Callable[..., None]):
+    settings(*MIXED, "rewards.reward_model=0")
+    models = online.open_roles(params.load(Path("params.yaml")))
+    add_critic(models, params.load(Path("params.yaml")))
+    own, start = (models.parameters(role, heads=False) for role in ("critic", "policy"))
+    assert all(mine.equal(other) for mine, other in zip(own, start, strict=True))
+    assert not models.values("critic", some_rows()).any()
+    stage("ppo")
+    with Path("plots/ppo.csv").open() as lines:
+        assert all(math.isfinite(float(row["explained_variance"])) for row in csv.DictReader(lines))
 
 
 def test_groups_that_stay_alike_are_sampled_again_and_then_dropped(settings: Callable[..., None]):

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from urllib.request import urlopen
 
 import mlflow
 import pytest
@@ -45,11 +46,29 @@ def at_home(folder: Path, uri: str = "") -> Iterator[Path]:
     home.cache_clear()
 
 
-def until(true: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
+def until(true: Callable[[], object]) -> None:
+    """Wait until a condition holds; the limit is for a machine that has much else to do."""
+    deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline, "did not happen in time"
         threading.Event().wait(0.1)
+
+
+def until_it_answers(server: "subprocess.Popen[bytes]", uri: str, log: Path) -> None:
+    """Wait for a server that is starting; what it printed is shown when it ends instead, or never answers."""
+
+    def answers() -> bool:
+        assert server.poll() is None, f"the server ended with {server.returncode}"
+        try:
+            with urlopen(f"{uri}/health", timeout=5) as found:
+                return bool(found.status == 200)
+        except OSError:
+            return False
+
+    try:
+        until(answers)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; it printed:\n{log.read_text()}") from None
 
 
 def start(key: str, **given: object) -> tracking.Recorder:
@@ -140,16 +159,12 @@ def server(downed: DownedStage, tmp_path_factory: pytest.TempPathFactory) -> Ite
             env=environment,
             start_new_session=True,
         )
-
-    def answers() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", int(downed.uri.rpartition(":")[2]))) == 0
-
     try:
-        until(answers, seconds=60)
+        until_it_answers(process, downed.uri, folder / "log")
         yield downed.uri
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may have ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -319,7 +334,7 @@ def test_a_server_that_comes_up_later_receives_all_that_was_kept(downed: DownedS
 
 def test_a_running_stage_catches_up_by_itself_when_its_server_returns(downed: DownedStage, server: str) -> None:
     downed.running.log(2, {"loss": 0.125})
-    until(lambda: not undelivered(downed.running.folder), seconds=35)
+    until(lambda: not undelivered(downed.running.folder))
     (run,) = runs_named(MlflowClient(server), "still-running")
     assert points(MlflowClient(server), run, "loss") == [(1, 0.25), (2, 0.125)]
 

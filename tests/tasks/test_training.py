@@ -80,7 +80,7 @@ def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
             params.Params.model_validate(found),
             ROWS,
             [Example((1,), (2,)), Example((1,), (3,))],
-            [Response((2,), truncated=False), Response((3,), truncated=True)],
+            [Response((2,), False, (-1.0,)), Response((3,), True, (-1.0,))],
             ["Rome " * 60, "word"],
             budget=enough(1000),
         )
