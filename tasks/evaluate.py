@@ -109,7 +109,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     rows = [row for row in asked for _ in range(samples)]
     first = rows[: samples * params.evaluate.trajectory_prompts]
     models, trajectory = _open(params), trajectory_of(policy, params)
-    budget = Budget(params.reward_model.micro_batch_tokens, stage.say)
+    budget = Budget(params.reward_model.micro_batch_tokens, stage.announce)
     stage.say(f"answers {len(asked)} unseen prompts, {samples} times each")
     role = _add(models, "policy", adapter_of(policy, params))
     answers = [_answer(stage, models, role, rows, budget, at_reference=policy == REFERENCE)]
