@@ -1,10 +1,13 @@
 """Pure tensor maths of the algorithms. Masks are True where a token counts; masking selects, never multiplies."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+ROWS = 8  # of a chunk, whose logits a CPU has in float32 at once: memory that it writes again and again, in its caches
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -107,12 +110,17 @@ class _ChunkedLogprobs(torch.autograd.Function):
         entropies = torch.zeros_like(logprobs)
         normalizers = torch.empty_like(logprobs)
         for part in _parts(len(targets), chunk):
-            logits = _logits(hidden[part], weight, bias, scale, softcap)
-            normalizers[part] = torch.logsumexp(logits, -1)
-            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - normalizers[part]
-            if entropy:
-                logp = logits - normalizers[part, None]  # not Z − Σ p·logit, which cancels where logits are large
-                entropies[part] = -(logp.exp() * logp).sum(-1)
+            for rows, products in _few(part, F.linear(hidden[part], weight, bias)):
+                logits = _logits(products, scale, softcap)
+                peak = logits.amax(-1, keepdim=True)
+                logits.sub_(peak)
+                odds = logits.exp()
+                total = odds.sum(-1)
+                rest = total.log()
+                logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - rest
+                normalizers[rows] = peak[:, 0] + rest
+                if entropy:  # with logits of at most 0 neither term is negative, so no digits cancel
+                    entropies[rows] = rest - odds.mul_(logits).sum(-1) / total
         ctx.save_for_backward(hidden, weight, targets, normalizers, entropies)
         ctx.bias, ctx.scale, ctx.softcap, ctx.chunk = bias, scale, softcap, chunk
         ctx.set_materialize_grads(False)  # entropies are mostly looked at only: their gradient is then None
@@ -126,19 +134,24 @@ class _ChunkedLogprobs(torch.autograd.Function):
         pull = torch.zeros_like(normalizers) if grad_logprobs is None else grad_logprobs
         grad_hidden = torch.empty_like(hidden)
         for part in _parts(len(targets), ctx.chunk):
-            logits = _logits(hidden[part], weight, ctx.bias, ctx.scale, ctx.softcap)
-            bend = 1 - (logits / (ctx.scale * ctx.softcap)).square() if ctx.softcap else None  # c·tanh(x/c), derived
-            # ∂ log p_y / ∂ logit_v = [v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v·(log p_v + H); the logits' memory is
-            # used again, which is most of what this costs beside the products
-            logp = logits.sub_(normalizers[part, None])
-            share = pull[part, None]
-            if grad_entropies is not None:
-                share = share + (logp + entropies[part, None]) * grad_entropies[part, None]
-            grad = logp.exp_().mul_(share * -ctx.scale)
-            grad.scatter_add_(1, targets[part, None], pull[part, None] * ctx.scale)
-            if bend is not None:
-                grad *= bend
-            grad_hidden[part] = grad.to(weight.dtype) @ weight
+            whole = F.linear(hidden[part], weight, ctx.bias)
+            for rows, products in _few(part, whole):
+                logits = _logits(products, ctx.scale, ctx.softcap)
+                bend = (
+                    1 - (logits / (ctx.scale * ctx.softcap)).square() if ctx.softcap else None
+                )  # c·tanh(x/c), derived
+                # ∂ log p_y / ∂ logit_v = [v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v·(log p_v + H); the logits' memory
+                # is used again, and the products' for the gradient
+                logp = logits.sub_(normalizers[rows, None])
+                share = pull[rows, None]
+                if grad_entropies is not None:
+                    share = share + (logp + entropies[rows, None]) * grad_entropies[rows, None]
+                grad = logp.exp_().mul_(share * -ctx.scale)
+                grad.scatter_add_(1, targets[rows, None], pull[rows, None] * ctx.scale)
+                if bend is not None:
+                    grad *= bend
+                products.copy_(grad)
+            grad_hidden[part] = whole @ weight
         return grad_hidden, None, None, None, None, None, None, None
 
 
@@ -146,8 +159,18 @@ def _parts(total: int, chunk: int) -> list[slice]:
     return [slice(i, min(i + chunk, total)) for i in range(0, total, chunk)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float) -> Tensor:
-    logits = F.linear(hidden, weight, bias).float()
+def _few(part: slice, products: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Cut a chunk's products into rows few enough that a CPU's caches hold their logits; a GPU takes all at once.
+
+    Yields:
+        The positions, and their products: a view.
+    """
+    for few in _parts(len(products), ROWS if products.device.type == "cpu" else len(products)):
+        yield slice(part.start + few.start, part.start + few.stop), products[few]
+
+
+def _logits(products: Tensor, scale: float, softcap: float) -> Tensor:
+    logits = products.float()  # float32 products are used up
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     return logits.mul_(scale)
@@ -168,7 +191,8 @@ def token_logprobs(
 
     log softmax(logits / temperature)[target] with logits = hidden · weightᵀ (+ bias), in float32. Same numbers
     as ``log_softmax(logits)`` and ``gather``, but logits exist for ``chunk`` positions at a time, in the
-    backward pass too. The weight is frozen: no gradient reaches it.
+    backward pass too; on a CPU in the compute dtype, and in float32 for a few rows of the chunk. The weight is frozen:
+    no gradient reaches it.
 
     Args:
         hidden: last hidden states at the predicting positions. (N, H)

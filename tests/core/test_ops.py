@@ -97,25 +97,25 @@ def test_k3_passes_gradcheck():
 
 
 @pytest.mark.parametrize("pulls", [(1.0, 0.0), (0.0, 1.0), (1.0, 0.3)], ids=["logprobs", "entropy", "both"])
-@pytest.mark.parametrize("chunk", [1, 3, 64])
+@pytest.mark.parametrize("chunk", [1, 3, 11, 64])
 @pytest.mark.parametrize(("temperature", "softcap"), [(1.0, 0.0), (0.7, 0.0), (1.0, 2.0), (1.3, 2.0)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_chunked_logprobs_and_entropies_equal_the_plain_form_with_their_gradients(
     chunk: int, temperature: float, softcap: float, bias: bool, pulls: tuple[float, float]
 ):
     generator = torch.Generator().manual_seed(4)
-    hidden = torch.randn(7, 6, generator=generator)
+    hidden = torch.randn(19, 6, generator=generator)
     weight = torch.randn(11, 6, generator=generator)
     b = torch.randn(11, generator=generator) if bias else None
-    targets = torch.randint(11, (7,), generator=generator)
-    first, second = torch.randn(2, 7, generator=generator)
+    targets = torch.randint(11, (19,), generator=generator)
+    first, second = torch.randn(2, 19, generator=generator)
     ours, plain = hidden.clone().requires_grad_(), hidden.double().requires_grad_()
 
     logits = torch.nn.functional.linear(plain, weight.double(), None if b is None else b.double())
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     full = torch.log_softmax(logits / temperature, -1)
-    expected = full[torch.arange(7), targets]
+    expected = full[torch.arange(19), targets]
     uncertainty = -(full.exp() * full).sum(-1)
     (pulls[0] * (expected * first.double()).sum() + pulls[1] * (uncertainty * second.double()).sum()).backward()
 
@@ -136,6 +136,13 @@ def test_logprobs_by_the_loop():
     logprobs, entropy = token_logprobs(torch.ones(1, 1), torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1]))
     close(logprobs, [reference.log_softmax([1.0, 2.0, 3.0])[1]])
     assert entropy.eq(0).all()
+
+
+def test_entropies_of_large_logits_keep_their_digits():
+    """A sure token, an even choice of two, and logits in the thousands between which there is nothing to choose."""
+    logits = torch.tensor([[90.0, 0.0, 0.0, 0.0], [-2e3, 1e3, 1e3, -2e3], [5e3, 5e3, 5e3, 5e3]])
+    _, entropy = token_logprobs(logits, torch.eye(4), torch.zeros(3, dtype=torch.long), entropy=True)
+    close(entropy, [0.0, math.log(2), math.log(4)], 1e-7)
 
 
 def test_entropies_that_were_not_asked_for_have_no_gradient():
@@ -178,18 +185,34 @@ def test_k3_takes_log_ratios_up_to_twenty():
 
 def test_no_more_logits_than_a_chunk_exist_at_once(monkeypatch: pytest.MonkeyPatch):
     """Seven positions in chunks of 3, forward and backward."""
-    seen, plain = list[int](), ops._logits
+    seen, plain = list[int](), torch.nn.functional.linear
 
     def counting(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(len(hidden))
         return plain(hidden, *rest)
 
-    monkeypatch.setattr(ops, "_logits", counting)
+    monkeypatch.setattr(ops.F, "linear", counting)
     hidden = torch.randn(7, 4, generator=torch.Generator().manual_seed(7)).requires_grad_()
     logprobs, _ = token_logprobs(hidden, torch.ones(5, 4), torch.zeros(7, dtype=torch.long), chunk=3)
     assert seen == [3, 3, 1]
     logprobs.sum().backward()
     assert seen == [3, 3, 1] * 2
+
+
+def test_no_more_logits_than_a_few_rows_are_float32_at_once(monkeypatch: pytest.MonkeyPatch):
+    """A chunk of one row more than that, forward and backward."""
+    seen, plain = list[int](), ops._logits
+
+    def counting(products: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(len(products))
+        return plain(products, *rest)
+
+    monkeypatch.setattr(ops, "_logits", counting)
+    count = ops.ROWS + 1
+    hidden = torch.randn(count, 4, generator=torch.Generator().manual_seed(7)).requires_grad_()
+    logprobs, _ = token_logprobs(hidden, torch.ones(5, 4), torch.zeros(count, dtype=torch.long))
+    logprobs.sum().backward()
+    assert seen == [ops.ROWS, 1] * 2
 
 
 def test_the_softmax_of_bfloat16_logits_is_taken_in_float32():
