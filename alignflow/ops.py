@@ -109,19 +109,26 @@ class _ChunkedLogprobs(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropies = torch.zeros_like(logprobs)
         normalizers = torch.empty_like(logprobs)
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # ∂ log p_y / ∂ hidden
         for part in _parts(len(targets), chunk):
-            for rows, products in _few(part, F.linear(hidden[part], weight, bias)):
-                logits = _logits(products, scale, softcap)
+            whole = F.linear(hidden[part], weight, bias)
+            for rows, products in _few(part, whole):
+                logits, bend = _logits(products, scale, softcap)
                 peak = logits.amax(-1, keepdim=True)
-                logits.sub_(peak)
-                odds = logits.exp()
-                total = odds.sum(-1)
-                rest = total.log()
-                logprobs[rows] = logits.gather(1, targets[rows, None])[:, 0] - rest
-                normalizers[rows] = peak[:, 0] + rest
-                if entropy:  # with logits of at most 0 neither term is negative, so no digits cancel
-                    entropies[rows] = rest - odds.mul_(logits).sum(-1) / total
-        ctx.save_for_backward(hidden, weight, targets, normalizers, entropies)
+                odds = logits.sub_(peak).exp()
+                total = odds.sum(-1, keepdim=True)
+                normalizer = total.log()
+                logprobs[rows] = (logits.gather(1, targets[rows, None]) - normalizer)[:, 0]
+                normalizers[rows] = (peak + normalizer)[:, 0]
+                if entropy:  # log Σ e^l − Σ p·l with l ≤ 0: neither term is negative, so no digits cancel
+                    entropies[rows] = (normalizer - (odds * logits).sum(-1, keepdim=True) / total)[:, 0]
+                if slopes is not None:  # ∂ log p_y / ∂ logit_v = [v = y] − p_v, in the memory of the products
+                    share = odds.div_(-total)
+                    share.scatter_add_(1, targets[rows, None], torch.ones_like(total))
+                    products.copy_(share.mul_(bend))
+            if slopes is not None:
+                slopes[part] = whole @ weight
+        ctx.save_for_backward(hidden, weight, normalizers, entropies, slopes)
         ctx.bias, ctx.scale, ctx.softcap, ctx.chunk = bias, scale, softcap, chunk
         ctx.set_materialize_grads(False)  # entropies are mostly looked at only: their gradient is then None
         if not entropy:
@@ -130,28 +137,20 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normalizers, entropies = ctx.saved_tensors
+        hidden, weight, normalizers, entropies, slopes = ctx.saved_tensors
         pull = torch.zeros_like(normalizers) if grad_logprobs is None else grad_logprobs
-        grad_hidden = torch.empty_like(hidden)
-        for part in _parts(len(targets), ctx.chunk):
+        grad_hidden = (slopes * pull[:, None]).to(hidden.dtype)
+        if grad_entropies is None:
+            return grad_hidden, None, None, None, None, None, None, None
+        for part in _parts(len(normalizers), ctx.chunk):
             whole = F.linear(hidden[part], weight, ctx.bias)
             for rows, products in _few(part, whole):
-                logits = _logits(products, ctx.scale, ctx.softcap)
-                bend = (
-                    1 - (logits / (ctx.scale * ctx.softcap)).square() if ctx.softcap else None
-                )  # c·tanh(x/c), derived
-                # ∂ log p_y / ∂ logit_v = [v = y] − p_v  and  ∂ H / ∂ logit_v = −p_v·(log p_v + H); the logits' memory
-                # is used again, and the products' for the gradient
+                logits, bend = _logits(products, ctx.scale, ctx.softcap)
+                # ∂ H / ∂ logit_v = −p_v·(log p_v + H)
                 logp = logits.sub_(normalizers[rows, None])
-                share = pull[rows, None]
-                if grad_entropies is not None:
-                    share = share + (logp + entropies[rows, None]) * grad_entropies[rows, None]
-                grad = logp.exp_().mul_(share * -ctx.scale)
-                grad.scatter_add_(1, targets[rows, None], pull[rows, None] * ctx.scale)
-                if bend is not None:
-                    grad *= bend
-                products.copy_(grad)
-            grad_hidden[part] = whole @ weight
+                share = (logp + entropies[rows, None]).mul_(-grad_entropies[rows, None])
+                products.copy_(logp.exp_().mul_(share).mul_(bend))
+            grad_hidden[part] += whole @ weight
         return grad_hidden, None, None, None, None, None, None, None
 
 
@@ -169,11 +168,13 @@ def _few(part: slice, products: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield slice(part.start + few.start, part.start + few.stop), products[few]
 
 
-def _logits(products: Tensor, scale: float, softcap: float) -> Tensor:
-    logits = products.float()  # float32 products are used up
-    if softcap:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits.mul_(scale)
+def _logits(products: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor | float]:
+    """Return scale·c·tanh(x/c), and its derivative, of products x; float32 ones are used up."""
+    logits = products.float()
+    if not softcap:
+        return logits.mul_(scale), scale
+    squashed = torch.tanh(logits / softcap)
+    return squashed * (scale * softcap), scale * (1 - squashed.square())
 
 
 def token_logprobs(
@@ -190,9 +191,9 @@ def token_logprobs(
     """Return log π(target) at each position, and the entropy of π there (zeros unless asked for).
 
     log softmax(logits / temperature)[target] with logits = hidden · weightᵀ (+ bias), in float32. Same numbers
-    as ``log_softmax(logits)`` and ``gather``, but logits exist for ``chunk`` positions at a time, in the
-    backward pass too; on a CPU in the compute dtype, and in float32 for a few rows of the chunk. The weight is frozen:
-    no gradient reaches it.
+    as ``log_softmax(logits)`` and ``gather``, but logits exist for ``chunk`` positions at a time, in
+    float32 on a CPU for a few rows of them. The weight is frozen, so no gradient reaches it, and that of the states
+    is found while their logits are there: the backward pass computes them again for a gradient of entropies alone.
 
     Args:
         hidden: last hidden states at the predicting positions. (N, H)

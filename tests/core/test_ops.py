@@ -167,6 +167,23 @@ def test_logprobs_of_bfloat16_states_are_float32_and_near():
     close(logprobs, torch.log_softmax(hidden @ weight.T, -1)[torch.arange(5), targets], 3e-2)
 
 
+def test_gradients_of_bfloat16_states_keep_their_digits_where_a_token_is_sure():
+    """Log-probs down to −2e-5: own embedding and expected one nearly cancel; their difference is rounded, not they."""
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(9, 8, generator=generator).bfloat16()
+    hidden = weight[:3].clone().requires_grad_()
+    plain = hidden.detach().double().requires_grad_()
+    targets = torch.arange(3)
+    expected = torch.log_softmax(plain @ weight.double().T, -1)[targets, targets]
+    expected.sum().backward()
+    logprobs, _ = token_logprobs(hidden, weight, targets)
+    logprobs.sum().backward()
+    assert hidden.grad is not None
+    assert plain.grad is not None
+    for found, wanted in zip(hidden.grad, plain.grad, strict=True):
+        close(found / wanted.norm(), wanted / wanted.norm(), 0.03)
+
+
 def test_whitening_two_entries_by_hand():
     """1 and 3: mean 2, unbiased deviation sqrt(2)."""
     found = whiten(torch.tensor([[1.0, 3.0]], dtype=torch.float64), torch.ones(1, 2).bool())
@@ -184,7 +201,7 @@ def test_k3_takes_log_ratios_up_to_twenty():
 
 
 def test_no_more_logits_than_a_chunk_exist_at_once(monkeypatch: pytest.MonkeyPatch):
-    """Seven positions in chunks of 3, forward and backward."""
+    """Seven positions in chunks of 3: forward, and for a gradient of the entropies once more."""
     seen, plain = list[int](), torch.nn.functional.linear
 
     def counting(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -193,25 +210,28 @@ def test_no_more_logits_than_a_chunk_exist_at_once(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ops.F, "linear", counting)
     hidden = torch.randn(7, 4, generator=torch.Generator().manual_seed(7)).requires_grad_()
-    logprobs, _ = token_logprobs(hidden, torch.ones(5, 4), torch.zeros(7, dtype=torch.long), chunk=3)
+    targets = torch.zeros(7, dtype=torch.long)
+    logprobs, entropies = token_logprobs(hidden, torch.ones(5, 4), targets, chunk=3, entropy=True)
+    logprobs.sum().backward(retain_graph=True)
     assert seen == [3, 3, 1]
-    logprobs.sum().backward()
+    entropies.sum().backward()
     assert seen == [3, 3, 1] * 2
 
 
 def test_no_more_logits_than_a_few_rows_are_float32_at_once(monkeypatch: pytest.MonkeyPatch):
-    """A chunk of one row more than that, forward and backward."""
+    """A chunk of one row more than that: forward, and for a gradient of the entropies once more."""
     seen, plain = list[int](), ops._logits
 
-    def counting(products: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def counting(products: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor | float]:
         seen.append(len(products))
         return plain(products, *rest)
 
     monkeypatch.setattr(ops, "_logits", counting)
     count = ops.ROWS + 1
     hidden = torch.randn(count, 4, generator=torch.Generator().manual_seed(7)).requires_grad_()
-    logprobs, _ = token_logprobs(hidden, torch.ones(5, 4), torch.zeros(count, dtype=torch.long))
-    logprobs.sum().backward()
+    targets = torch.zeros(count, dtype=torch.long)
+    logprobs, entropies = token_logprobs(hidden, torch.ones(5, 4), targets, entropy=True)
+    (logprobs + entropies).sum().backward()
     assert seen == [ops.ROWS, 1] * 2
 
 
