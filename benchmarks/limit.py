@@ -7,6 +7,9 @@ two rows a pair, as the loss is written; and with the prompt once, which is all 
 
 Bytes of a decode step: 2·(P + V·H) for weights in bfloat16, and the keys and values of all rows; or, if that takes
 longer, 2·(P + V·H) FLOP a row at the matmul rate.
+
+Work of a GRPO step: a decode step a response token, 2·P·N + 2·V·H·R FLOP for the reference, 4·P·N + 4·V·H·R for the
+update; N: tokens of all responses, and of each prompt once.
 """
 
 import time
@@ -41,18 +44,40 @@ def limit(setting: Setting, repeats: int) -> Result:
             "share_of_matmul_rate": {form: rate / machine["matmul_flop_per_second"] for form, rate in rates.items()},
             "profile": dpo["profile"],
         },
-        "grpo": {"seconds_per_step": spread(grpo["seconds"][1:-1])["median"], "profile": grpo["profile"]},
+        "grpo": {**_grpo(spread(grpo["seconds"][1:-1])["median"], machine, setting), "profile": grpo["profile"]},
         "decode": _decode([measure("ours:sampling", setting) for _ in range(repeats)], machine, setting),
     }
 
 
-def _decode(runs: list[Result], machine: Result, setting: Setting) -> Result:
-    shape, found = machine["model"], {}
+def _grpo(seconds: float, machine: Result, setting: Setting) -> Result:
+    shape, rows = machine["model"], setting.prompts * setting.group
+    responses = rows * setting.response
+    tokens = responses + setting.prompts * shape["prompt_tokens"]
+    flop = 6 * (shape["linear_weights"] * tokens + shape["embedding_weights"] * responses)
+    sampling = setting.response * _decode_step(rows, machine, setting)[1]
+    needed = sampling + flop / machine["matmul_flop_per_second"]
+    return {
+        "seconds_per_step": seconds,
+        "flop_without_sampling": flop,
+        "least_seconds": needed,
+        "least_seconds_of_sampling": sampling,
+        "share_of_limit": needed / seconds,
+    }
+
+
+def _decode_step(rows: int, machine: Result, setting: Setting) -> tuple[float, float]:
+    """Return the bytes that a decode step moves, and the seconds it takes at least."""
+    shape = machine["model"]
     weights = 2 * (shape["linear_weights"] + shape["embedding_weights"])
+    context = shape["prompt_tokens"] + setting.response / 2
+    moved = weights + rows * context * shape["cache_bytes_per_token"]
+    return moved, max(moved / machine["bytes_per_second"], weights * rows / machine["matmul_flop_per_second"])
+
+
+def _decode(runs: list[Result], machine: Result, setting: Setting) -> Result:
+    found = {}
     for rows in setting.rows:
-        context = shape["prompt_tokens"] + setting.response / 2
-        moved = weights + rows * context * shape["cache_bytes_per_token"]
-        needed = max(moved / machine["bytes_per_second"], weights * rows / machine["matmul_flop_per_second"])
+        moved, needed = _decode_step(rows, machine, setting)
         took = spread([run[str(rows)]["step_seconds"] for run in runs])["median"]
         found[str(rows)] = {
             "bytes": moved,

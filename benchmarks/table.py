@@ -141,6 +141,9 @@ def _limit(result: Results) -> str:
     for form, label in (("two_rows", "two rows a pair"), ("prompt_once", "the prompt once")):
         achieved = f"{dpo['flop_per_second'][form] / 1e9:.0f} GFLOP/s"
         lines.append([f"DPO step, work counted as {label}", achieved, f"{dpo['share_of_matmul_rate'][form]:.2f}"])
+    grpo = result["grpo"]
+    took = f"{grpo['seconds_per_step']:.1f} s, at least {grpo['least_seconds']:.1f} s"
+    lines.append(["GRPO step", took, f"{grpo['share_of_limit']:.2f}"])
     for rows, one in result["decode"].items():
         took = f"{1000 * one['step_seconds']:.1f} ms, at least {1000 * one['least_seconds']:.1f} ms"
         lines.append([f"a token of each of {rows} rows", took, f"{one['share_of_limit']:.2f}"])

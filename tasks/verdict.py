@@ -163,7 +163,7 @@ def _rivals(better: list[Finding], comparison: Comparison) -> str:
     won = [rate for rate in met.values() if rate.settled(comparison.confidence) and rate.rate > 0.5]
     said = listing([f"{percent(r.rate)} ({between(r.interval)}) by the {judge_title(j)}" for j, r in met.items()])
     settled = "and every judge settles it" if len(won) == len(met) else "which does not settle who is ahead"
-    return f"{also}; head to head {first.title} is preferred over {second.title} on {said}, {settled}."
+    return f"{also}; head to head {first.title} is preferred over {second.title} in {said}, {settled}."
 
 
 def _equal_kl(comparison: Comparison) -> str:

@@ -124,12 +124,12 @@ def test_two_better_policies_are_compared_head_to_head(root, monkeypatch):
     win(root, monkeypatch, "grpo", 38, 38, 38)
     found = said(root)
     assert found.headline == "GRPO is better than the reference, and both independent judges agree."
-    assert found.detail.startswith("So is DPO; head to head GRPO is preferred over DPO on 60\u00a0% (")
+    assert found.detail.startswith("So is DPO; head to head GRPO is preferred over DPO in 60\u00a0% (")
     assert found.detail.endswith("which does not settle who is ahead.")  # 0.008 times up to 15 pairs
     win(root, monkeypatch, "dpo", 30, 30, 30)
     win(root, monkeypatch, "grpo", 40, 40, 40)
     write_answers(root, "dpo", answers("dpo")[::-1])
-    assert "head to head GRPO is preferred over DPO on 62" in said(root).detail
+    assert "head to head GRPO is preferred over DPO in 62" in said(root).detail
 
 
 def test_a_policy_counts_as_much_as_the_judge_who_likes_it_least(root, monkeypatch):
