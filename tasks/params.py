@@ -62,6 +62,11 @@ class Memory(Section):
     gradient_checkpointing: bool
     """Keeps the inputs of the decoder layers alone and computes the rest again for the gradient; changes memory and
     speed only. Usual: false; true where a single pair of full length does not fit."""
+    share_base: bool
+    """Lets several processes of one machine (``ALIGNFLOW_PROCESSES``) hold the frozen base once: on CPUs in memory that
+    all map; on GPUs there as well, from where a linear layer comes over each time it computes. Loading still takes the
+    whole base in each. The plain layers of ``sampling.merged`` remain each process's own. Changes memory and speed
+    only; one process ignores it. Usual: false; true where bases fill the memory."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
     """How AdamW keeps its moments: in float32, or in 8 bits for tensors from 4,096 numbers on, which changes results a
     little. ``paged_`` lets those of large tensors leave a full GPU; on a CPU it changes nothing."""

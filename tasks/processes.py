@@ -56,8 +56,9 @@ def join(*, shared: bool) -> bool:
     for key in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         if os.environ.get(key, "").lower() == "true":
             raise BadProcesses(
-                f"{key.rpartition('_')[2]} is not supported: every process holds the whole base model (nf4 makes it "
-                "small); use accelerate launch --multi_gpu"
+                f"{key.rpartition('_')[2]} is not supported: processes do not run the same passes; nf4 makes the base "
+                "small, and with memory.share_base: true in params.yaml they hold it once between them; use "
+                "accelerate launch --multi_gpu"
             )
     _check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     distributed.join(cpu=not torch.cuda.is_available())

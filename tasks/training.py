@@ -19,6 +19,7 @@ from alignflow.models.base import load_identity, verify
 from alignflow.models.checkpointing import checkpoint_layers
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
+from alignflow.models.sharing import share_base
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Pair, Sequences
 from tasks.params import Params
@@ -44,6 +45,8 @@ def open_models(params: Params) -> SharedBase:
     identity = load_identity(IDENTITY)
     verify(identity, converted=CONVERTED)
     base = load_base(identity, quantization=params.base.quantization, dtype=params.base.dtype)
+    if params.memory.share_base:
+        share_base(base.model)
     if params.memory.gradient_checkpointing:
         checkpoint_layers(base.model)
     targets = params.lora.target_modules

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alignflow.models.base import BaseIdentity
+from alignflow.models.sharing import weight_of
 
 HEAD = "score"  # what transformers calls the scalar head of a sequence classifier
 HEAD_KEY = f"base_model.model.{HEAD}."
@@ -114,9 +115,9 @@ def dense(layer: Any, name: str) -> nn.Module | None:
 
     base = layer.get_base_layer()
     if isinstance(base, bnb.nn.Linear4bit):
-        weight = bnb.functional.dequantize_4bit(base.weight.data, base.weight.quant_state)
+        weight = bnb.functional.dequantize_4bit(weight_of(base), base.weight.quant_state)
     elif isinstance(base, nn.Linear):
-        weight = base.weight.data
+        weight = weight_of(base)
     else:
         return None
     if name in layer.lora_A:

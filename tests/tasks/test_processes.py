@@ -17,7 +17,9 @@ from tests.close import close
 from tests.tasks.small_project import ROOT, set_up, stage, weights, working_in
 
 TRAINED = ["sft", "reward_model", "dpo", "iterative_dpo round-1", "grpo", "ppo"]
+ONCE = ["sft", "reward_model", "grpo"]
 EVALUATED = ["judge_model", "evaluate dpo"]
+LAUNCHER = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
 WITHIN = 1e-4  # of a tensor's largest weight: gradients are summed in another order, and Adam divides by their size
 QUIET = """
 from tasks import recorder
@@ -80,12 +82,37 @@ def two(place: Path) -> Path:
     The memory of one of them does not hold more than two rows of a GRPO batch.
     """
     folder = place / "two"
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    command = [sys.executable, "-m", *launcher, "-m", "tests.tasks.several", *TRAINED, *EVALUATED]
+    command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.several", *TRAINED, *EVALUATED]
     env = environment(folder, QUIET + RUNS_OUT)
     said = subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
     assert {line.partition("]")[0] for line in said.splitlines() if "memory ran out" in line} == {"[grpo, process 1"}
     return folder
+
+
+@pytest.fixture(scope="module")
+def once(two: Path) -> Path:
+    """Train some once more in two processes that hold the base once; return the folder."""
+    folder = two / "once"
+    for name in ("base", "data", "artifacts/base"):
+        shutil.copytree(two / name, folder / name)
+    shutil.copy(two / "params.yaml", folder)
+    params.override(folder / "params.yaml", ["memory.share_base=true"])
+    command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.several", *ONCE]
+    subprocess.run(command, cwd=folder, env=environment(folder, QUIET + RUNS_OUT), check=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_two_processes_that_hold_the_base_once_train_to_the_last_digit_as_two_that_do_not(
+    two: Path, once: Path, name: str
+):
+    expected, found = curve(two, name), curve(once, name)
+    for row in (*expected, *found):
+        del row["tokens_per_second"]
+    assert found == expected
+    before, after = (weights(str(folder / "artifacts" / name)) for folder in (two, once))
+    assert before.keys() == after.keys()
+    assert all(after[key].equal(before[key]) for key in before)
 
 
 def curve(folder: Path, name: str) -> list[dict[str, float]]:
@@ -218,7 +245,7 @@ LAUNCHED = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE
     [
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, True, "add --multi_gpu"),
         (LAUNCHED, False, "runs in one process"),
-        ({**LAUNCHED, "ACCELERATE_USE_FSDP": "true"}, True, "FSDP is not supported"),
+        ({**LAUNCHED, "ACCELERATE_USE_FSDP": "true"}, True, "FSDP is not supported.*memory.share_base: true"),
         ({**LAUNCHED, "ACCELERATE_USE_DEEPSPEED": "true"}, True, "DEEPSPEED is not supported"),
     ],
 )
