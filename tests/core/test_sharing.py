@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from alignflow import distributed
+from alignflow.models.adapters import AdapterShape
+from alignflow.models.base import identify
 from alignflow.models.checkpointing import checkpoint_layers
+from alignflow.models.load import decoder_of, load_base
 from alignflow.models.roles import SharedBase
 from alignflow.models.sharing import CannotShare, fetch_around, share_base
 from tests.close import EXACT, close
 from tests.pipeline import ROOT
-from tests.tiny import four_roles, some_rows, write_model
+from tests.tiny import disturb, four_roles, some_rows, write_model
 
 KINDS = [
     (family, quantization, dtype, checkpointed)
@@ -98,6 +101,42 @@ def test_one_weight_at_a_time_is_held_in_a_forward_pass(both: tuple[SharedBase, 
     assert sizes == [1, 0] * 14  # the hooks of this test run after those that fetch and drop
 
 
+@pytest.mark.parametrize(("quantization", "dtype"), [("none", "float32"), ("nf4", "bfloat16")])
+def test_roles_over_a_base_that_is_shared_as_on_gpus(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path, quantization: str, dtype: str
+):
+    """One process alone takes the way of GPUs, as far as a CPU can, in the order of a stage.
+
+    The last projections have no adapter: their saved weights ask for the layer's second run amid their own backward.
+    """
+    found = []
+    for shared in (False, True):
+        base = load_base(identify(str(tiny), None, converted=tiny), quantization=quantization, dtype=dtype)
+        if shared:
+            with monkeypatch.context() as patch:
+                patch.setattr(distributed, "world", lambda: 2)
+                patch.setattr(type(base.model), "device", torch.device("cuda"))
+                share_base(base.model)
+        checkpoint_layers(base.model)
+        models = SharedBase(base, AdapterShape(rank=4, alpha=8, target_modules=("q_proj",)))
+        models.add("policy", trained=True)
+        disturb(models, "policy")
+        models.save_adapter("policy", tmp_path / "policy")
+        models.add("reference", start=tmp_path / "policy")
+        layers = [m for m in decoder_of(base.model).modules() if isinstance(m, nn.Linear) and hasattr(m, "common")]
+        assert len(layers) == (2 * 7 if shared else 0)
+        loss = models.logprobs("policy", some_rows())[0].sum()
+        assert not any(layer.weight.untyped_storage().nbytes() for layer in layers)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert not any(layer.weight.untyped_storage().nbytes() for layer in layers)
+        with torch.no_grad():
+            answers = [models.logprobs(role, some_rows())[0] for role in ("base", "reference")]
+        found.append([loss.detach(), *answers, *(p.grad for p in models.parameters("policy"))])
+    for mine, other in zip(*found, strict=True):
+        assert mine is not None
+        close(mine, other, EXACT)
+
+
 def test_layers_are_merged_for_sampling_as_if_their_weights_had_stayed(both: tuple[SharedBase, SharedBase]):
     logits = []
     for models in both:
@@ -120,6 +159,7 @@ def test_what_a_pass_that_broke_off_left_goes_with_the_next(both: tuple[SharedBa
     with pytest.raises(torch.OutOfMemoryError):
         loss(fetching).backward()  # type: ignore[no-untyped-call]
     hook.remove()
+    assert any(held(fetching)) == (where == "backward")
     for models in both:
         loss(models).backward()  # type: ignore[no-untyped-call]
     assert not any(held(fetching))
