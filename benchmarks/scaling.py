@@ -18,7 +18,8 @@ def scaling(setting: Setting, _repeats: int) -> Result:
     small = replace(setting, prompts=2, group=4, steps=2)
     lengths = {n: replace(small, response=n, group=2) for n in LENGTHS if n >= setting.response or n == LENGTHS[0]}
     groups = {n: replace(small, group=n) for n in GROUPS}
-    shards = {n: replace(small, prompts=max(SHARDS), group=2, number=n, steps=max(SHARDS)) for n in SHARDS}
+    # two prompts in the smallest shard, four answers each: a pair needs two of different reward
+    shards = {n: replace(small, prompts=2 * max(SHARDS), group=4, number=n, steps=max(SHARDS)) for n in SHARDS}
     return {
         "response_length": {
             n: _step(measure("ours:grpo", replace(s, label=f"{n} tokens"))) for n, s in lengths.items()
