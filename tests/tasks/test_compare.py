@@ -331,8 +331,9 @@ def test_several_answers_a_prompt_count_as_one_prompt_each(root, settings):
     """
     for policy in POLICIES:
         second = "reference" if policy == "dpo" else policy
-        rows = zip(answers(policy), answers(second), strict=True)
-        write_answers(root, policy, [row | {"sample": i} for both in rows for i, row in enumerate(both)])
+        both = zip(answers(policy), answers(second), strict=True)
+        rows = [row | {"sample": i} for each in both for i, row in enumerate(each)]
+        write_answers(root, policy, rows[::-1] if policy == "ppo" else rows)
     found = compared(root)
     rate = found.outcomes["dpo"].score
     assert (rate.rate, rate.wins, rate.losses, rate.prompts) == (0.625, 30, 10, PROMPTS)
