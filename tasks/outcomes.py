@@ -241,6 +241,12 @@ def _outcomes(answers: Answers, others: Answers, judge: str) -> Floats:
     return np.where(same, 0.5, each).reshape(len(each), -1)
 
 
+def _longer(answers: Answers, others: Answers) -> Floats:
+    """Return by how many tokens the first answer of each pair is longer, in the order of `_outcomes`. (P, pairs)"""
+    mine, theirs = (_each(each, attrgetter("response_length")) for each in (answers, others))
+    return (mine[:, :, None] - theirs[:, None, :]).reshape(len(mine), -1)
+
+
 def _asked(each: Floats) -> Floats:
     """Return the prompts that a judge was asked about."""
     return each[np.isfinite(each).all(1)]
@@ -336,7 +342,7 @@ def _outcome(
     method: Method,
 ) -> Outcome:
     traits, before = _traits(answers), _traits(reference)
-    extra = traits["response_length"] - before["response_length"]
+    extra = _longer(answers, reference)
     paired = {name: traits[name] - before[name] for name in TRAITS} | {
         name: share - other
         for (name, share), other in zip(_shares(answers).items(), _shares(reference).values(), strict=True)
@@ -346,7 +352,10 @@ def _outcome(
         rates=rates,
         equal_length={
             judge: length_controlled(
-                _asked(each).mean(1), extra[np.isfinite(each).all(1)], method.length_ridge, method.resampling
+                _asked(each).mean(1),
+                extra[np.isfinite(each).all(1), : each.shape[1]].mean(1),
+                method.length_ridge,
+                method.resampling,
             )
             for judge, each in against.items()
         },

@@ -207,6 +207,21 @@ def test_an_llm_judges_on_the_prompts_it_was_asked_about(root):
     assert "llm" not in outcomes["ppo"].rates
 
 
+def test_an_llm_s_wins_at_equal_length_are_read_off_the_answers_that_it_saw(root):
+    """It prefers DPO's first answer wherever that is longer, on 30 of 40; DPO's second answers even the lengths out."""
+    for policy in POLICIES:
+        rows = [row | {"sample": i, "response_length": 20} for row in answers(policy) for i in range(2)]
+        if policy == "dpo":
+            for n, row in enumerate(rows):
+                row["response_length"] += 5 if (n < 60) == (n % 2 == 0) else -5
+        write_answers(root, policy, rows)
+    write_judgements(root, [{"prompt_id": f"p{i:02d}", "policy": "dpo", "outcome": float(i < 30)} for i in range(40)])
+    dpo = compared(root).outcomes["dpo"]
+    assert dpo.rates["llm"].rate == 0.75
+    assert dpo.equal_length["llm"].value < 0.65  # length separates wins from losses, so little but the ridge remains
+    assert dpo.equal_length["score"].value == pytest.approx(dpo.score.rate, abs=0.01)
+
+
 def test_a_project_without_the_stage_of_the_llm_judge_has_none(root):
     (root / "judgements" / "llm.jsonl").unlink()
     assert all("llm" not in outcome.rates for outcome in compared(root).outcomes.values())
