@@ -17,7 +17,6 @@ from alignflow.algorithms import ppo as ppo_algorithm
 from alignflow.algorithms import reward_model as reward_algorithm
 from alignflow.algorithms import sft as sft_algorithm
 from alignflow.data.collate import by_rows, collate, collate_pairs, micro_batches
-from alignflow.generate import generate
 from alignflow.loops import offline, online
 from alignflow.loops.online import Carry, OnlineAlgorithm
 from alignflow.memory import Budget
@@ -27,6 +26,7 @@ from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.ops import masked_sum
 from alignflow.optim import MasterAdamW, OptimisationConfig
+from alignflow.sampling.own import generate
 from alignflow.types import Example, Metrics, Pair, Rollouts, Sequences, StepOutput
 from benchmarks.setting import Setting, even_share, read_pairs, read_prompts
 from tasks.online import both_logprobs, logprobs, token_rows

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from alignflow.comparison import Resampling
+from alignflow.evaluation.win_rates import Resampling
 from tasks import figures, params, recorder, report
 from tasks.outcomes import PROXY, Comparison, Method, compare
 from tasks.stage import Stage, run

@@ -12,9 +12,9 @@ from tasks.policies import POLICIES, REFERENCE
 from tasks.stage import Stage, run
 
 if TYPE_CHECKING:
-    from alignflow.generate import Response
     from alignflow.memory import Budget
     from alignflow.models.roles import SharedBase
+    from alignflow.sampling.own import Response
     from alignflow.types import Example
 
 JUDGE = "judge_model"
@@ -191,7 +191,7 @@ def _answer(
 def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: "Budget") -> list[float]:
     """Return each response's KL to the reference, nats."""
     from alignflow.data.collate import by_rows, collate
-    from alignflow.evaluation import response_kl
+    from alignflow.evaluation.answers import response_kl
     from alignflow.models.load import softcap_of
 
     head = models.base.model.get_output_embeddings()
@@ -266,8 +266,8 @@ class NoJudgement(ValueError):
 
 def _table(stage: Stage, answers: Answers, judged: Judged) -> list[dict[str, Any]]:
     """Return the answers with all that is known of them, a row an answer."""
-    from alignflow.evaluation import repetition
-    from alignflow.language import languages
+    from alignflow.evaluation.answers import repetition
+    from alignflow.evaluation.language import languages
     from alignflow.rewards import outcome
 
     least = stage.params.evaluate.language_probability
@@ -316,7 +316,7 @@ def _figures(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the means over all answers, and what is a figure of all of them together."""
     from statistics import fmean
 
-    from alignflow.evaluation import distinct, language_drift
+    from alignflow.evaluation.answers import distinct, language_drift
 
     texts = [row["response"] for row in table]
     outcomes = [row["outcome"] for row in table if row["outcome"] is not None]
@@ -340,9 +340,9 @@ def _figures(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _capability(stage: Stage, models: "SharedBase", role: str, budget: "Budget") -> dict[str, float]:
     """Return the accuracy on the fixed questions and the perplexity of unseen chosen responses, in one pass."""
-    from alignflow.capability import choice_accuracy, encode_choices, perplexity, read_question
     from alignflow.data.collate import by_rows, collate
     from alignflow.data.encoding import encode_prompt, encode_response
+    from alignflow.evaluation.capability import choice_accuracy, encode_choices, perplexity, read_question
     from alignflow.types import Example
     from tasks import training
 

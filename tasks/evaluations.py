@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from alignflow.comparison import Floats, PromptMismatchError, same_order
-from alignflow.trajectories import Trajectory
+from alignflow.evaluation.trajectories import Trajectory
+from alignflow.evaluation.win_rates import Floats, PromptMismatchError, same_order
 from tasks.policies import POLICIES, REFERENCE
 from tasks.reading import InputError, listed, record, rows
 

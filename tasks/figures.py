@@ -5,7 +5,7 @@ Every key is documented in docs/metrics.md.
 
 from collections.abc import Mapping
 
-from alignflow.comparison import Mean, WinRate
+from alignflow.evaluation.win_rates import Mean, WinRate
 from tasks.evaluations import OUTCOMES
 from tasks.outcomes import JUDGE_MODEL, PROXY, Comparison, Outcome
 from tasks.policies import POLICIES

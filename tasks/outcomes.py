@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alignflow.comparison import (
+from alignflow.evaluation.length_control import length_controlled
+from alignflow.evaluation.trajectories import EqualKl, Fall, Trajectory, at_equal_kl, over_optimised
+from alignflow.evaluation.win_rates import (
     Agreement,
     Floats,
     Mean,
@@ -20,8 +22,6 @@ from alignflow.comparison import (
     outcomes,
     rate_of,
 )
-from alignflow.length_control import length_controlled
-from alignflow.trajectories import EqualKl, Fall, Trajectory, at_equal_kl, over_optimised
 from tasks.evaluations import (
     OUTCOMES,
     Answer,

@@ -166,8 +166,8 @@ class Sampling(Section):
     bfloat16. ``auto`` does where they take up to half of the free memory, and says so where they do not. The sums are
     rounded to base.dtype, so that the samples of true and false differ as those of two roundings do."""
     engine: Literal["own", "vllm"]
-    """What samples: alignflow/generate.py, or vLLM (`pip install 'alignflow[vllm]'`) on one CUDA device, which needs
-    ``importance_cap`` and leaves ``merged`` aside."""
+    """What samples: alignflow/sampling/own.py, or vLLM (`pip install 'alignflow[vllm]'`) on one CUDA device, which
+    needs ``importance_cap`` and leaves ``merged`` aside."""
     vllm_memory_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the device's memory for vLLM's copy of the base and its cache, beside the models that train; changes
     speed only."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from alignflow import reliability
 from alignflow.algorithms import reward_model
 from alignflow.data.collate import by_rows, collate, collate_pairs
 from alignflow.data.encoding import encode_prompt
+from alignflow.evaluation import reliability
 from alignflow.loops.offline import train
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from alignflow.data.collate import by_rows, collate
 from alignflow.data.encoding import encode_prompt
 from alignflow.distributed import deal
-from alignflow.generate import Response
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.rewards import apply_rule
+from alignflow.sampling.own import Response
 from alignflow.types import Example
 from tasks import sampling, training
 from tasks.params import Params

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from alignflow.comparison import Floats
+from alignflow.evaluation.win_rates import Floats
 from tasks.evaluations import Answer
 from tasks.outcomes import PROXY, Comparison, judge_title, values
 from tasks.policies import REFERENCE

@@ -6,10 +6,10 @@ from functools import cache
 from typing import Any
 
 from alignflow.data.encoding import end_of_turn
-from alignflow.generate import Response, generate
 from alignflow.models.adapters import dense_bytes
 from alignflow.models.load import default_device
 from alignflow.models.roles import SharedBase
+from alignflow.sampling.own import Response, generate
 from tasks.hardware import free_memory
 from tasks.params import Params
 
@@ -21,7 +21,7 @@ def check_engine(params: Params) -> None:
         VLLMError: vLLM or a CUDA device is missing, or several processes want it.
     """
     if params.sampling.engine == "vllm":
-        from alignflow.vllm_engine import require
+        from alignflow.sampling.vllm import require
 
         require(default_device())
 
@@ -49,9 +49,9 @@ def answer(
     """Sample one response of up to ``length`` tokens to each prompt as a role; return tokens and texts."""
     section, ends = params.sampling, eos_ids(models)
     if section.engine == "vllm":
-        from alignflow import vllm_engine
+        from alignflow.sampling import vllm
 
-        responses = vllm_engine.generate(
+        responses = vllm.generate(
             models,
             role,
             prompts,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from alignflow.comparison import WinRate
+from alignflow.evaluation.win_rates import WinRate
 from tasks.cautions import cautions, rule_outcomes
 from tasks.outcomes import Comparison, Outcome, judge_title
 from tasks.policies import TITLES

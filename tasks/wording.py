@@ -1,6 +1,6 @@
 """Write numbers as a reader wants them."""
 
-from alignflow.comparison import Interval
+from alignflow.evaluation.win_rates import Interval
 
 SPACE = "\u00a0"
 """Does not break, so that a number keeps its unit."""

@@ -47,7 +47,7 @@ def test_deps_name_no_code_that_the_stage_does_not_use(stage: str):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_samples_looks_at_its_start_whether_the_engine_can_work(stage: str):
-    assert bool(SAMPLING.intersection(run_call(stage)["sections"])) == ("alignflow/vllm_engine.py" in closure(stage))
+    assert bool(SAMPLING.intersection(run_call(stage)["sections"])) == ("alignflow/sampling/vllm.py" in closure(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -57,7 +57,7 @@ def test_no_stage_depends_on_another_algorithm(stage: str):
 
 def test_a_new_rule_and_the_sampler_retrain_no_offline_method():
     for stage in ("sft", "dpo"):
-        assert not closure(stage) & {"alignflow/rewards.py", "alignflow/generate.py", "alignflow/loops/online.py"}
+        assert not closure(stage) & {"alignflow/rewards.py", "alignflow/sampling/own.py", "alignflow/loops/online.py"}
     assert "alignflow/loops/offline.py" not in closure("ppo") | closure("grpo")
 
 

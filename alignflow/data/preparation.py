@@ -22,7 +22,7 @@ from alignflow.data.rows import Row
 from alignflow.data.sources import Fault
 from alignflow.data.split import Side, sides
 from alignflow.data.survey import Ruler, Survey, survey
-from alignflow.language import languages
+from alignflow.evaluation.language import languages
 
 ALIKE_SHOWN = 20
 """Pairs of near-duplicates that are reported; all are counted."""

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from alignflow.capability import BadQuestion, Question, choice_accuracy, encode_choices, perplexity, read_question
+from alignflow.evaluation.capability import (
+    BadQuestion,
+    Question,
+    choice_accuracy,
+    encode_choices,
+    perplexity,
+    read_question,
+)
 from tests.close import FLOAT64, close
 from tests.tiny import write_tokenizer
 

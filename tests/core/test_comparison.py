@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignflow.comparison import (
+from alignflow.evaluation.win_rates import (
     Interval,
     PromptMismatchError,
     Resampling,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from alignflow.evaluation import distinct, language_drift, repetition, words
-from alignflow.language import languages
+from alignflow.evaluation.answers import distinct, language_drift, repetition, words
+from alignflow.evaluation.language import languages
 
 
 def test_words_are_runs_of_letters_and_single_characters_where_no_spaces_are_written():

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from alignflow.data.collate import micro_batches, sequence_lengths, take_rows
-from alignflow.generate import Response, generate
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
+from alignflow.sampling.own import Response, generate
 from alignflow.types import Sequences, StepOutput
 from tests.close import EXACT, FLOAT32, close
 from tests.tiny import EOS, FAMILIES, four_roles, open_base, some_rows, write_model, write_tokenizer

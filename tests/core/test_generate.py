@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from alignflow.data.collate import collate
-from alignflow.generate import Response, _choose, generate
-from alignflow.kv_cache import spread
 from alignflow.models.load import TooLong, decoder_of
 from alignflow.models.roles import SharedBase
+from alignflow.sampling.kv_cache import spread
+from alignflow.sampling.own import Response, _choose, generate
 from alignflow.types import Example
 from tests.close import EXACT, close
 from tests.tiny import disturb, open_base, write_model

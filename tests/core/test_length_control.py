@@ -5,8 +5,8 @@ from math import log
 import numpy as np
 import pytest
 
-from alignflow.comparison import Resampling
-from alignflow.length_control import length_controlled
+from alignflow.evaluation.length_control import length_controlled
+from alignflow.evaluation.win_rates import Resampling
 
 RESAMPLING = Resampling(samples=400, confidence=0.95, seed=7)
 FREE = 1e-9  # a ridge that changes nothing

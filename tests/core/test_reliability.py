@@ -2,8 +2,8 @@
 
 import math
 
-from alignflow import reliability
-from alignflow.reliability import Bucket, Point
+from alignflow.evaluation import reliability
+from alignflow.evaluation.reliability import Bucket, Point
 from tests.close import FLOAT64, close
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from alignflow.comparison import Resampling
-from alignflow.trajectories import Trajectory, at_equal_kl, over_optimised
+from alignflow.evaluation.trajectories import Trajectory, at_equal_kl, over_optimised
+from alignflow.evaluation.win_rates import Resampling
 
 RESAMPLING = Resampling(samples=500, confidence=0.95, seed=7)
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from alignflow import distributed, vllm_engine
+from alignflow import distributed
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.roles import SharedBase
-from alignflow.vllm_engine import VLLMError, adapter_rank, generate, require, response
+from alignflow.sampling import vllm
+from alignflow.sampling.vllm import VLLMError, adapter_rank, generate, require, response
 from tests.close import EXACT, close
 from tests.tiny import disturb, open_base
 
@@ -103,13 +104,13 @@ def models(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SharedBase]:
     request.LoRARequest = lambda name, number, path: SimpleNamespace(name=name, number=number, path=path)  # type: ignore[attr-defined]
     for module in (package, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(vllm_engine, "require", lambda device: None)
+    monkeypatch.setattr(vllm, "require", lambda device: None)
     ENGINES.clear()
     models = open_base(tiny)
     models.add("policy")
     disturb(models, "policy", 1)
     yield models
-    vllm_engine._engine.cache_clear()
+    vllm._engine.cache_clear()
 
 
 def test_one_engine_answers_every_call_each_with_an_adapter_of_its_own(models: SharedBase):

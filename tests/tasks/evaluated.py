@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from alignflow.comparison import Resampling
+from alignflow.evaluation.win_rates import Resampling
 from tasks.outcomes import Comparison, Method, compare
 
 ROUNDS = ("round-1", "round-2")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from alignflow.data.collate import collate
-from alignflow.generate import Response
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
+from alignflow.sampling.own import Response
 from alignflow.types import Example
 from tasks.online import both_logprobs, rollouts
 from tasks.rewarding import Reward, Sample

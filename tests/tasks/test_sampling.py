@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignflow.generate import Response
 from alignflow.models.base import identify
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
-from alignflow.vllm_engine import VLLMError
+from alignflow.sampling.own import Response
+from alignflow.sampling.vllm import VLLMError
 from tasks import doctor, sampling, stage
 from tasks.params import load, override
 from tasks.sampling import answering, decode, eos_ids

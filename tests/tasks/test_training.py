@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignflow.generate import Response
+from alignflow.sampling.own import Response
 from alignflow.types import Example, Pair
 from tasks import online, params, rewarding, training
 from tests.close import close

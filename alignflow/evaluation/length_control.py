@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from alignflow.comparison import Floats, Interval, Mean, Resampling
+from alignflow.evaluation.win_rates import Floats, Interval, Mean, Resampling
 
 STEPS = 100
 """Newton steps; each is cut to length 1, so far-off optima need some."""

@@ -86,7 +86,7 @@ def _uniforms(seed: int, row: int, count: int) -> Tensor:
 def _sample(
     model: Any, prompts: Sequence[tuple[int, ...]], draws: Tensor, eos_ids: set[int], temperature: float
 ) -> list[Response]:
-    from alignflow.kv_cache import spread
+    from alignflow.sampling.kv_cache import spread
 
     device = model.device
     draws = draws.to(device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from alignflow.comparison import Floats, Interval, Mean, Resampling, mean
+from alignflow.evaluation.win_rates import Floats, Interval, Mean, Resampling, mean
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from alignflow import distributed
-from alignflow.generate import Response, row_seed
 from alignflow.models.roles import BASE, SharedBase
+from alignflow.sampling.own import Response, row_seed
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's kernels know these; a smaller adapter fits into the next
 _versions = count(1)  # an id of its own for each adapter: vLLM keeps adapters and prefixes under it
@@ -41,7 +41,7 @@ def generate(
     longest: int,
     memory_fraction: float,
 ) -> list[Response]:
-    """Sample one response to each prompt as a role (the base without adapter), as ``alignflow.generate.generate`` does.
+    """Sample one response to each prompt as a role (the base without adapter), as ``own.generate`` does.
 
     Args besides the ones there: ``longest`` is the most tokens of a prompt with its response, ``memory_fraction`` the
     share of the device's memory that the engine takes.

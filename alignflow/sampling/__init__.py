@@ -1,0 +1,1 @@
+"""Responses of a role: the own sampler and its cache, or vLLM."""
