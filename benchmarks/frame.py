@@ -96,7 +96,7 @@ def environment() -> Result:
     """Return what results depend on besides the code: hardware, versions; and which code it was, and when."""
     import torch
 
-    from tasks.hardware import describe
+    from tasks.running.hardware import describe
 
     return {
         "hardware": describe(),
@@ -138,8 +138,8 @@ def _git(*arguments: str) -> str:
 
 
 def _child(what: str, setting: str, path: str) -> None:
-    from tasks.hardware import peak_memory_gib
-    from tasks.stage import quiet
+    from tasks.running.hardware import peak_memory_gib
+    from tasks.running.stage import quiet
 
     quiet()
     module, _, function = what.partition(":")

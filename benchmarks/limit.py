@@ -97,7 +97,7 @@ def machine(setting: Setting) -> Result:
     from alignflow.models.base import identify
     from alignflow.models.load import load_tokenizer
     from benchmarks.ours import ROOT
-    from tasks.workspace import CONVERTED
+    from tasks.paths import CONVERTED
 
     identity = identify(setting.model, None, converted=ROOT / CONVERTED)
     config = AutoConfig.from_pretrained(identity.load_from)

@@ -29,10 +29,10 @@ from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.sampling.own import generate
 from alignflow.types import Example, Metrics, Pair, Rollouts, Sequences, StepOutput
 from benchmarks.setting import Setting, even_share, read_pairs, read_prompts
-from tasks.online import both_logprobs, logprobs, token_rows
-from tasks.sampling import answering
-from tasks.training import pair_batches, rows_of_step, tokens_of
-from tasks.workspace import CONVERTED
+from tasks.paths import CONVERTED
+from tasks.training.models import pair_batches, rows_of_step, tokens_of
+from tasks.training.rollouts import both_logprobs, logprobs, token_rows
+from tasks.training.sampling import answering
 
 ROOT = Path(__file__).parents[1]
 START_SCALE = 0.005  # deviation of the start adapter's B: far enough from the base to be seen in every loss

@@ -18,7 +18,7 @@ from benchmarks.setting import Setting
 IMPORTS = {
     "python": "pass",
     "command": "import flows.cli",
-    "training stage": "import tasks.training, alignflow.loops.offline, transformers, peft, bitsandbytes",
+    "training stage": "import tasks.training.models, alignflow.loops.offline, transformers, peft, bitsandbytes",
     "mlflow": "import mlflow",
 }
 REPEATS = 3

@@ -23,7 +23,7 @@ from alignflow.data.survey import Ruler
 from alignflow.models.base import identify
 from alignflow.models.load import load_tokenizer
 from benchmarks.setting import Setting
-from tasks.workspace import CONVERTED
+from tasks.paths import CONVERTED
 
 ROOT = Path(__file__).resolve().parents[1]
 

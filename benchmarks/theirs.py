@@ -15,8 +15,8 @@ from alignflow.models.base import identify
 from alignflow.models.load import load_tokenizer
 from benchmarks.ours import ROOT, Watch, optimisation, sampling_prompts, sft_examples, timed_sampling
 from benchmarks.setting import Setting, even_share, read_pairs, read_prompts, text_of
-from tasks.training import rows_of_step
-from tasks.workspace import CONVERTED
+from tasks.paths import CONVERTED
+from tasks.training.models import rows_of_step
 
 
 def nf4(compute: torch.dtype) -> Any:

@@ -140,7 +140,7 @@ def chat(
             raise UserError(f"no policy {policy}; {nearest(policy, known)}")
         if missing := graph.missing_inputs(stages, known[policy], root):
             raise UserError(missing)
-    from tasks.chat import chat as talk
+    from tasks.tools.chat import chat as talk
 
     talk(asked)
 
@@ -152,7 +152,7 @@ def doctor() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tasks.doctor import diagnose
+    from tasks.tools.doctor import diagnose
 
     findings = diagnose()
     drawn = Table(box=None, pad_edge=False, show_header=False)
@@ -186,7 +186,7 @@ def check(
     from rich.console import Console
 
     from flows.data import command, view
-    from tasks.data_check import check as look
+    from tasks.data.check import check as look
 
     with _explained():
         found = look(chosen)
@@ -202,8 +202,8 @@ def check(
 def deliver() -> None:
     """Send tracking records that a slow or dead MLflow server has not taken yet."""
     _project()
-    from tasks.tracking import deliver, pending
-    from tasks.workspace import home
+    from tasks.paths import home
+    from tasks.tracking.mlflow import deliver, pending
 
     outbox = home() / "outbox"
     waiting = len(pending(outbox))
@@ -314,7 +314,7 @@ def _explained(source: str = "") -> Iterator[None]:
 def _conclude(console: "Console", outcome: "Outcome") -> None:
     """Show the result of a run and the commands that come next."""
     from flows import comparison, stage
-    from tasks.workspace import home
+    from tasks.paths import home
 
     counted = {how: sum(r.how == how for r in outcome.stages) for how in (stage.RAN, stage.RESTORED, stage.UNCHANGED)}
     console.print(f"\n{len(outcome.stages)} stages: {', '.join(f'{n} {how}' for how, n in counted.items() if n)}")

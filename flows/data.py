@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from alignflow.data.gate import REASONS
-from tasks import preparing
-from tasks.data_check import FIRST, Checked
+from tasks.data.check import FIRST, Checked
+from tasks.data.settings import form_in_words
 
 CONTENTS = {"pairs": "pairs", "demonstrations": "chosen answers alone", "prompts_only": "without a judged answer"}
 """What a row may hold, by its key in the report."""
@@ -30,7 +30,7 @@ def view(checked: Checked) -> RenderableType:
     seen = "" if checked.whole else f" (the first {FIRST}; the stage looks at all)"
     facts = Table(box=None, pad_edge=False, show_header=False)
     for path, form in checked.forms.items():
-        facts.add_row("form", Text(f"{path}: {preparing.form_in_words(form)}"))
+        facts.add_row("form", Text(f"{path}: {form_in_words(form)}"))
     facts.add_row("rows", f"{report['rows']}{seen}: {report['used']} used, {report['dropped']} dropped")
     if report["unused"]:
         facts.add_row("", f"{report['unused']} bad answers have no good one beside them and are not used")

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
 
-from tasks.workspace import home
+from tasks.paths import home
 
 LIMIT = "device-slot"
 """Name of the Prefect global concurrency limit that counts slots across machines."""

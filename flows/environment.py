@@ -4,7 +4,7 @@ import os
 import tomllib
 from pathlib import Path
 
-from tasks.workspace import home
+from tasks.paths import home
 
 QUIET = {
     # stage lines go to the run's page and to our own display; Prefect's console says the rest twice

@@ -17,7 +17,7 @@ from types import FrameType
 from flows import device, supervise
 from flows.errors import UserError
 from flows.graph import Stage
-from tasks.workspace import home
+from tasks.paths import home
 
 GRACE_SECONDS = 20  # for a checkpoint after SIGTERM; Prefect kills a cancelled flow after 30
 TAIL = 12  # last lines of a failed stage that its error shows

@@ -11,7 +11,7 @@ from flows.graph import output_hashes
 from flows.workspace import Workspace
 
 if TYPE_CHECKING:
-    from tasks.tracking import Recorder
+    from tasks.tracking.mlflow import Recorder
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Parent:
 
     def finish(self, results: Sequence[stage.Result], rows: Sequence[comparison.Row]) -> None:
         """Add what no stage process could: the stages that DVC did not have to run, and the comparison."""
-        from tasks import tracking
+        from tasks.tracking import mlflow
 
         record, hashes = self.recorder.folder, output_hashes(self.place.path)
         for result in results:
             if result.how == stage.RAN:
-                tracking.link_ran(record, result.stage, hashes[result.stage])
+                mlflow.link_ran(record, result.stage, hashes[result.stage])
             else:
-                tracking.link_reused(record, result.stage, result.metrics, hashes[result.stage])
+                mlflow.link_reused(record, result.stage, result.metrics, hashes[result.stage])
         page = self.place.path / comparison.PAGE
         if rows and page.exists():
             self.recorder.artifact(page)
@@ -51,9 +51,9 @@ class Parent:
 @contextmanager
 def pipeline(place: Workspace, run: str, only: Sequence[str]) -> Iterator[Parent]:
     """Open the parent run; it ends as failed or killed when the flow does."""
-    from tasks import tracking
+    from tasks.tracking import mlflow
 
-    recorder = tracking.start_pipeline(
+    recorder = mlflow.start_pipeline(
         f"pipeline-{run}",
         name=place.name,
         params=_params(place),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from flows.errors import UserError
 from flows.git import git, tree_of
-from tasks.workspace import home
+from tasks.paths import home
 
 LOCK = "dvc.lock"
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from tasks.stage import Stage, run
-from tasks.workspace import CONVERTED, IDENTITY
+from tasks.paths import CONVERTED, IDENTITY
+from tasks.running.stage import Stage, run
 
 
 def work(stage: Stage) -> Mapping[str, float]:

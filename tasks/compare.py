@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignflow.evaluation.win_rates import Resampling
-from tasks import figures, params, recorder, report
-from tasks.outcomes import PROXY, Comparison, Method, compare
-from tasks.stage import Stage, run
-from tasks.verdict import Verdict, verdict
-from tasks.wording import between, duration, number, percent, signed
+from tasks import params
+from tasks.comparison import export, page
+from tasks.comparison.compute import PROXY, Comparison, Method, compare
+from tasks.comparison.verdict import Verdict, verdict
+from tasks.comparison.wording import between, duration, number, percent, signed
+from tasks.running.stage import Stage, run
+from tasks.tracking import recorder
 
 
 def write_reports(root: Path) -> tuple[Comparison, Verdict]:
@@ -31,17 +33,16 @@ def write_reports(root: Path) -> tuple[Comparison, Verdict]:
     )
     comparison = compare(root, tuple(settings.iterative_dpo.rounds), method)
     said = verdict(comparison)
-    page = report.render(comparison, said)
     _write(root / "reports" / "comparison.json", _json(rows(comparison, said)))
-    _write(root / "reports" / "verdict.json", _json(figures.summary(comparison, said)))
-    _write(root / "reports" / "comparison.html", page)
+    _write(root / "reports" / "verdict.json", _json(export.summary(comparison, said)))
+    _write(root / "reports" / "comparison.html", page.render(comparison, said))
     return comparison, said
 
 
 def rows(comparison: Comparison, said: Verdict) -> list[dict[str, object]]:
     """Return the entries of ``reports/comparison.json``."""
     findings = {finding.outcome.policy: finding for finding in said.findings}
-    return [figures.row(outcome, comparison, findings.get(outcome.policy)) for outcome in comparison.compared]
+    return [export.row(outcome, comparison, findings.get(outcome.policy)) for outcome in comparison.compared]
 
 
 def table(comparison: Comparison) -> str:
@@ -81,12 +82,12 @@ def work(stage: Stage) -> Mapping[str, float]:
     comparison, said = write_reports(Path())
     print("\n".join([table(comparison), "", *said.lines]), flush=True)
     stage.record.artifact(Path("reports"))
-    stage.record.table("comparison", [figures.scalars(row) for row in rows(comparison, said)])
-    stage.record.table("round_robin", figures.round_robin(comparison))
+    stage.record.table("comparison", [export.scalars(row) for row in rows(comparison, said)])
+    stage.record.table("round_robin", export.round_robin(comparison))
     for outcome in comparison.outcomes.values():
         # the same keys in every run, so that MLflow's compare view puts the policies beside each other
-        recorder.nested(stage.record, f"compare/{outcome.policy}", figures.of_policy(outcome))
-    return figures.metrics(comparison)
+        recorder.nested(stage.record, f"compare/{outcome.policy}", export.of_policy(outcome))
+    return export.metrics(comparison)
 
 
 def _json(content: object) -> str:

@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping
 
-from tasks.stage import Stage, run
+from tasks.running.stage import Stage, run
 
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Train a policy from the SFT adapter; the reference is a frozen copy of it."""
-    from tasks import training
-    from tasks.dpo_training import train_dpo
+    from tasks.training.models import SFT, encode_pairs, open_models, read_pairs
+    from tasks.training.pairs import train_dpo
 
-    models = training.open_models(stage.params)
-    models.add("reference", start=training.SFT)
-    models.add("policy", start=training.SFT, trained=True)
-    pairs = training.encode_pairs(models.base.tokenizer, training.read_pairs("train"))
+    models = open_models(stage.params)
+    models.add("reference", start=SFT)
+    models.add("policy", start=SFT, trained=True)
+    pairs = encode_pairs(models.base.tokenizer, read_pairs("train"))
     section = stage.params.dpo
     return train_dpo(stage, models, pairs, section, starts_at_reference=True, snapshots=section.snapshots)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.params import Params, load
 from tasks.policies import POLICIES, REFERENCE
-from tasks.stage import Stage, run
+from tasks.running.stage import Stage, run
 
 if TYPE_CHECKING:
     from alignflow.memory import Budget
@@ -98,14 +98,17 @@ def work(stage: Stage) -> Mapping[str, float]:
     """Sample from the policy and its snapshots, judge all answers in one pass, and measure what it still knows."""
     from alignflow import distributed
     from alignflow.memory import Budget
-    from tasks import rewarding, training
-    from tasks.hardware import peak_memory_gib
+    from tasks.running.hardware import peak_memory_gib
+    from tasks.training.models import (
+        read_prompts,
+    )
+    from tasks.training.rewards import check_sources, judged_rows
 
     policy, params = stage.name.partition("@")[2], stage.params
-    every = training.read_prompts("eval")
-    rewarding.check_sources(params, every)
+    every = read_prompts("eval")
+    check_sources(params, every)
     samples = params.evaluate.samples_per_prompt
-    asked = rewarding.judged_rows(params, every)[: params.evaluate.prompts]
+    asked = judged_rows(params, every)[: params.evaluate.prompts]
     rows = [row for row in asked for _ in range(samples)]
     first = rows[: samples * params.evaluate.trajectory_prompts]
     models, trajectory = _open(params), trajectory_of(policy, params)
@@ -136,14 +139,20 @@ def _write(folder: Path, table: Sequence[Mapping[str, Any]], points: Sequence[Ma
 
 def _open(params: Params) -> "SharedBase":
     """Load the base with the reference and the scorers that judge."""
-    from tasks import rewarding, training
+    from tasks.training.models import (
+        JUDGE_MODEL,
+        REWARD_MODEL,
+        SFT,
+        open_models,
+    )
+    from tasks.training.rewards import is_trained
 
-    models = training.open_models(params)
-    models.add("reference", start=training.SFT)
+    models = open_models(params)
+    models.add("reference", start=SFT)
     if params.rewards.reward_model:
-        models.add("reward_model", start=training.REWARD_MODEL)
-    if rewarding.is_trained(training.JUDGE_MODEL):
-        models.add(JUDGE, start=training.JUDGE_MODEL)
+        models.add("reward_model", start=REWARD_MODEL)
+    if is_trained(JUDGE_MODEL):
+        models.add(JUDGE, start=JUDGE_MODEL)
     return models
 
 
@@ -170,7 +179,7 @@ def _answer(
     """Sample an answer to each row, the same random numbers for every role, and measure the KL to the reference."""
     from alignflow.data.encoding import encode_prompt
     from alignflow.types import Example
-    from tasks import sampling
+    from tasks.training import sampling
 
     section = stage.params.evaluate
     prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
@@ -213,17 +222,20 @@ def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: "Bud
 
 def _judge(stage: Stage, models: "SharedBase", answers: Sequence[Answers], budget: "Budget") -> list[Judged]:
     """Return what all answers are worth: one pass of each scorer over all of them."""
-    from tasks import rewarding, training
+    from tasks.training import rewards
+    from tasks.training.models import (
+        JUDGE_MODEL,
+    )
 
     params = stage.params
     rows = [row for one in answers for row in one.rows]
     texts = [text for one in answers for text in one.texts]
     examples = [example for one in answers for example in one.examples]
-    sources = rewarding.sources(models, params, rows, examples, texts, budget=budget)
+    sources = rewards.sources(models, params, rows, examples, texts, budget=budget)
     scores = [_score(params, row, mine) for row, mine in zip(rows, sources, strict=True)]
     judges: dict[str, list[float]] = {}
     if JUDGE in models.heads:
-        judges[JUDGE] = rewarding.learned_scores(models, JUDGE, training.JUDGE_MODEL, examples, budget)
+        judges[JUDGE] = rewards.learned_scores(models, JUDGE, JUDGE_MODEL, examples, budget)
     for rule in stage.params.evaluate.judges:
         judges[rule] = [_rule(rule, row, text) for row, text in zip(rows, texts, strict=True)]
     result, start = [], 0
@@ -234,9 +246,9 @@ def _judge(stage: Stage, models: "SharedBase", answers: Sequence[Answers], budge
 
 
 def _score(params: Params, row: Mapping[str, Any], sources: Mapping[str, float | None]) -> float:
-    from tasks import rewarding
+    from tasks.training.rewards import weighted_sum
 
-    score = rewarding.weighted_sum(params, sources)
+    score = weighted_sum(params, sources)
     if score is None:
         raise NoJudgement(
             f"no rule of rewards.rules applies to an answer to {row['prompt']!r}, although one did before"
@@ -344,16 +356,19 @@ def _capability(stage: Stage, models: "SharedBase", role: str, budget: "Budget")
     from alignflow.data.encoding import encode_prompt, encode_response
     from alignflow.evaluation.capability import choice_accuracy, encode_choices, perplexity, read_question
     from alignflow.types import Example
-    from tasks import training
+    from tasks.training.models import (
+        read_lines,
+        read_prepared,
+    )
 
     section, tokenizer = stage.params.evaluate, models.base.tokenizer
     path = Path(section.capability_path)
-    lines = enumerate(training.read_lines(path), start=1)
+    lines = enumerate(read_lines(path), start=1)
     questions = [read_question(line, f"{path}, line {number}") for number, line in lines]
     choices = [choice for question in questions for choice in encode_choices(tokenizer, question)]
     good = [
         Example(encode_prompt(tokenizer, row["messages"]), encode_response(tokenizer, row["chosen"]))
-        for row in training.read_prepared("eval")
+        for row in read_prepared("eval")
         if row["chosen"] is not None
     ][: section.capability_texts]
     logps = by_rows(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tasks.stage import Stage, run
+from tasks.running.stage import Stage, run
 
 
 def work(stage: Stage) -> Mapping[str, float]:
@@ -14,28 +14,30 @@ def work(stage: Stage) -> Mapping[str, float]:
     from alignflow.memory import Budget
     from alignflow.optim import MasterAdamW, OptimisationConfig
     from alignflow.types import Rollouts
-    from tasks import online, training
+    from tasks.training.models import config_of, finish, keep_snapshots
+    from tasks.training.rollouts import both_logprobs, collector, open_roles
+    from tasks.training.rollouts import logprobs as role_logprobs
 
     section, sampling = stage.params.grpo, stage.params.sampling
     temperature, cap = sampling.temperature, sampling.importance_cap
-    config = training.config_of(section, OptimisationConfig)
-    keys = training.config_of(section, grpo.GRPOConfig)
-    models = online.open_roles(stage.params)
+    config = config_of(section, OptimisationConfig)
+    keys = config_of(section, grpo.GRPOConfig)
+    models = open_roles(stage.params)
     budget = Budget(section.micro_batch_tokens, stage.announce)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
     def prepare(rollouts: Rollouts, carry: Carry, both: bool) -> tuple[grpo.GRPOBatch, dict[str, Tensor], Carry]:
         sequences = rollouts.sequences
         if both:
-            logprobs, ref_logprobs = online.both_logprobs(models, sequences, temperature, budget)
+            logprobs, ref_logprobs = both_logprobs(models, sequences, temperature, budget)
             return (*grpo.prepare(rollouts, logprobs, ref_logprobs, keys), carry)
-        ref_logprobs = online.logprobs(models, "reference", sequences, temperature, budget)
+        ref_logprobs = role_logprobs(models, "reference", sequences, temperature, budget)
         return (*grpo.prepare(rollouts, None, ref_logprobs, keys), carry)
 
     stage.total_steps = section.steps
     train(
         OnlineAlgorithm(
-            collect=online.collector(
+            collect=collector(
                 stage,
                 models,
                 section,
@@ -60,10 +62,10 @@ def work(stage: Stage) -> Mapping[str, float]:
         target_kl=section.target_kl,
         log=stage.log,
         announce=stage.announce,
-        keep=training.keep_snapshots(stage, models, section.snapshots),
+        keep=keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )
-    return training.finish(stage, models, "policy", frozen=frozen)
+    return finish(stage, models, "policy", frozen=frozen)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Pair
-from tasks import training
+from tasks.training.models import rows_of_step
 
 
 def last_states(models: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> Tensor:
@@ -46,7 +46,7 @@ def fit_head(
     chosen, rejected = states
 
     def batches(step: int, _: int) -> list[reward_model.StatesBatch]:
-        rows = training.rows_of_step(len(margins), config, step)
+        rows = rows_of_step(len(margins), config, step)
         return [reward_model.StatesBatch(chosen[rows], rejected[rows], margins[rows])]
 
     train(

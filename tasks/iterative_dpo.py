@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.params import load
-from tasks.stage import Stage, run
+from tasks.running.stage import Stage, run
 
 if TYPE_CHECKING:
     from alignflow.models.roles import SharedBase
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Run one round; its pairs are written with their lineage, the dropped ones too."""
-    from tasks import training
-    from tasks.dpo_training import train_dpo
+    from tasks.training.models import REWARD_MODEL, SFT, open_models
+    from tasks.training.pairs import train_dpo
 
     section = stage.params.iterative_dpo
     turn = section.rounds[stage.name.partition("@")[2]]
-    models = training.open_models(stage.params)
+    models = open_models(stage.params)
     models.add("policy", start=Path(turn.previous), trained=True)
-    models.add("reference", start=Path(turn.previous) if section.reference == "previous" else training.SFT)
-    models.add("reward_model", start=training.REWARD_MODEL)
+    models.add("reference", start=Path(turn.previous) if section.reference == "previous" else SFT)
+    models.add("reward_model", start=REWARD_MODEL)
     pairs, sampled = _pairs(stage, models)
-    at_reference = section.reference == "previous" or Path(turn.previous) == training.SFT
+    at_reference = section.reference == "previous" or Path(turn.previous) == SFT
     trained = train_dpo(stage, models, pairs, section, starts_at_reference=at_reference, snapshots=0)
     return {**trained, **sampled}
 
@@ -81,19 +81,20 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     from alignflow.algorithms.iterative_dpo import choose_pair, shard_of
     from alignflow.memory import Budget
     from alignflow.models.base import load_identity
-    from tasks import rewarding, training
-    from tasks.workspace import IDENTITY
+    from tasks.paths import IDENTITY
+    from tasks.training.models import read_prompts
+    from tasks.training.rewards import check_sources, sample
 
     section, k = stage.params.iterative_dpo, stage.params.iterative_dpo.samples_per_prompt
     turn = section.rounds[stage.name.partition("@")[2]]
-    train = training.read_prompts("train")
-    rewarding.check_sources(stage.params, train)
+    train = read_prompts("train")
+    check_sources(stage.params, train)
     shard = shard_of(len(train), shard=turn.shard, of=turn.of, seed=section.seed)[: section.prompts_per_shard]
     rows = [train[i] for i in shard]
     stage.say(f"samples {k} answers to each of {len(rows)} prompts")
     seed = section.seed * 1000 + turn.shard
     budget = Budget(section.micro_batch_tokens, stage.announce)
-    samples = rewarding.sample(models, stage.params, rows, k, seed=seed, budget=budget)
+    samples = sample(models, stage.params, rows, k, seed=seed, budget=budget)
     origin = {
         "round": stage.name.partition("@")[2],
         "shard": turn.shard,

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from tasks.stage import Stage, run
+from tasks.running.stage import Stage, run
 
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Train on the pairs that no other stage learns from."""
-    from tasks import training
-    from tasks.reward_training import train_reward_model
+    from tasks.training.models import REWARD_MODEL
+    from tasks.training.reward_model import train_reward_model
 
-    return train_reward_model(stage, stage.params.judge_model, "judge", other=training.REWARD_MODEL)
+    return train_reward_model(stage, stage.params.judge_model, "judge", other=REWARD_MODEL)
 
 
 if __name__ == "__main__":

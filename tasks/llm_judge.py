@@ -17,9 +17,9 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from tasks.params import LlmJudge
+from tasks.paths import home
 from tasks.policies import POLICIES, REFERENCE
-from tasks.stage import Stage, run
-from tasks.workspace import home
+from tasks.running.stage import Stage, run
 
 if TYPE_CHECKING:
     import httpx

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tasks.params import Params
-from tasks.stage import Stage, run
+from tasks.running.stage import Stage, run
 
 if TYPE_CHECKING:
     from alignflow.models.roles import SharedBase
@@ -20,20 +20,21 @@ def work(stage: Stage) -> Mapping[str, float]:
     from alignflow.memory import Budget
     from alignflow.optim import MasterAdamW, OptimisationConfig
     from alignflow.types import Rollouts
-    from tasks import online, training
+    from tasks.training.models import config_of, finish, keep_snapshots
+    from tasks.training.rollouts import both_logprobs, collector, open_roles, token_rows
 
     section, temperature = stage.params.ppo, stage.params.sampling.temperature
     cap = stage.params.sampling.importance_cap
-    config = training.config_of(section, OptimisationConfig)
-    keys = training.config_of(section, ppo.PPOConfig)
-    models = online.open_roles(stage.params)
+    config = config_of(section, OptimisationConfig)
+    keys = config_of(section, ppo.PPOConfig)
+    models = open_roles(stage.params)
     add_critic(models, stage.params)
     budget = Budget(section.micro_batch_tokens, stage.announce)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
 
     def prepare(rollouts: Rollouts, carry: Carry, _: bool) -> tuple[ppo.PPOBatch, dict[str, Tensor], Carry]:
-        logprobs, ref_logprobs = online.both_logprobs(models, rollouts.sequences, temperature, budget)
-        values = online.token_rows(partial(models.values, "critic"), rollouts.sequences, budget)
+        logprobs, ref_logprobs = both_logprobs(models, rollouts.sequences, temperature, budget)
+        values = token_rows(partial(models.values, "critic"), rollouts.sequences, budget)
         batch, metrics, kl_coef = ppo.prepare(
             rollouts, logprobs, ref_logprobs, values, keys, kl_coef=carry["kl_coef"], importance_cap=cap
         )
@@ -42,7 +43,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     stage.total_steps = section.steps
     train(
         OnlineAlgorithm(
-            collect=online.collector(stage, models, section, budget, samples=1),
+            collect=collector(stage, models, section, budget, samples=1),
             prepare=prepare,
             steps=[
                 lambda batch: ppo.policy_step(models, batch, keys, temperature=temperature),
@@ -65,23 +66,24 @@ def work(stage: Stage) -> Mapping[str, float]:
         target_kl=section.target_kl,
         log=stage.log,
         announce=stage.announce,
-        keep=training.keep_snapshots(stage, models, section.snapshots),
+        keep=keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )
-    return training.finish(stage, models, "policy", frozen=frozen)
+    return finish(stage, models, "policy", frozen=frozen)
 
 
 def add_critic(models: "SharedBase", params: Params) -> None:
     """Add the critic: it starts at the reward model's score, or at 0 everywhere where rules alone give the reward."""
     import torch
 
-    from tasks import rewarding, training
+    from tasks.training.models import REWARD_MODEL, SFT
+    from tasks.training.rewards import normalization
 
     if params.rewards.reward_model:
-        models.add("critic", start=training.REWARD_MODEL, trained=True)
-        models.standardize_head("critic", *rewarding.normalization(training.REWARD_MODEL))
+        models.add("critic", start=REWARD_MODEL, trained=True)
+        models.standardize_head("critic", *normalization(REWARD_MODEL))
     else:
-        models.add("critic", start=training.SFT, trained=True)
+        models.add("critic", start=SFT, trained=True)
         models.add_head("critic", weight=torch.zeros(1, models.base.model.config.hidden_size), bias=0.0)
 
 

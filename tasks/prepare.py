@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.params import load
-from tasks.stage import Stage, run
-from tasks.workspace import IDENTITY, PREPARED
+from tasks.paths import IDENTITY, PREPARED
+from tasks.running.stage import Stage, run
 
 
 def work(stage: Stage) -> Mapping[str, float]:
@@ -20,35 +20,47 @@ def work(stage: Stage) -> Mapping[str, float]:
     from alignflow.data.split import Side
     from alignflow.models.base import load_identity
     from alignflow.models.load import load_tokenizer
-    from tasks import data_report, preparing
+    from tasks.data import page
+    from tasks.data.settings import (
+        counted,
+        digests,
+        empty_sides,
+        form_in_words,
+        forms_of,
+        limits_of,
+        plan_of,
+        ruler_of,
+        sources_of,
+        summary,
+    )
 
     data = stage.params.data
-    sources = preparing.sources_of(data)
-    limits = preparing.limits_of(data)
-    forms = preparing.forms_of(data, sources)
+    sources = sources_of(data)
+    limits = limits_of(data)
+    forms = forms_of(data, sources)
     for path, form in forms.items():
-        stage.say(f"{path}: read as {preparing.form_in_words(form)}")
-    ruler = preparing.ruler_of(data, load_tokenizer(load_identity(IDENTITY)))
+        stage.say(f"{path}: read as {form_in_words(form)}")
+    ruler = ruler_of(data, load_tokenizer(load_identity(IDENTITY)))
     PREPARED.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=PREPARED.parent) as folder:
-        rows = preparing.counted(mix(sources, seed=data.seed, form=data.format, pairs=data.pairs), stage.say)
-        found = preparation.prepare(rows, ruler, preparing.plan_of(data), Path(folder), workers=data.workers)
+        rows = counted(mix(sources, seed=data.seed, form=data.format, pairs=data.pairs), stage.say)
+        found = preparation.prepare(rows, ruler, plan_of(data), Path(folder), workers=data.workers)
         gate.check(data.path, found.total, found.findings(), limits)
         report = {
-            "data": list(preparing.digests(sources)),
-            "forms": [{"name": path, "form": preparing.form_in_words(form)} for path, form in forms.items()],
+            "data": list(digests(sources)),
+            "forms": [{"name": path, "form": form_in_words(form)} for path, form in forms.items()],
             **preparation.report(found),
             "limits": {"max_dropped_fraction": limits.overall, "max_fraction": dict(limits.by_reason)},
         }
-        if empty := preparing.empty_sides(report, data):
+        if empty := empty_sides(report, data):
             raise DataError(f"{data.path}: {'; '.join(empty)}")
         shutil.rmtree(PREPARED, ignore_errors=True)  # only now: a gate that stops loses nothing
         for side in Side:
             _write(PREPARED / f"{side.name.lower()}.jsonl", found.lines(side))
     (PREPARED / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    (PREPARED / "report.html").write_text(data_report.render(report))
+    (PREPARED / "report.html").write_text(page.render(report))
     _track(stage, report)
-    stage.say(preparing.summary(report))
+    stage.say(summary(report))
     for finding in [*report["findings"], *report["warnings"]]:
         stage.say(f"{finding['rows']:7d}  {finding['text']} (rows {', '.join(finding['examples'])})")
     return {**_counts(report), **statistics.flat(report["statistics"])}

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from tasks.stage import Stage, run
+from tasks.running.stage import Stage, run
 
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Train on the pairs of the training prompts."""
-    from tasks.reward_training import train_reward_model
+    from tasks.training.reward_model import train_reward_model
 
     return train_reward_model(stage, stage.params.reward_model, "train")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tasks.stage import Stage, run
+from tasks.running.stage import Stage, run
 
 
 def work(stage: Stage) -> Mapping[str, float]:
@@ -13,23 +13,23 @@ def work(stage: Stage) -> Mapping[str, float]:
     from alignflow.loops.offline import train
     from alignflow.optim import MasterAdamW, OptimisationConfig
     from alignflow.types import Example, Sequences
-    from tasks import training
+    from tasks.training.models import config_of, finish, open_models, read_demonstrations, rows_of_step, tokens_of
 
     section = stage.params.sft
-    config = training.config_of(section, OptimisationConfig)
-    models = training.open_models(stage.params)
+    config = config_of(section, OptimisationConfig)
+    models = open_models(stage.params)
     models.add("policy", trained=True, seed=section.seed)
 
     if section.enabled:
         tokenizer = models.base.tokenizer
         examples = [
             Example(encode_prompt(tokenizer, row["messages"]), encode_response(tokenizer, row["chosen"]))
-            for row in training.read_demonstrations("train")
+            for row in read_demonstrations("train")
         ]
         lengths = [len(e.prompt) + len(e.response) for e in examples]
 
         def batches(step: int, budget: int) -> list[Sequences]:
-            rows = training.rows_of_step(len(examples), config, step)
+            rows = rows_of_step(len(examples), config, step)
             groups = micro_batches(lengths, rows, budget)
             return [collate([examples[i] for i in group]).to(models.base.device) for group in groups]
 
@@ -38,7 +38,7 @@ def work(stage: Stage) -> Mapping[str, float]:
             batches,
             lambda batch: sft.step(models, batch),
             sft.count,
-            training.tokens_of,
+            tokens_of,
             MasterAdamW(
                 [(models.parameters("policy"), config.learning_rate)],
                 config.weight_decay,
@@ -52,7 +52,7 @@ def work(stage: Stage) -> Mapping[str, float]:
         )
     else:
         stage.say("sft.enabled is false: every method starts from the base model")
-    return training.finish(stage, models, "policy", frozen={})
+    return finish(stage, models, "policy", frozen={})
 
 
 if __name__ == "__main__":

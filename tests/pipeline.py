@@ -11,7 +11,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("alignflow", "tasks")
 PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a result
     f"tasks.{name}"
-    for name in ("stage", "processes", "params", "recorder", "outbox", "workspace", "hardware", "delivery", "tracking")
+    for name in (
+        "paths",
+        "params",
+        "running.stage",
+        "running.processes",
+        "running.hardware",
+        "tracking.recorder",
+        "tracking.outbox",
+        "tracking.delivery",
+        "tracking.mlflow",
+    )
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from tasks.stage import SAMPLING
+from tasks.running.stage import SAMPLING
 from tests.pipeline import ROOT, closure, paths, read_yaml, resolved, run_call, stages
 
 STAGES = stages()

@@ -32,7 +32,7 @@ from alignflow.ops import masked_sum
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Pair, Sequences, StepOutput
 from tasks.head_first import fit_head, last_states
-from tasks.training import pair_batches, tokens_of
+from tasks.training.models import pair_batches, tokens_of
 from tests.toy import enough
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Sample responses with vLLM on a CUDA device: the optional engine behind ``tasks/sampling.py``.
+"""Sample responses with vLLM on a CUDA device: the optional engine behind ``tasks/training/sampling.py``.
 
 Written against the documented interface of vLLM 0.11 and newer and tested with a stand-in; it has not run on a GPU yet.
 

@@ -69,7 +69,7 @@ def _copy(toy: Toy, folder: Path) -> Toy:
 
 def _enter(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> Toy:
     """Go there, as a user would; flows that run in this process then find it."""
-    from tasks.workspace import home
+    from tasks.paths import home
 
     for name in [n for n in os.environ if n.startswith(("MLFLOW_", "ALIGNFLOW_"))]:
         monkeypatch.delenv(name)

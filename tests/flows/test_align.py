@@ -25,7 +25,7 @@ def run(**arguments):
 @pytest.fixture(autouse=True)
 def _without_mlflow(monkeypatch):
     """Records are written; nobody delivers them, which has tests of its own and costs seconds."""
-    monkeypatch.setattr("tasks.recorder._spawn_delivery", lambda folder: None)
+    monkeypatch.setattr("tasks.tracking.recorder._spawn_delivery", lambda folder: None)
 
 
 def test_a_first_run_in_a_fresh_clone_leaves_nothing_for_dvc_to_do(first_run):

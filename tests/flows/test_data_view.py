@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.data import command
-from tasks.data_check import Checked
+from tasks.data.check import Checked
 from tasks.params import Data, load
 
 ROOT = Path(__file__).resolve().parents[2]

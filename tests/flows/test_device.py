@@ -20,7 +20,7 @@ with device.slot(threading.Event(), server=False, waiting=lambda: None):
 
 @pytest.fixture
 def at_home(tmp_path, monkeypatch):
-    from tasks.workspace import home
+    from tasks.paths import home
 
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path))
     home.cache_clear()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from alignflow.evaluation.win_rates import Resampling
-from tasks.outcomes import Comparison, Method, compare
+from tasks.comparison.compute import Comparison, Method, compare
 
 ROUNDS = ("round-1", "round-2")
 METHOD = Method(Resampling(samples=500, confidence=0.95, seed=3), length_ridge=0.1, kl_levels=2)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tasks import params
-from tasks.workspace import home
+from tasks.paths import home
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -79,7 +79,7 @@ def working_in(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
-        patch.setattr("tasks.recorder._spawn_delivery", lambda _: None)
+        patch.setattr("tasks.tracking.recorder._spawn_delivery", lambda _: None)
         home.cache_clear()
         try:
             yield

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tasks import compare, params
-from tasks.figures import metrics, of_policy, scalars
+from tasks.comparison.export import metrics, of_policy, scalars
+from tasks.comparison.records import InputError
 from tasks.policies import POLICIES, training_stages
-from tasks.reading import InputError
 from tests.pipeline import read_yaml
 from tests.tasks.evaluated import (
     PROMPTS,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tasks import params
-from tasks.workspace import home
+from tasks.paths import home
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICIES = ("base", "dpo", "iterative_dpo", "ppo", "grpo")
@@ -75,7 +75,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALIGNFLOW_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("LLM_JUDGE_API_KEY", raising=False)
-    monkeypatch.setattr("tasks.recorder._spawn_delivery", lambda _: None)
+    monkeypatch.setattr("tasks.tracking.recorder._spawn_delivery", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["llm_judge"])
     home.cache_clear()
     for policy in ("reference", *POLICIES):

@@ -11,8 +11,8 @@ from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response
 from alignflow.types import Example
-from tasks.online import both_logprobs, rollouts
-from tasks.rewarding import Reward, Sample
+from tasks.training.rewards import Reward, Sample
+from tasks.training.rollouts import both_logprobs, rollouts
 from tests.close import EXACT, close
 from tests.tiny import disturb, open_base, some_rows
 

@@ -15,7 +15,7 @@ from alignflow.algorithms.reward_model import RewardModelConfig
 from alignflow.optim import OptimisationConfig
 from alignflow.rewards import RULES
 from tasks import params
-from tasks.training import config_of
+from tasks.training.models import config_of
 
 FILE = Path(__file__).resolve().parents[2] / "params.yaml"
 

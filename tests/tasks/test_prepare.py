@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tasks import data_report, params
-from tasks.data_check import check
+from tasks import params
+from tasks.data import page
+from tasks.data.check import check
 from tests.tasks.small_project import ROOT, stage, working_in
 
 DATA = ROOT.parent / "shared" / "data"
@@ -241,9 +242,9 @@ def test_texts_of_the_data_are_never_markup(place: Path):
     said = report()
     said["near_duplicates"] = [{"row": "1", "eval_row": evil, "similarity": 0.9, "prompt": evil, "eval_prompt": evil}]
     said["data"][0]["name"] = evil
-    page = data_report.render(said)
-    assert "<script" not in page
-    assert Page(page).shown.count(evil) == 5  # three of the pair, the name on top and its version
+    text = page.render(said)
+    assert "<script" not in text
+    assert Page(text).shown.count(evil) == 5  # three of the pair, the name on top and its version
 
 
 def test_what_is_found_goes_into_the_record(place: Path):
@@ -324,14 +325,14 @@ def test_the_report_says_as_what_each_source_was_read(place: Path):
 
 
 def test_a_check_of_a_huge_file_looks_at_its_first_rows(place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks.data_check.FIRST", 10)
+    monkeypatch.setattr("tasks.data.check.FIRST", 10)
     write(GOOD)
     found = check(params.load(Path("params.yaml")).data)
     assert (found.report["rows"], found.whole) == (10, False)
 
 
 def test_doctor_reads_the_data_as_the_stage_does(place: Path):
-    from tasks.doctor import LOOKS
+    from tasks.tools.doctor import LOOKS
 
     write(GOOD)
     well, said = LOOKS["data"]()
@@ -348,7 +349,7 @@ def kinds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[bool, bool]]:
 
 
 def test_readers_return_rows_by_what_they_hold(place: Path):
-    from tasks import training
+    from tasks.training.models import read_demonstrations, read_pairs, read_prepared, read_prompts
 
     thumbs = [{"prompt": f"say {i}", "response": "yes", "label": True} for i in range(40)]
     thumbs += [{"prompt": f"say {i}", "response": "no", "label": False} for i in range(20)]
@@ -356,17 +357,17 @@ def test_readers_return_rows_by_what_they_hold(place: Path):
     found = stage("prepare")
     assert found["rows"] == 60
     assert found["unused"] == found["dropped"] == 0
-    assert set(kinds(training.read_pairs("train"))) == {(True, True)}
-    assert set(kinds(training.read_demonstrations("train"))) == {(True, True), (True, False)}
-    assert len(training.read_prompts("train")) == len(training.read_prepared("train")) == found["train_prompts"]
+    assert set(kinds(read_pairs("train"))) == {(True, True)}
+    assert set(kinds(read_demonstrations("train"))) == {(True, True), (True, False)}
+    assert len(read_prompts("train")) == len(read_prepared("train")) == found["train_prompts"]
 
 
 def test_a_stage_that_needs_pairs_and_finds_none_says_what_can_be_run(place: Path):
-    from tasks import training
+    from tasks.training.models import LacksRows, read_demonstrations, read_pairs
 
     write([{"prompt": f"add {i} to {i * i + 100}", "answer": str(i)} for i in range(40)])
     stage("prepare")
-    with pytest.raises(training.LacksRows, match=r"train\.jsonl has no pair.*can be run with it: ppo and grpo"):
-        training.read_pairs("train")
-    with pytest.raises(training.LacksRows, match="no chosen response"):
-        training.read_demonstrations("train")
+    with pytest.raises(LacksRows, match=r"train\.jsonl has no pair.*can be run with it: ppo and grpo"):
+        read_pairs("train")
+    with pytest.raises(LacksRows, match="no chosen response"):
+        read_demonstrations("train")

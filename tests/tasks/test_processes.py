@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from alignflow.checkpoint import load
-from tasks import params, processes
+from tasks import params
+from tasks.running import processes
 from tests.close import close
 from tests.tasks.small_project import ROOT, set_up, stage, weights, working_in
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from alignflow.models.roles import SharedBase
 from alignflow.types import Pair
-from tasks.reference_logps import kept, key_of
-from tasks.workspace import home
+from tasks.paths import home
+from tasks.training.reference_logps import kept, key_of
 from tests.close import EXACT, close
 from tests.tiny import disturb, open_base
 

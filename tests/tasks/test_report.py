@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tasks import report, samples, wording
+from tasks.comparison import page as comparison_page
+from tasks.comparison import samples, wording
+from tasks.comparison.verdict import verdict
 from tasks.policies import POLICIES
-from tasks.verdict import verdict
 from tests.tasks.evaluated import HOSTILE, REPORT, answers, build, compared, write, write_answers, write_judgements
 
 
@@ -36,7 +37,7 @@ def root(tmp_path):
 
 def render(root) -> str:
     comparison = compared(root)
-    return report.render(comparison, verdict(comparison))
+    return comparison_page.render(comparison, verdict(comparison))
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,11 @@ from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response
 from alignflow.sampling.vllm import VLLMError
-from tasks import doctor, sampling, stage
 from tasks.params import load, override
-from tasks.sampling import answering, decode, eos_ids
+from tasks.running import stage
+from tasks.tools import doctor
+from tasks.training import sampling
+from tasks.training.sampling import answering, decode, eos_ids
 from tests.tiny import EOS, SHAPE, four_roles
 
 TURNS = (

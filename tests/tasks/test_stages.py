@@ -16,10 +16,11 @@ from alignflow import optim, rewards
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
 from alignflow.types import Sequences
-from tasks import online, params
+from tasks import params
+from tasks.paths import home
 from tasks.ppo import add_critic
-from tasks.stage import Stage
-from tasks.workspace import home
+from tasks.running.stage import Stage
+from tasks.training.rollouts import open_roles
 from tests.close import EXACT, LOOSE, close
 from tests.tasks.small_project import set_up, stage, weights, working_in
 from tests.tiny import disturb, some_rows
@@ -340,7 +341,7 @@ def test_rewards_by_rules_alone_leave_out_prompts_to_which_none_applies(
 
 def test_the_critic_of_rewards_by_rules_alone_starts_from_sft_with_value_0_everywhere(settings: Callable[..., None]):
     settings(*MIXED, "rewards.reward_model=0")
-    models = online.open_roles(params.load(Path("params.yaml")))
+    models = open_roles(params.load(Path("params.yaml")))
     add_critic(models, params.load(Path("params.yaml")))
     own, start = (models.parameters(role, heads=False) for role in ("critic", "policy"))
     assert all(mine.equal(other) for mine, other in zip(own, start, strict=True))
@@ -388,7 +389,7 @@ def test_what_was_computed_before_a_rule_raised_is_not_lost(
         calls.append(prompt)
         return 0.0 if len(calls) <= 4 else {}[prompt]
 
-    monkeypatch.setattr("tasks.stage.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.running.stage.SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setitem(rewards.RULES, "brevity", failing)  # type: ignore[misc]
         with pytest.raises(SystemExit):

@@ -21,9 +21,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tasks import tracking
-from tasks.outbox import delivered, destination, exclusive, history, undelivered
-from tasks.workspace import home
+from tasks.paths import home
+from tasks.tracking import mlflow as tracking
+from tasks.tracking.outbox import delivered, destination, exclusive, history, undelivered
 
 ADAPTER = {"adapter_config.json": '{"peft_type": "LORA"}', "adapter_model.safetensors": "weights"}
 ROWS = [
@@ -374,7 +374,7 @@ def local(local_home: Path) -> Iterator[Path]:
 
 STAGE_TO_KILL = """
 import sys
-from tasks import tracking
+from tasks.tracking import mlflow as tracking
 recorder = tracking.start("killed", name="killed", params={}, tags={})
 for step in range(1, 11):
     recorder.log(step, {"loss": float(step)})
@@ -490,7 +490,7 @@ def test_settings_of_the_delivery_do_not_leak_into_its_caller(local: Path) -> No
 
 
 def test_a_stage_that_tracks_does_not_import_mlflow() -> None:
-    code = "import sys; from tasks import tracking; sys.exit('mlflow' in sys.modules)"
+    code = "import sys; from tasks.tracking import mlflow; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=False).returncode == 0
 
 

@@ -10,7 +10,10 @@ import torch
 
 from alignflow.sampling.own import Response
 from alignflow.types import Example, Pair
-from tasks import online, params, rewarding, training
+from tasks import params
+from tasks.training.models import pair_batches, read_prepared, read_prompts, rows_of_step
+from tasks.training.rewards import Reward, RewardError, Sample, check_sources, means
+from tasks.training.rollouts import rollouts
 from tests.close import close
 from tests.toy import CONFIG, Given, enough
 
@@ -19,20 +22,20 @@ FILE = Path(__file__).resolve().parents[2] / "params.yaml"
 
 def test_every_epoch_sees_each_row_once_in_its_own_order():
     """Batches of 4 from 6 rows: steps 0 to 2 are exactly two epochs."""
-    rows = [row for step in range(3) for row in training.rows_of_step(6, CONFIG, step)]
+    rows = [row for step in range(3) for row in rows_of_step(6, CONFIG, step)]
     assert sorted(rows[:6]) == sorted(rows[6:]) == list(range(6))
     assert rows[:6] != rows[6:]
-    assert training.rows_of_step(6, CONFIG, 1) == rows[4:8]
+    assert rows_of_step(6, CONFIG, 1) == rows[4:8]
 
 
 def test_a_batch_larger_than_the_data_repeats_it():
-    assert sorted(training.rows_of_step(2, CONFIG, 0)) == [0, 0, 1, 1]
+    assert sorted(rows_of_step(2, CONFIG, 0)) == [0, 0, 1, 1]
 
 
 def test_micro_batches_of_pairs_hold_the_rows_of_the_step_within_the_budget():
     pairs = [Pair((1,) * i, (2,) * (i + 1), (3,)) for i in range(1, 7)]
-    parts = training.pair_batches(pairs, CONFIG, 0, CONFIG.micro_batch_tokens, torch.device("cpu"))
-    assert sorted(row for rows, _ in parts for row in rows) == sorted(training.rows_of_step(6, CONFIG, 0))
+    parts = pair_batches(pairs, CONFIG, 0, CONFIG.micro_batch_tokens, torch.device("cpu"))
+    assert sorted(row for rows, _ in parts for row in rows) == sorted(rows_of_step(6, CONFIG, 0))
     for rows, batch in parts:
         assert len(batch.input_ids) == 2 * len(rows)
         tokens = sum(len(pairs[i].prompt) + len(pairs[i].chosen) + len(pairs[i].rejected) for i in rows)
@@ -50,13 +53,13 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_line_separators_inside_a_text_do_not_split_a_row(prepared: Path):
     row = {"prompt_id": "a", "prompt": "one\u2028two\x85three", "chosen": "c", "rejected": "r"}
     (prepared / "train.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert training.read_prepared("train") == [row]
+    assert read_prepared("train") == [row]
 
 
 def test_a_prompt_with_several_pairs_is_one_prompt(prepared: Path):
     rows = [{"prompt_id": name, "chosen": str(i)} for i, name in enumerate("abacb")]
     (prepared / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = [r["prompt_id"] + r["chosen"] for r in training.read_prompts("eval")]
+    found = [r["prompt_id"] + r["chosen"] for r in read_prompts("eval")]
     assert found == ["a0", "b1", "c3"]
 
 
@@ -65,17 +68,17 @@ RULE = {"weight": 2.0, "right": 1.0, "abstain": 0.0, "wrong": -1.0}
 
 
 @pytest.fixture
-def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[rewarding.Reward]]:
+def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Reward]]:
     """Two responses, of 60 words and of one, with raw scores 3 and 0; the second was cut off."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "artifacts/reward_model"
     folder.mkdir(parents=True)
     (folder / "normalization.json").write_text('{"mean": 1.0, "std": 2.0}')
 
-    def reward(learned: float, rules: dict[str, Any], scores: Sequence[float] = (3.0, 0.0)) -> list[rewarding.Reward]:
+    def reward(learned: float, rules: dict[str, Any], scores: Sequence[float] = (3.0, 0.0)) -> list[Reward]:
         found = params.load(FILE).model_dump()
         found["rewards"] = {"reward_model": learned, "rules": rules, "missing_eos_penalty": 0.5}
-        return rewarding.reward(
+        return reward(
             Given(scores=torch.tensor(scores)),  # type: ignore[arg-type]
             params.Params.model_validate(found),
             ROWS,
@@ -88,31 +91,31 @@ def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
     return reward
 
 
-def test_the_reward_is_the_weighted_sum_of_sources_less_the_missing_end(earned: Callable[..., list[rewarding.Reward]]):
+def test_the_reward_is_the_weighted_sum_of_sources_less_the_missing_end(earned: Callable[..., list[Reward]]):
     """Scores (3 - 1) / 2 = 1 and -0.5, times 2; brevity of 60 words 0.5 and of one 1, times 4; 0.5 off the second."""
     rewards = earned(2.0, {"brevity": 4.0})
     close([r.total for r in rewards], [2 + 2, -1 + 4 - 0.5])
     assert [r.sources["brevity"] for r in rewards] == [0.5, 1.0]
-    close(rewarding.means(rewards)["score/mean"], (4 + 2.5) / 2)
-    close(rewarding.means(rewards)["score/brevity"], 0.75)
-    close(rewarding.means(rewards)["score/reward_model"], 0.25)
+    close(means(rewards)["score/mean"], (4 + 2.5) / 2)
+    close(means(rewards)["score/brevity"], 0.75)
+    close(means(rewards)["score/reward_model"], 0.25)
 
 
-def test_a_source_that_does_not_apply_adds_nothing(earned: Callable[..., list[rewarding.Reward]]):
+def test_a_source_that_does_not_apply_adds_nothing(earned: Callable[..., list[Reward]]):
     """The second row has no answer: it keeps its learned score alone."""
     rewards = earned(1.0, {"right_abstain_wrong": RULE})
     close([r.total for r in rewards], [1 + 2, -0.5 - 0.5])
     assert rewards[1].sources["right_abstain_wrong"] is None
-    assert rewarding.means(rewards)["score/right_abstain_wrong"] == 1.0
+    assert means(rewards)["score/right_abstain_wrong"] == 1.0
 
 
-def test_a_row_to_which_no_source_applies_has_no_reward(earned: Callable[..., list[rewarding.Reward]]):
+def test_a_row_to_which_no_source_applies_has_no_reward(earned: Callable[..., list[Reward]]):
     rewards = earned(0.0, {"right_abstain_wrong": RULE})
     assert [r.total for r in rewards] == [2.0, None]
-    assert rewarding.means(rewards) == {"score/mean": 2.0}
-    found = online.rollouts(
+    assert means(rewards) == {"score/mean": 2.0}
+    found = rollouts(
         [
-            rewarding.Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1, logprobs=(-1.0,)), "", reward)
+            Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1, logprobs=(-1.0,)), "", reward)
             for i, (row, reward) in enumerate(zip(ROWS, rewards, strict=True))
         ],
         torch.device("cpu"),
@@ -130,12 +133,12 @@ def rules_alone(rules: dict[str, Any]) -> params.Params:
 
 def test_rules_that_apply_to_no_row_of_the_data_are_refused_before_anything_is_sampled():
     rows = [{"prompt": "p", "chosen": "c", "answer": None}, {"prompt": "q", "chosen": "d", "answer": "Rome"}]
-    rewarding.check_sources(rules_alone({"right_abstain_wrong": RULE}), rows)
-    rewarding.check_sources(rules_alone({"right_abstain_wrong": RULE, "brevity": {"weight": 1.0}}), rows[:1])
-    with pytest.raises(rewarding.RewardError, match=r"right_abstain_wrong.* any of 1 rows.*answer"):
-        rewarding.check_sources(rules_alone({"right_abstain_wrong": RULE}), rows[:1])
+    check_sources(rules_alone({"right_abstain_wrong": RULE}), rows)
+    check_sources(rules_alone({"right_abstain_wrong": RULE, "brevity": {"weight": 1.0}}), rows[:1])
+    with pytest.raises(RewardError, match=r"right_abstain_wrong.* any of 1 rows.*answer"):
+        check_sources(rules_alone({"right_abstain_wrong": RULE}), rows[:1])
 
 
-def test_a_reward_model_that_gives_nan_stops_the_run(earned: Callable[..., list[rewarding.Reward]]):
-    with pytest.raises(rewarding.RewardError, match=r"reward model gave nan.*'q'"):
+def test_a_reward_model_that_gives_nan_stops_the_run(earned: Callable[..., list[Reward]]):
+    with pytest.raises(RewardError, match=r"reward model gave nan.*'q'"):
         earned(1.0, {}, scores=(3.0, float("nan")))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.verdict import Standing, Verdict, verdict
+from tasks.comparison.verdict import Standing, Verdict, verdict
 from tests.tasks.evaluated import (
     POLICIES,
     PROMPTS,

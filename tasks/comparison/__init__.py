@@ -1,0 +1,1 @@
+"""From answers and costs to the verdict, the page and the tables."""

@@ -1,0 +1,118 @@
+"""What a reader should know before relying on a win: each a sentence, none a part of the verdict itself."""
+
+from collections.abc import Iterator
+
+from tasks.comparison.compute import PROXY, Comparison, Outcome, judge_title
+from tasks.comparison.wording import between, listing, number, percent, points
+
+LONGER = 1.25
+"""Mean length relative to the reference above which a reader should think of length bias."""
+MORE_TRUNCATED = 0.1
+"""Rise of the truncated share above which answers may simply have lost their end."""
+MORE_REPETITION = 0.05
+"""Rise of the share of repeated trigrams."""
+MORE_DRIFT = 0.05
+"""Rise of the share of answers in another language than their prompt."""
+MORE_PERPLEXITY = 1.1
+"""Perplexity on held-out text relative to the reference."""
+LESS_CHOICE = 0.05
+"""Fall of the accuracy in multiple choice."""
+
+
+def cautions(outcome: Outcome, comparison: Comparison) -> tuple[str, ...]:
+    """Return every caution on a policy, the gravest first."""
+    reference = comparison.reference
+    return (
+        *_over_optimised(outcome, comparison),
+        *_explained_by_length(outcome, comparison),
+        *_traits(outcome, reference),
+        *_capability(outcome, reference),
+    )
+
+
+def _over_optimised(outcome: Outcome, comparison: Comparison) -> Iterator[str]:
+    progress = comparison.progress.get(outcome.policy)
+    if progress is None:
+        return
+    for judge, fall in progress.falls.items():
+        since = "the start" if fall.since == 0 else progress.labels[fall.since]
+        yield (
+            f"Over-optimised: from {since} to the end of training its {judge_title(PROXY)} rose by "
+            f"{number(fall.proxy)} while the {judge_title(judge)} fell by {number(-fall.judge)}. "
+            "An earlier snapshot may be the better one."
+        )
+
+
+def _explained_by_length(outcome: Outcome, comparison: Comparison) -> Iterator[str]:
+    """Name the judges whose settled preference is not settled at equal length."""
+    explained: list[str] = []
+    open_: list[str] = []
+    for judge, rate in outcome.rates.items():
+        equal = outcome.equal_length[judge]
+        if rate.rate <= 0.5 or not rate.settled(comparison.confidence) or equal.interval.low > 0.5:
+            continue
+        said = f"{judge_title(judge)} ({percent(equal.value)}, {between(equal.interval)}, not {percent(rate.rate)})"
+        # at least half of the lead gone: length and not chance is the likely reason
+        (explained if equal.value - 0.5 < (rate.rate - 0.5) / 2 else open_).append(said)
+    lead = f"Its answers are {'longer' if outcome.changes['response_length'].value > 0 else 'shorter'}: at equal length"
+    if explained:
+        yield f"{lead} most of the win by the {listing(explained)} is gone."
+    if open_:
+        yield f"{lead} the win by the {listing(open_)} is not settled; lengths differ too much to tell."
+
+
+def _traits(outcome: Outcome, reference: Outcome) -> Iterator[str]:
+    after, before = outcome.traits, reference.traits
+    if after["response_length"].value > LONGER * before["response_length"].value:
+        yield (
+            f"Its answers are longer ({after['response_length'].value:.0f} tokens against "
+            f"{before['response_length'].value:.0f}); judges often favour length."
+        )
+    for trait, least, said in (
+        ("truncated", MORE_TRUNCATED, "of its answers are cut off by the length limit"),
+        ("repetition", MORE_REPETITION, "of its word trigrams are repetitions"),
+        ("language_drift", MORE_DRIFT, "of its answers are in another language than their prompt"),
+    ):
+        change = outcome.changes.get(trait)
+        if change and change.value > least and change.interval.low > 0:
+            yield f"{percent(after[trait].value)} {said}, against {percent(before[trait].value)}."
+
+
+def _capability(outcome: Outcome, reference: Outcome) -> Iterator[str]:
+    after, before = outcome.quality, reference.quality
+    if after.perplexity and before.perplexity and after.perplexity > MORE_PERPLEXITY * before.perplexity:
+        yield (
+            f"Its perplexity on held-out text is {after.perplexity:.1f}, the reference's {before.perplexity:.1f}: "
+            "it has unlearned some of it."
+        )
+    if after.multiple_choice is not None and before.multiple_choice is not None:
+        fall = before.multiple_choice - after.multiple_choice
+        if fall > LESS_CHOICE:
+            yield (
+                f"It answers {percent(after.multiple_choice)} of the multiple-choice questions, "
+                f"{points(-fall)} against the reference ({percent(before.multiple_choice)})."
+            )
+
+
+def rule_outcomes(outcome: Outcome, comparison: Comparison) -> str:
+    """Say what became of right, abstained and wrong answers; empty without questions whose answer is known."""
+    if not outcome.shares:
+        return ""
+    before = comparison.reference.shares
+    settled: list[str] = []
+    open_: list[str] = []
+    for name, noun in (("wrong", "wrong answers"), ("abstain", "abstentions"), ("right", "right answers")):
+        change = outcome.changes[name]
+        moved = f"{percent(before[name].value)} to {percent(outcome.shares[name].value)}"
+        if change.interval.low > 0 or change.interval.high < 0:
+            verb = "rise" if change.value > 0 else "fall"
+            settled.append(
+                f"{noun} {verb} from {moved} ({points(change.value)}, {between(change.interval, sign=True)})"
+            )
+        else:
+            open_.append(f"{noun} ({moved})")
+    parts = [", ".join(settled)] if settled else []
+    if open_:
+        parts.append(f"no settled change in {listing(open_)}")
+    said = "; ".join(parts)
+    return f"On {comparison.rule_rows} questions with a known answer: {said}."

@@ -1,0 +1,162 @@
+"""The comparison as files and metrics: ``reports/comparison.json``, ``metrics/compare.json`` and MLflow's rows.
+
+Every key is documented in docs/metrics.md.
+"""
+
+from collections.abc import Mapping
+
+from alignflow.evaluation.win_rates import Mean, WinRate
+from tasks.comparison.compute import JUDGE_MODEL, PROXY, Comparison, Outcome
+from tasks.comparison.read_evaluations import OUTCOMES
+from tasks.comparison.verdict import Finding, Verdict
+from tasks.policies import POLICIES
+
+Json = Mapping[str, object]
+
+
+def row(outcome: Outcome, comparison: Comparison, finding: Finding | None) -> dict[str, object]:
+    """Return the policy's entry in ``reports/comparison.json``; other tools rely on its keys."""
+    assert outcome.cost is not None, outcome.policy
+    return {
+        "policy": outcome.policy,
+        "win_rate": outcome.score.rate,
+        "win_rate_low": outcome.score.interval.low,
+        "win_rate_high": outcome.score.interval.high,
+        "score_mean": outcome.means[PROXY].value,
+        "gold_mean": _gold(outcome),
+        "kl_reference": outcome.traits["kl"].value,
+        "response_length_mean": outcome.traits["response_length"].value,
+        "truncated_fraction": outcome.traits["truncated"].value,
+        **outcome.cost.model_dump(),
+        "standing": finding.standing.value if finding else "reference",
+        "sentence": finding.sentence if finding else "",
+        "cautions": list(finding.cautions) if finding else [],
+        "rule_outcomes": finding.rule_outcomes if finding else "",
+        "judges": {
+            judge: _rate(rate)
+            | {"length_controlled": _mean(outcome.equal_length[judge])}
+            | ({"mean": _mean(outcome.means[judge])} if judge in outcome.means else {})
+            for judge, rate in outcome.rates.items()
+        },
+        "traits": {name: _mean(each) for name, each in outcome.traits.items()},
+        "shares": {name: _mean(each) for name, each in outcome.shares.items()},
+        "changes": {name: _mean(each) for name, each in outcome.changes.items()},
+        "quality": outcome.quality.model_dump(),
+        "round_robin": {
+            judge: {other: _rate(met[outcome.policy, other]) for other in POLICIES if other != outcome.policy}
+            for judge, met in comparison.round_robin.items()
+        },
+        "equal_kl": {
+            judge: [
+                {"kl": level, "gain": _mean(gain)}
+                for level, gain in zip(found.levels, found.gains[outcome.policy], strict=True)
+            ]
+            for judge, found in comparison.equal_kl.items()
+            if outcome.policy in found.gains
+        },
+    }
+
+
+def summary(comparison: Comparison, said: Verdict) -> Json:
+    """Return ``reports/verdict.json``: the verdict in words, and what concerns no single policy."""
+    return {
+        "headline": said.headline,
+        "detail": said.detail,
+        "equal_kl": said.equal_kl,
+        "lines": list(said.lines),
+        "agreements": [
+            {"judges": list(judges), "share": each.share, "kappa": each.kappa, "pairs": each.pairs}
+            for judges, each in comparison.agreements.items()
+        ],
+        "equal_kl_leads": {
+            judge: [
+                {"kl": level, "first": lead.first, "second": lead.second, "difference": _mean(lead.difference)}
+                for level, lead in zip(found.levels, found.leads, strict=True)
+            ]
+            for judge, found in comparison.equal_kl.items()
+        },
+        "prompts": comparison.reference.score.prompts,
+        "confidence": comparison.confidence,
+    }
+
+
+def of_policy(outcome: Outcome) -> dict[str, float]:
+    """Return the policy's figures under the keys that its own run in MLflow carries."""
+    flat = _spread("win_rate", outcome.score) | {"win_rate_p_value": outcome.score.adjusted_p}
+    flat |= _with_bounds("length_controlled_win_rate", outcome.equal_length[PROXY])
+    for judge, rate in outcome.judged.items():
+        flat |= _spread(f"judge_win_rate/{judge}", rate) | {f"judge_win_rate_p_value/{judge}": rate.adjusted_p}
+        flat |= {f"judge_length_controlled_win_rate/{judge}": outcome.equal_length[judge].value}
+    flat |= {"score_mean": outcome.means[PROXY].value, "kl_reference": outcome.traits["kl"].value}
+    flat |= {f"judge_mean/{judge}": each.value for judge, each in outcome.means.items() if judge != PROXY}
+    flat |= {
+        "response_length_mean": outcome.traits["response_length"].value,
+        "truncated_fraction": outcome.traits["truncated"].value,
+        "repetition_mean": outcome.traits["repetition"].value,
+    }
+    flat |= {f"{name}_fraction": outcome.shares[name].value for name in OUTCOMES if outcome.shares}
+    return flat
+
+
+def metrics(comparison: Comparison) -> dict[str, float]:
+    """Return the flat numbers of ``metrics/compare.json``, e.g. ``win_rate/dpo``."""
+    flat = {
+        f"{key}/{outcome.policy}": value
+        for outcome in comparison.candidates
+        for key, value in of_policy(outcome).items()
+    }
+    for judge, found in comparison.equal_kl.items():
+        name = "equal_kl_gain" if judge == PROXY else f"judge_equal_kl_gain/{judge}"
+        flat |= {f"{name}/{policy}": gains[-1].value for policy, gains in found.gains.items()}
+    return flat
+
+
+def scalars(entry: Mapping[str, object]) -> dict[str, object]:
+    """Return the part of a row that fits a table: its texts and numbers."""
+    return {key: value for key, value in entry.items() if isinstance(value, str | int | float)}
+
+
+def round_robin(comparison: Comparison) -> list[dict[str, object]]:
+    """Return the round-robin as rows of a table, a pair of policies and a judge a row."""
+    return [
+        {"judge": judge, "policy": one, "other": other, **_rate(rate)}
+        for judge, met in comparison.round_robin.items()
+        for (one, other), rate in met.items()
+    ]
+
+
+def _gold(outcome: Outcome) -> float | None:
+    """Return the mean of the first rule among the judges, of the second reward model without one."""
+    judges = sorted((judge for judge in outcome.means if judge != PROXY), key=lambda judge: judge == JUDGE_MODEL)
+    return outcome.means[judges[0]].value if judges else None
+
+
+def _rate(rate: WinRate) -> dict[str, object]:
+    return {
+        "win_rate": rate.rate,
+        "low": rate.interval.low,
+        "high": rate.interval.high,
+        "wins": rate.wins,
+        "ties": rate.ties,
+        "losses": rate.losses,
+        "p_value": rate.p_value,
+        "adjusted_p": rate.adjusted_p,
+    }
+
+
+def _mean(mean: Mean) -> dict[str, float]:
+    return {"value": mean.value, "low": mean.interval.low, "high": mean.interval.high}
+
+
+def _spread(key: str, rate: WinRate) -> dict[str, float]:
+    return _bounds(key, rate.rate, rate.interval.low, rate.interval.high)
+
+
+def _with_bounds(key: str, mean: Mean) -> dict[str, float]:
+    return _bounds(key, mean.value, mean.interval.low, mean.interval.high)
+
+
+def _bounds(key: str, value: float, low: float, high: float) -> dict[str, float]:
+    """Return a value and its bounds; ``_low`` and ``_high`` follow the quantity's name, before the judge's."""
+    name, slash, judge = key.partition("/")
+    return {key: value, f"{name}_low{slash}{judge}": low, f"{name}_high{slash}{judge}": high}

@@ -1,0 +1,66 @@
+"""Write the page a reader decides from: words first, then numbers, pictures, samples and costs."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tasks.comparison import charts, samples, svg, wording
+from tasks.comparison.compute import JUDGE_MODEL, PROXY, Comparison, judge_title
+from tasks.comparison.read_evaluations import OUTCOMES
+from tasks.comparison.verdict import Verdict, settles
+from tasks.policies import POLICIES, REFERENCE, TITLES
+
+REWARD_MODELS = {"reward_model": "The reward model of training", JUDGE_MODEL: "The second reward model"}
+
+
+def render(comparison: Comparison, verdict: Verdict) -> str:
+    """Return the page as one HTML text that needs no other file."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # whatever a model wrote is text, never markup
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": wording.percent,
+        "between": wording.between,
+        "change": lambda interval: wording.between(interval, sign=True),
+        "points": wording.points,
+        "number": wording.number,
+        "signed": wording.signed,
+        "span": wording.span,
+        "p_value": wording.p_value,
+        "duration": wording.duration,
+        "shorten": samples.shorten,
+        "judge": judge_title,
+        "capital": wording.capital,
+        "unbroken": unbroken,
+    }
+    chosen = samples.choose(comparison)
+    return environment.get_template("comparison.html.j2").render(
+        verdict=verdict,
+        comparison=comparison,
+        colours=svg.theme(),
+        policies=list(POLICIES),
+        titles=TITLES,
+        reference=REFERENCE,
+        proxy=PROXY,
+        shares=OUTCOMES,
+        judges=list(dict.fromkeys(judge for o in comparison.outcomes.values() for judge in o.rates)),
+        reward_models=REWARD_MODELS,
+        settles=settles,
+        samples=chosen,
+        random_samples=sum(sample.reason == "Random" for sample in chosen),
+        win_rates=charts.win_rates(comparison),
+        over_optimisation=charts.over_optimisation(comparison) if comparison.progress else None,
+        along_training=charts.along_training(comparison) if comparison.progress else [],
+        reward_charts={name: charts.reward_model(name, each) for name, each in comparison.reward_models.items()},
+        curves={policy: charts.learning_curves(curve, policy) for policy, curve in comparison.curves.items()},
+        costs=charts.costs(comparison),
+    )
+
+
+def unbroken(text: str) -> str:
+    """Keep ranges such as ``62–79 %`` on one line."""
+    return text.replace("–", "\u2060–\u2060")

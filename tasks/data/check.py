@@ -1,0 +1,68 @@
+"""What `alignflow data check` and `alignflow doctor` find in data, in seconds, without training or writing anything."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tasks.params import Data
+
+FIRST = 10_000
+"""Rows that are looked at; more would take minutes, and the stage looks at them all."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Data as the stage ``prepare`` would find it."""
+
+    forms: dict[str, str]
+    """Of each source, by its path; a name in alignflow/data/formats.py."""
+    report: dict[str, Any]
+    """As ``alignflow.data.preparation.report`` gives it."""
+    problems: list[str]
+    """What would stop the stage; empty when nothing would."""
+    whole: bool
+    """Whether all rows were looked at."""
+
+
+def check(data: Data) -> Checked:
+    """Read the first rows of the data as the stage ``prepare`` reads it.
+
+    Without the base model's tokenizer (artifacts/base, which the stage ``base`` makes) lengths count words.
+
+    Raises:
+        DataError: the data cannot be read, or is of no known form.
+    """
+    from alignflow.data import gate, preparation
+    from alignflow.data.formats import mix
+    from tasks.data.settings import empty_sides, forms_of, limits_of, plan_of, ruler_of, sources_of
+
+    sources = sources_of(data)
+    forms = forms_of(data, sources)
+    rows = mix(sources, seed=data.seed, form=data.format, pairs=data.pairs)
+    ruler = ruler_of(data, _tokenizer())
+    with tempfile.TemporaryDirectory() as folder:
+        plan = plan_of(data)
+        found = preparation.prepare(islice(rows, FIRST), ruler, plan, Path(folder), workers=1)
+        problems = gate.exceeded(found.total, found.findings(), limits_of(data))
+        report = preparation.report(found)
+        return Checked(forms, report, [*problems, *empty_sides(report, data)], _ended(rows))
+
+
+def _ended(rows: Iterator[object]) -> bool:
+    return next(rows, None) is None
+
+
+def _tokenizer() -> Any | None:
+    from tasks.paths import IDENTITY
+
+    if not IDENTITY.exists():
+        return None
+    from alignflow.models.base import load_identity
+    from alignflow.models.load import load_tokenizer
+    from tasks.running.stage import quiet
+
+    quiet()
+    return load_tokenizer(load_identity(IDENTITY))

@@ -1,0 +1,100 @@
+"""Settings and files of the stage ``prepare``, as the stage itself and `alignflow data check` use them."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alignflow.data.formats import FORMS, form_of
+from alignflow.data.gate import Limits
+from alignflow.data.preparation import Plan
+from alignflow.data.sources import Source
+from alignflow.data.survey import Ruler
+from tasks.params import Data
+
+Item = TypeVar("Item")
+
+SAY_SECONDS = 10.0  # between two lines of progress
+UNKNOWN = "unknown"
+"""The form of a source of which no row can be read."""
+
+
+def sources_of(data: Data) -> list[Source]:
+    """Return the sources to read: those of ``data.sources``, or ``data.path`` alone."""
+    if not data.sources:
+        return [Source(data.path)]
+    return [Source(s.path, s.subset, s.revision, s.split, s.weight) for s in data.sources]
+
+
+def forms_of(data: Data, sources: Iterable[Source]) -> dict[str, str]:
+    """Return the form of each source by its path: the one that is forced, or the one that its rows tell.
+
+    Raises:
+        DataError: a source cannot be read or is of no known form.
+    """
+    told = {s.path: data.format if data.format != "auto" else form_of(s) for s in sources}
+    return {path: form or UNKNOWN for path, form in told.items()}
+
+
+def form_in_words(form: str) -> str:
+    """Return a form's name and what its rows hold."""
+    return f"{form} ({FORMS[form].keys})" if form in FORMS else f"{form} (no row can be read)"
+
+
+def plan_of(data: Data) -> Plan:
+    """Return how rows are split and kept apart."""
+    return Plan(data.eval_fraction, data.judge_fraction, data.near_duplicate_threshold)
+
+
+def limits_of(data: Data) -> Limits:
+    """Return how many rows may be dropped."""
+    return Limits(data.max_dropped_fraction, data.max_fraction)
+
+
+def ruler_of(data: Data, tokenizer: Any | None) -> Ruler:
+    """Return what rows are measured with; without a tokenizer it counts words."""
+    return Ruler(tokenizer, data.max_prompt_length, data.max_response_length, data.seed)
+
+
+def counted(rows: Iterable[Item], say: Callable[[str], None]) -> Iterator[Item]:
+    """Yield rows and say now and then how many there were."""
+    began = last = time.monotonic()
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if number % 1000 == 0 and (now := time.monotonic()) - last > SAY_SECONDS:
+            last = now
+            say(f"{number} rows read, {number / (now - began):.0f} a second")
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Return in a sentence what became of the rows."""
+    sides = report["sides"]
+    parts = [f"{sides['train']['rows']} to train", f"{sides['judge']['rows']} for the judge model",
+             f"{sides['eval']['rows']} to evaluate", f"{report['dropped']} dropped"]  # fmt: skip
+    if report["unused"]:
+        parts.append(f"{report['unused']} bad answers without a good one")
+    return f"{report['rows']} rows: {', '.join(parts)}"
+
+
+def empty_sides(report: dict[str, Any], data: Data) -> list[str]:
+    """Return which sides without which nothing can be trained or tested got no prompt, each as a sentence."""
+    if not report["used"]:
+        return []  # whatever took all rows is the thing to say
+    return [
+        f"no prompt is left {purpose}; change data.eval_fraction ({data.eval_fraction}) or add prompts "
+        "(conversations whose first messages are alike are all on one side)"
+        for side, purpose in (("train", "to train on"), ("eval", "to evaluate on"))
+        if not report["sides"][side]["rows"]
+    ]
+
+
+def digests(sources: Iterable[Source]) -> Iterator[dict[str, str]]:
+    """Yield name and version of every file of the sources: its SHA-256, or the revision of a data set of the Hub."""
+    from tasks.running.stage import sha256
+
+    for source in sources:
+        path = Path(source.path)
+        if not path.exists():
+            yield {"name": source.path, "digest": source.revision or "newest"}
+        for file in sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path][: path.exists()]:
+            yield {"name": file.as_posix(), "digest": sha256(file)}

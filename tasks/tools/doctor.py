@@ -1,0 +1,131 @@
+"""What will run where, and whether it can: the checks behind ``alignflow doctor``."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+Finding = tuple[str, bool, str]
+"""What was looked at, whether it is well, and what was found."""
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "prefect", "fastapi", "mlflow", "dvc")
+
+
+def diagnose() -> list[Finding]:
+    """Look at hardware, versions, settings, base model, data and storage; nothing is changed or trained."""
+    return [_guard(name, look) for name, look in LOOKS.items()]
+
+
+def _guard(name: str, look: Callable[[], tuple[bool, str]]) -> Finding:
+    try:
+        well, found = look()
+    except Exception as error:  # a diagnosis reports whatever goes wrong
+        return name, False, f"{type(error).__name__}: {error}"
+    return name, well, found
+
+
+def _python() -> tuple[bool, str]:
+    return sys.version_info >= (3, 11), sys.version.split()[0]
+
+
+def _packages() -> tuple[bool, str]:
+    missing, found = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    return not missing, f"not installed: {', '.join(missing)}" if missing else ", ".join(found)
+
+
+def _hardware() -> tuple[bool, str]:
+    import torch
+
+    from tasks.running.hardware import describe
+
+    where = "training runs on the GPU" if torch.cuda.is_available() else "no GPU: training runs on the CPU"
+    return True, f"{describe()}; {where}"
+
+
+def _memory() -> tuple[bool, str]:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return total >= 6, f"{total:.1f} GiB"
+
+
+def _disk() -> tuple[bool, str]:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return free >= 2, f"{free:.1f} GiB free here"
+
+
+def _params() -> tuple[bool, str]:
+    from tasks.params import load
+
+    load(Path("params.yaml"))
+    return True, "params.yaml is complete and in range"
+
+
+def _sampling() -> tuple[bool, str]:
+    from tasks.params import load
+    from tasks.training.sampling import check_engine
+
+    params = load(Path("params.yaml"))
+    check_engine(params)
+    return True, f"sampling.engine: {params.sampling.engine} can work here"
+
+
+def _base() -> tuple[bool, str]:
+    from alignflow.data.encoding import template_notes
+    from alignflow.models.base import identify
+    from alignflow.models.load import load_tokenizer
+    from tasks.params import load
+    from tasks.paths import CONVERTED
+
+    base = load(Path("params.yaml")).base
+    identity = identify(base.model, base.revision, converted=CONVERTED, chat_template=base.chat_template)
+    template = f"chat template {base.chat_template or 'of its own'}"
+    notes = template_notes(load_tokenizer(identity))
+    found = f"{base.model}: {identity.weight_bytes / 2**20:.0f} MiB, {template}, runs as {base.quantization}"
+    return True, "; ".join([found, *notes])
+
+
+def _data() -> tuple[bool, str]:
+    from tasks.data.check import FIRST, check
+    from tasks.data.settings import summary
+    from tasks.params import load
+
+    data = load(Path("params.yaml")).data
+    found = check(data)
+    seen = "" if found.whole else f" of the first {FIRST}"
+    said = "; ".join(found.problems) or summary(found.report)
+    return not found.problems, f"{data.path} ({', '.join(dict.fromkeys(found.forms.values()))}){seen}: {said}"
+
+
+def _tracking() -> tuple[bool, str]:
+    from tasks.paths import home
+    from tasks.tracking.outbox import destination, pending, without_secrets
+
+    waiting = pending(home() / "outbox")
+    note = f"; {len(waiting)} records wait for `alignflow deliver`" if waiting else ""
+    return True, f"MLflow at {without_secrets(destination())}{note}"
+
+
+def _prefect() -> tuple[bool, str]:
+    url = os.environ.get("PREFECT_API_URL")
+    return True, f"Prefect server at {url}" if url else "no PREFECT_API_URL: flows start a server of their own"
+
+
+LOOKS: dict[str, Callable[[], tuple[bool, str]]] = {
+    "python": _python,
+    "packages": _packages,
+    "hardware": _hardware,
+    "memory": _memory,
+    "disk": _disk,
+    "params": _params,
+    "sampling": _sampling,
+    "base model": _base,
+    "data": _data,
+    "tracking": _tracking,
+    "orchestration": _prefect,
+}

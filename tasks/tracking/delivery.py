@@ -1,0 +1,123 @@
+"""When records are delivered and what happens when that fails; what is sent is the matter of tracking."""
+
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tasks.tracking.outbox import (
+    children,
+    exclusive,
+    has_ended,
+    pending_records,
+    title,
+    undelivered,
+    uri_of,
+    without_secrets,
+)
+
+LIVE_SECONDS = 2.0  # metrics of a running stage appear about this late
+LONGEST_PAUSE = 30.0  # between attempts while the server is away
+LOCK_SECONDS = 30.0  # a delivery that takes longer than this is left to the process that is at it
+# One lost request must not hold a delivery for MLflow's own minutes; a user's setting goes first.
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # what a run measures goes to the user's server and nowhere else
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+
+
+def deliver_all(outbox: Path, send: Callable[[Path], None], reach: Callable[[str], None]) -> list[str]:
+    """Deliver every record that is pending; return a line with the reason for each that could not be."""
+    failed: list[str] = []
+    unreachable: dict[str, str] = {}  # asked once: many records behind a dead server fail together
+    with _environment():
+        for folder in pending_records(outbox):
+            uri = uri_of(folder)
+            if uri not in unreachable:
+                unreachable[uri] = _failure(reach, uri)
+            reason = unreachable[uri] or _attempt(folder, send, wait=LOCK_SECONDS)
+            if reason:
+                failed.append(f"{title(folder)}: {undelivered(folder)} to {without_secrets(uri)} ({reason})")
+    return failed
+
+
+def follow(folder: Path, send: Callable[[Path], None]) -> None:
+    """Deliver a record while its stage works, and once more when it has ended or died; then return.
+
+    A stage that died leaves its run RUNNING, so that the resumed stage continues it. A pipeline's process
+    also delivers what its ended stages could not.
+    """
+    pause, lives = 0.0, True
+    with _environment():
+        while lives:
+            lives = _lives(pause)
+            failed = bool(_attempt(folder, send, wait=LOCK_SECONDS))
+            if not failed:
+                for child in children(folder):
+                    if has_ended(child):
+                        _attempt(child, send, wait=0)
+            pause = min(2 * max(pause, LIVE_SECONDS), LONGEST_PAUSE) if failed else LIVE_SECONDS
+
+
+def _lives(seconds: float) -> bool:
+    """Wait; return at once with False when the stage has closed our standard input, or died."""
+    readable, _, _ = select.select([sys.stdin], [], [], seconds)
+    return not readable
+
+
+def _attempt(folder: Path, send: Callable[[Path], None], *, wait: float) -> str:
+    """Deliver what is pending of one record; return why that failed, and note it beside the record."""
+    note = folder / "problem.txt"
+    if not undelivered(folder):
+        return ""
+    try:
+        with exclusive(folder, wait):
+            send(folder)
+    except Exception as error:  # whatever went wrong, the record stays and the next attempt may succeed
+        if not isinstance(error, BlockingIOError):  # the process that is at it will say how it went
+            note.write_text(reason_of(error))
+        return reason_of(error)
+    note.unlink(missing_ok=True)
+    return ""
+
+
+def _failure(reach: Callable[[str], None], uri: str) -> str:
+    try:
+        reach(uri)
+    except Exception as error:  # any failure means the same here
+        return reason_of(error)
+    return ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return one short line: the system's own error where there is one beneath MLflow's paragraphs."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        if isinstance(cause, TimeoutError):
+            return "no answer"
+        cause = cause.__cause__ or cause.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def is_refused(error: Exception) -> bool:
+    """Say whether the server understood and refused: then the rest of the record can still be delivered."""
+    status = getattr(error, "get_http_status_code", None)
+    return status is not None and status() == 400
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set MLflow's patience for the time of a delivery."""
+    new = {key: value for key, value in {**IMPATIENT, **QUIET}.items() if key not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for key in new:
+            del os.environ[key]

@@ -1,0 +1,210 @@
+"""What PPO, GRPO and iterative DPO maximise, samples with what they earned, and the learned score on its own."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignflow.data.collate import by_rows, collate
+from alignflow.data.encoding import encode_prompt
+from alignflow.distributed import deal
+from alignflow.memory import Budget
+from alignflow.models.roles import SharedBase
+from alignflow.rewards import apply_rule
+from alignflow.sampling.own import Response
+from alignflow.types import Example
+from tasks.params import Params
+from tasks.training import sampling
+from tasks.training.models import REWARD_MODEL
+
+LEARNED = "reward_model"
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What one response earned."""
+
+    total: float | None
+    """Weighted sum of the sources that apply, less the missing end; None where none applies."""
+    sources: Mapping[str, float | None]
+    """Of each source, before its weight; None where it does not apply."""
+
+
+def normalization(folder: Path) -> tuple[float, float]:
+    """Return mean and deviation of a reward model's scores on responses of the reference."""
+    content = json.loads((folder / "normalization.json").read_text())
+    return content["mean"], content["std"]
+
+
+def is_trained(folder: Path) -> bool:
+    """Return whether a reward model had pairs to learn from."""
+    trained: bool = json.loads((folder / "normalization.json").read_text())["trained"]
+    return trained
+
+
+def learned_scores(
+    models: SharedBase, role: str, folder: Path, examples: Sequence[Example], budget: Budget
+) -> list[float]:
+    """Return the normalised score that a role, loaded from a folder, gives each example."""
+    mean, std = normalization(folder)
+    raw = by_rows(lambda batch: models.scores(role, batch), collate(examples), budget)
+    return [(value - mean) / std for value in raw.tolist()]
+
+
+def reward(
+    models: SharedBase,
+    params: Params,
+    rows: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
+    responses: Sequence[Response],
+    texts: Sequence[str],
+    *,
+    budget: Budget,
+) -> list[Reward]:
+    """Return what PPO, GRPO and iterative DPO maximise: the weighted sum of sources, less the missing end.
+
+    A source that does not apply to a row adds nothing to it; a row to which none applies has no reward at all.
+
+    Args:
+        models: with the role ``reward_model``.
+        params: weights and numbers of the sources.
+        rows: prepared row of each response.
+        examples: prompts with responses, as token ids.
+        responses: as sampled.
+        texts: of the responses.
+        budget: most padded tokens of a forward pass.
+
+    Raises:
+        RuleFailed: a rule raised or gave no finite number.
+        RewardError: the reward model gave no finite number.
+    """
+    penalty, rewards = params.rewards.missing_eos_penalty, []
+    for response, mine in zip(responses, sources(models, params, rows, examples, texts, budget=budget), strict=True):
+        score = weighted_sum(params, mine)
+        rewards.append(Reward(None if score is None else score - penalty * response.truncated, mine))
+    return rewards
+
+
+def weighted_sum(params: Params, sources: Mapping[str, float | None]) -> float | None:
+    """Return the weighted sum of the sources that apply to a response; None where none does."""
+    weights = {LEARNED: params.rewards.reward_model}
+    weights |= {name: numbers["weight"] for name, numbers in params.rewards.rules.items()}
+    earned = [weights[name] * value for name, value in sources.items() if value is not None]
+    return sum(earned) if earned else None
+
+
+def sources(
+    models: SharedBase,
+    params: Params,
+    rows: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    *,
+    budget: Budget,
+) -> list[dict[str, float | None]]:
+    """Return what each source of reward gives each response, before its weight; arguments and errors as ``reward``."""
+    keys = params.rewards
+    columns: dict[str, list[float | None]] = {}
+    if keys.reward_model:
+        columns[LEARNED] = [*learned_scores(models, LEARNED, REWARD_MODEL, examples, budget)]
+        for value, row in zip(columns[LEARNED], rows, strict=True):
+            if value is None or not math.isfinite(value):
+                raise RewardError(f"the reward model gave {value} to a response to {row['prompt']!r}")
+    for name, numbers in keys.rules.items():
+        columns[name] = _rule_column(name, _own(numbers), rows, texts)
+    return [{name: values[i] for name, values in columns.items()} for i in range(len(rows))]
+
+
+def _rule_column(
+    name: str, numbers: Mapping[str, float], rows: Sequence[Mapping[str, Any]], texts: Sequence[str]
+) -> list[float | None]:
+    """Return what a rule gives each response; of several processes one alone asks it, for a user's rule may vary."""
+
+    def ask(places: Sequence[int]) -> list[float | None]:
+        return [apply_rule(name, rows[i]["prompt"], texts[i], rows[i]["answer"], numbers) for i in places]
+
+    return deal(len(rows), ask)
+
+
+class Sample(NamedTuple):
+    """One sampled response with what it earned."""
+
+    row: Mapping[str, Any]
+    example: Example
+    response: Response
+    text: str
+    reward: Reward
+
+
+def sample(
+    models: SharedBase, params: Params, rows: Sequence[Mapping[str, Any]], samples: int, *, seed: int, budget: Budget
+) -> list[Sample]:
+    """Sample responses of the current policy to prepared rows, side by side, and reward them.
+
+    Args:
+        models: with the roles ``policy`` and ``reward_model``.
+        params: sampling and rewards.
+        rows: prepared rows, one a prompt.
+        samples: responses a prompt.
+        seed: of the sampling.
+        budget: most padded tokens of a forward pass.
+    """
+    each = [row for row in rows for _ in range(samples)]
+    prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in each]
+    responses, texts = sampling.sample(models, "policy", prompts, params, seed=seed)
+    examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
+    rewards = reward(models, params, each, examples, responses, texts, budget=budget)
+    return [Sample(*one) for one in zip(each, examples, responses, texts, rewards, strict=True)]
+
+
+def check_sources(params: Params, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Look before anything is sampled whether the sources of reward can judge.
+
+    Raises:
+        RuleFailed: a rule raised or gave no finite number.
+        RewardError: the reward model is asked for and untrained, or no rule applies to any row.
+    """
+    if params.rewards.reward_model and not is_trained(REWARD_MODEL):
+        raise RewardError(
+            f"rewards.reward_model is {params.rewards.reward_model}, but the data has no pairs to train a reward model "
+            "on; give it rows with chosen and rejected, or set rewards.reward_model: 0 and a rule in rewards.rules"
+        )
+    if not judged_rows(params, rows):
+        raise RewardError(
+            f"no rule of params.yaml ({', '.join(params.rewards.rules)}) applies to any of {len(rows)} rows; "
+            "give the data an `answer`, or set rewards.reward_model above 0"
+        )
+
+
+def judged_rows(params: Params, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows to which a source of reward applies, from the rules' results on the data's own responses."""
+    if params.rewards.reward_model:
+        return list(rows)
+    return [
+        row
+        for row in rows
+        if any(
+            apply_rule(name, row["prompt"], row["chosen"] or "", row["answer"], _own(numbers)) is not None
+            for name, numbers in params.rewards.rules.items()
+        )
+    ]
+
+
+def means(rewards: Sequence[Reward]) -> dict[str, float]:
+    """Return ``score/mean``, and the mean of each source if there are several, over the rows they apply to."""
+    columns = {"score/mean": [r.total for r in rewards]}
+    if len(rewards[0].sources) > 1:
+        columns |= {f"score/{name}": [r.sources[name] for r in rewards] for name in rewards[0].sources}
+    applied = {name: [v for v in values if v is not None] for name, values in columns.items()}
+    return {name: sum(values) / len(values) for name, values in applied.items() if values}
+
+
+def _own(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return a rule's own numbers, without its weight."""
+    return {key: value for key, value in numbers.items() if key != "weight"}
+
+
+class RewardError(ValueError):
+    """A response cannot be given a reward."""
