@@ -14,7 +14,7 @@ from tasks.comparison.export import metrics, of_policy, scalars
 from tasks.comparison.records import InputError
 from tasks.policies import POLICIES, training_stages
 from tests.pipeline import read_yaml
-from tests.tasks.evaluated import (
+from tests.tasks.comparison.evaluated import (
     PROMPTS,
     SHORT,
     answers,

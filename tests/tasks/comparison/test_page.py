@@ -9,7 +9,16 @@ from tasks.comparison import page as comparison_page
 from tasks.comparison import samples, wording
 from tasks.comparison.verdict import verdict
 from tasks.policies import POLICIES
-from tests.tasks.evaluated import HOSTILE, REPORT, answers, build, compared, write, write_answers, write_judgements
+from tests.tasks.comparison.evaluated import (
+    HOSTILE,
+    REPORT,
+    answers,
+    build,
+    compared,
+    write,
+    write_answers,
+    write_judgements,
+)
 
 
 class Page(HTMLParser):

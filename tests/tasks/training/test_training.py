@@ -17,7 +17,7 @@ from tasks.training.rollouts import rollouts
 from tests.close import close
 from tests.toy import CONFIG, Given, enough
 
-FILE = Path(__file__).resolve().parents[2] / "params.yaml"
+FILE = Path(__file__).resolve().parents[3] / "params.yaml"
 
 
 def test_every_epoch_sees_each_row_once_in_its_own_order():

@@ -83,7 +83,7 @@ def two(place: Path) -> Path:
     The memory of one of them does not hold more than two rows of a GRPO batch.
     """
     folder = place / "two"
-    command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.several", *TRAINED, *EVALUATED]
+    command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.running.several", *TRAINED, *EVALUATED]
     env = environment(folder, QUIET + RUNS_OUT)
     said = subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
     assert {line.partition("]")[0] for line in said.splitlines() if "memory ran out" in line} == {"[grpo, process 1"}
@@ -98,7 +98,7 @@ def once(two: Path) -> Path:
         shutil.copytree(two / name, folder / name)
     shutil.copy(two / "params.yaml", folder)
     params.override(folder / "params.yaml", ["memory.share_base=true"])
-    command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.several", *ONCE]
+    command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.running.several", *ONCE]
     subprocess.run(command, cwd=folder, env=environment(folder, QUIET + RUNS_OUT), check=True)
     return folder
 

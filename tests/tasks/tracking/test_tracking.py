@@ -30,7 +30,7 @@ ROWS = [
     {"prompt": "2 + 2?", "response": "4", "score": 0.5},
     {"prompt": "dénes", "response": "", "score": float("nan")},
 ]
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from alignflow.rewards import RULES
 from tasks import params
 from tasks.training.models import config_of
 
-FILE = Path(__file__).resolve().parents[2] / "params.yaml"
+FILE = Path(__file__).resolve().parents[3] / "params.yaml"
 
 
 @pytest.fixture

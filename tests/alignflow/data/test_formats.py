@@ -18,7 +18,7 @@ from alignflow.data.formats import FORMS, Pairs, detect, form_of, mix, read_rows
 from alignflow.data.rows import DataError, Message, Row
 from alignflow.data.sources import Fault, Source
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data"
+REAL = Path(__file__).parents[3].parent / "shared" / "data"
 
 
 def said(*texts: str, system: str | None = None) -> tuple[Message, ...]:

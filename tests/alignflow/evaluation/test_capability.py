@@ -17,7 +17,7 @@ from alignflow.evaluation.capability import (
 from tests.close import FLOAT64, close
 from tests.tiny import write_tokenizer
 
-FILE = Path(__file__).resolve().parents[2] / "data/capability.jsonl"
+FILE = Path(__file__).resolve().parents[3] / "data/capability.jsonl"
 PLAIN = {"question": "How many?", "choices": ["one", "two"], "answer": 1}
 
 
