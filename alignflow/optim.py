@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import Parameter
@@ -13,7 +13,7 @@ from alignflow.distributed import sum_gradients
 
 @dataclass(frozen=True)
 class OptimisationConfig:
-    """How a stage optimises; documented in tasks/params.py."""
+    """How a training optimises."""
 
     steps: int
     batch_size: int
@@ -32,6 +32,14 @@ def learning_rate_factor(step: int, total: int, warmup_fraction: float) -> float
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, total - warmup)
     return 0.1 + 0.45 * (1.0 + math.cos(math.pi * progress))
+
+
+class Trainable(Protocol):
+    """Models whose roles can be trained."""
+
+    def parameters(self, role: str) -> list[Parameter]:
+        """Return the parameters of a role's adapter and head."""
+        ...
 
 
 class MasterAdamW:
@@ -105,6 +113,18 @@ class MasterAdamW:
                 for (parameter, master), saved in zip(pairs, masters, strict=True):
                     master.copy_(saved)
                     parameter.copy_(saved)
+
+
+def adamw(models: Trainable, rates: Mapping[str, float], *, weight_decay: float, kind: str) -> MasterAdamW:
+    """Return the optimiser of the roles that are trained.
+
+    Args:
+        models: hold the roles.
+        rates: peak learning rate by role.
+        weight_decay: of all roles.
+        kind: as ``MasterAdamW`` takes it.
+    """
+    return MasterAdamW([(models.parameters(role), rate) for role, rate in rates.items()], weight_decay, kind=kind)
 
 
 def _class_of(kind: str) -> Any:

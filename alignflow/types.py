@@ -1,14 +1,17 @@
 """The program's nouns: frozen records of tensors that the layers hand to each other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 Metrics = Mapping[str, float]
 Log = Callable[[int, Metrics], None]
 """Receives an optimiser step (counted from 1) and its metrics."""
+Carry = Mapping[str, float]
+"""What an algorithm hands from one rollout batch to the next; part of a checkpoint."""
+Batch = TypeVar("Batch")
 
 
 class Example(NamedTuple):
@@ -46,6 +49,10 @@ class Sequences:
             self.attention_mask.to(device),  # type: ignore[call-overload]
             self.response_mask.to(device),  # type: ignore[call-overload]
         )
+
+    def tokens(self) -> int:
+        """Return how many tokens are real."""
+        return int(self.attention_mask.sum())
 
     def token_rows(self) -> list[list[int]]:
         """Return each row's real tokens, without padding."""
@@ -108,3 +115,66 @@ class StepOutput:
     """True where a loss counts; same shape."""
     metrics: Mapping[str, Tensor]
     """Values that the loop averages over all micro-batches of the step, any shape."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How responses are sampled, as far as a loss must know."""
+
+    temperature: float
+    importance_cap: float | None
+    """Largest importance weight of a token; None leaves all at 1."""
+    max_response_length: int
+    """Tokens."""
+
+
+class ForwardPasses(Protocol):
+    """Forward passes over a whole rollout batch: without gradient, in micro-batches, at the sampling temperature."""
+
+    def logprobs(self, role: str, sequences: Sequences) -> Tensor:
+        """Return log-probs of the response tokens; zero elsewhere. (B, S-1)"""
+        ...
+
+    def policy_and_reference(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Return the log-probs of policy and reference. (B, S-1) each"""
+        ...
+
+    def values(self, role: str, sequences: Sequences) -> Tensor:
+        """Return the value before each predicted token; zero outside the response. (B, S-1)"""
+        ...
+
+
+@dataclass(frozen=True)
+class OfflineAlgorithm(Generic[Batch]):
+    """How the loop on stored data trains with an algorithm that is bound to models and settings."""
+
+    step: Callable[[Batch], StepOutput]
+    """Losses of a micro-batch."""
+    count: Callable[[Batch], float]
+    """What a micro-batch adds to the denominator of the loss."""
+    tokens: Callable[[Batch], int]
+    """Real tokens of a micro-batch, for the speed metric."""
+
+
+@dataclass(frozen=True)
+class OnlineAlgorithm(Generic[Batch]):
+    """How the loop on the policy's own samples trains with an algorithm that is bound to models and settings."""
+
+    samples: int
+    """Responses to each prompt, side by side."""
+    prepare: Callable[[Rollouts, Carry, bool], tuple[Batch, dict[str, Tensor], Carry]]
+    """Log-probs, values and advantages of the whole rollout batch.
+
+    The last argument says whether the policy's log-probs of before the updates are needed, with ``kl/reference``: the
+    check of the start needs them, and an update that is not the first. Else the steps may take their own.
+    """
+    steps: Sequence[Callable[[Batch], StepOutput]]
+    """Losses to add up in each update."""
+    count: Callable[[Batch], float]
+    """What a micro-batch adds to the denominator of the loss."""
+    start: Carry
+    """What is carried into the first rollout batch."""
+    again: Callable[[Rollouts], Tensor] | None = None
+    """Which prompts' responses to replace by responses to other prompts; None replaces none. (P,) bool"""
+    limit: int = 0
+    """How often at most."""

@@ -16,22 +16,29 @@ from alignflow.algorithms import iterative_dpo
 from alignflow.algorithms import ppo as ppo_algorithm
 from alignflow.algorithms import reward_model as reward_algorithm
 from alignflow.algorithms import sft as sft_algorithm
-from alignflow.data.collate import by_rows, collate, collate_pairs, micro_batches
+from alignflow.data.collate import collate, collate_pairs
 from alignflow.loops import offline, online
-from alignflow.loops.online import Carry, OnlineAlgorithm
+from alignflow.loops.by_rows import RowPasses, by_rows
+from alignflow.loops.order import example_batches, pair_batches
 from alignflow.memory import Budget
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.base import identify
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.ops import masked_sum
-from alignflow.optim import MasterAdamW, OptimisationConfig
+from alignflow.optim import MasterAdamW, OptimisationConfig, adamw
 from alignflow.sampling.own import generate
-from alignflow.types import Example, Metrics, Pair, Rollouts, Sequences, StepOutput
+from alignflow.types import (
+    Example,
+    Metrics,
+    OfflineAlgorithm,
+    Pair,
+    Rollouts,
+    SamplingConfig,
+    Sequences,
+)
 from benchmarks.setting import Setting, even_share, read_pairs, read_prompts
 from tasks.paths import CONVERTED
-from tasks.training.models import pair_batches, rows_of_step, tokens_of
-from tasks.training.rollouts import both_logprobs, logprobs, token_rows
 from tasks.training.sampling import answering
 
 ROOT = Path(__file__).parents[1]
@@ -135,10 +142,9 @@ def _dpo(models: SharedBase, pairs: Sequence[Pair], setting: Setting, watch: Wat
             dpo_algorithm.PairBatch(batch, torch.cat([ref_logps[0, rows], ref_logps[1, rows]]))
             for rows, batch in pair_batches(pairs, config, k, budget, models.base.device)
         ],
-        lambda batch: dpo_algorithm.step(models, batch, keys),
-        dpo_algorithm.count,
-        lambda batch: tokens_of(batch.sequences),
-        [models.parameters("policy")],
+        dpo_algorithm.build(models, keys),
+        models,
+        "policy",
         config,
         watch,
     )
@@ -157,10 +163,9 @@ def reward_model(setting: Setting) -> dict[str, Any]:
             reward_algorithm.RewardBatch(batch, margins[rows])
             for rows, batch in pair_batches(pairs, config, k, budget, models.base.device)
         ],
-        lambda batch: reward_algorithm.step(models, batch, keys),
-        reward_algorithm.count,
-        lambda batch: tokens_of(batch.sequences),
-        [models.parameters("reward_model")],
+        reward_algorithm.build(models, keys),
+        models,
+        "reward_model",
         config,
         Watch(),
     )
@@ -172,18 +177,15 @@ def sft(setting: Setting) -> dict[str, Any]:
     models.add("policy", start=Path(setting.start, "policy"), trained=True)
     examples = sft_examples(setting, models.base.tokenizer)
     config = optimisation(setting, setting.prompts * setting.group)
-    lengths = [len(e.prompt) + len(e.response) for e in examples]
 
     def batches(step: int, budget: int) -> list[Sequences]:
-        groups = micro_batches(lengths, rows_of_step(len(examples), config, step), budget)
-        return [collate([examples[i] for i in rows]).to(models.base.device) for rows in groups]
+        return example_batches(examples, config, step, budget, models.base.device)
 
     return _train(
         batches,
-        lambda batch: sft_algorithm.step(models, batch),
-        sft_algorithm.count,
-        tokens_of,
-        [models.parameters("policy")],
+        sft_algorithm.build(models),
+        models,
+        "policy",
         config,
         Watch(),
     )
@@ -199,21 +201,21 @@ def sft_examples(setting: Setting, tokenizer: Any) -> list[Example]:
 
 def _train(
     batches: Callable[[int, int], Sequence[Batch]],
-    step: Callable[[Batch], StepOutput],
-    count: Callable[[Batch], float],
-    tokens: Callable[[Batch], int],
-    groups: Sequence[Any],
+    algorithm: OfflineAlgorithm[Batch],
+    models: SharedBase,
+    role: str,
     config: OptimisationConfig,
     watch: Watch,
 ) -> dict[str, Any]:
     watch.begin()
-    optimizer = _optimizer(groups, config)
-    offline.train(batches, step, count, tokens, optimizer, config, log=watch.log, announce=print, keep=_keep_nothing)
+    optimizer = _optimizer(models, (role,), config)
+    offline.train(batches, algorithm, optimizer, config, log=watch.log, announce=print, keep=_keep_nothing)
     return watch.result
 
 
-def _optimizer(groups: Sequence[Any], config: OptimisationConfig) -> MasterAdamW:
-    return MasterAdamW([(group, config.learning_rate) for group in groups], config.weight_decay, kind="adamw")
+def _optimizer(models: SharedBase, roles: Sequence[str], config: OptimisationConfig) -> MasterAdamW:
+    rates = dict.fromkeys(roles, config.learning_rate)
+    return adamw(models, rates, weight_decay=config.weight_decay, kind="adamw")
 
 
 def _keep_nothing(*_: object) -> None:
@@ -270,6 +272,7 @@ def grpo_keys(setting: Setting) -> grpo_algorithm.GRPOConfig:
         normalization="dapo",
         std_epsilon=1e-4,
         zero_variance="keep",
+        resample_limit=1,
         mask_truncated=False,
     )
 
@@ -279,25 +282,19 @@ def grpo(setting: Setting, each: Callable[[int], None] | None = None) -> dict[st
     models = open_models(setting)
     models.add("policy", start=Path(setting.start, "policy"), trained=True)
     models.add("reference", start=Path(setting.start, "policy"))  # the loop checks that they start alike
-    keys = grpo_keys(setting)
+    algorithm = grpo_algorithm.build(models, passes_of(models, setting), grpo_keys(setting), sampled(setting))
+    collect = collector(models, setting, setting.group)
+    return _online(algorithm, collect, models, ("policy",), setting, setting.prompts, Watch(each))
 
-    def prepare(
-        rollouts: Rollouts, carry: Carry, both: bool
-    ) -> tuple[grpo_algorithm.GRPOBatch, dict[str, Tensor], Carry]:
-        if both:
-            mine, other = both_logprobs(models, rollouts.sequences, 1.0, budget_of(setting))
-            return (*grpo_algorithm.prepare(rollouts, mine, other, keys), carry)
-        other = logprobs(models, "reference", rollouts.sequences, 1.0, budget_of(setting))
-        return (*grpo_algorithm.prepare(rollouts, None, other, keys), carry)
 
-    algorithm = OnlineAlgorithm(
-        collect=collector(models, setting, setting.group),
-        prepare=prepare,
-        steps=[lambda batch: grpo_algorithm.step(models, batch, keys, temperature=1.0, importance_cap=None)],
-        count=lambda batch: grpo_algorithm.count(batch, keys, max_response_length=setting.response),
-        start={},
-    )
-    return _online(algorithm, [models.parameters("policy")], setting, setting.prompts, Watch(each))
+def passes_of(models: SharedBase, setting: Setting) -> RowPasses:
+    """Return the forward passes of an online algorithm."""
+    return RowPasses(models, 1.0, budget_of(setting))
+
+
+def sampled(setting: Setting) -> SamplingConfig:
+    """Return how responses are sampled."""
+    return SamplingConfig(temperature=1.0, importance_cap=None, max_response_length=setting.response)
 
 
 def grpo_evidence(setting: Setting) -> dict[str, Any]:
@@ -310,7 +307,7 @@ def grpo_evidence(setting: Setting) -> dict[str, Any]:
     examples = [Example(tuple(prompt), tuple(response)) for prompt, response in saved]
     found = rollouts_of(examples, models.base.device)
     with torch.no_grad():
-        mine, other = both_logprobs(models, found.sequences, 1.0, budget_of(setting))
+        mine, other = passes_of(models, setting).policy_and_reference(found.sequences)
         batch, _ = grpo_algorithm.prepare(found, mine, other, keys)
         output = grpo_algorithm.step(models, batch, keys, temperature=1.0, importance_cap=None)
         count = grpo_algorithm.count(batch, keys, max_response_length=setting.response)
@@ -347,34 +344,26 @@ def ppo(setting: Setting) -> dict[str, Any]:
             found, scores=by_rows(lambda b: models.scores("reward_model", b), found.sequences, budget)
         ), metrics
 
-    def prepare(
-        rollouts: Rollouts, carry: Carry, _both: bool
-    ) -> tuple[ppo_algorithm.PPOBatch, dict[str, Tensor], Carry]:
-        mine, other = both_logprobs(models, rollouts.sequences, 1.0, budget)
-        values = token_rows(lambda batch: models.values("critic", batch), rollouts.sequences, budget)
-        batch, metrics, _ = ppo_algorithm.prepare(rollouts, mine, other, values, keys, kl_coef=keys.kl_coef)
-        return batch, metrics, carry
-
-    algorithm = OnlineAlgorithm(
-        collect=collect,
-        prepare=prepare,
-        steps=[
-            lambda batch: ppo_algorithm.policy_step(models, batch, keys, temperature=1.0),
-            lambda batch: ppo_algorithm.critic_step(models, batch, keys),
-        ],
-        count=ppo_algorithm.count,
-        start={},
-    )
-    groups = [models.parameters("policy"), models.parameters("critic")]
-    return _online(algorithm, groups, setting, setting.prompts * setting.group, Watch())
+    algorithm = ppo_algorithm.build(models, RowPasses(models, 1.0, budget), keys, sampled(setting))
+    roles, batch_size = ("policy", "critic"), setting.prompts * setting.group
+    return _online(algorithm, collect, models, roles, setting, batch_size, Watch())
 
 
-def _online(algorithm: Any, groups: Sequence[Any], setting: Setting, batch_size: int, watch: Watch) -> dict[str, Any]:
+def _online(
+    algorithm: Any,
+    collect: online.Collect,
+    models: SharedBase,
+    roles: Sequence[str],
+    setting: Setting,
+    batch_size: int,
+    watch: Watch,
+) -> dict[str, Any]:
     config = optimisation(setting, batch_size)
     watch.begin()
     online.train(
         algorithm,
-        _optimizer(groups, config),
+        collect,
+        _optimizer(models, roles, config),
         config,
         epochs=1,
         minibatches=1,

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from alignflow.loops.order import rows_of_step
 from alignflow.models.base import identify
 from alignflow.models.load import load_tokenizer
 from benchmarks.ours import ROOT, Watch, optimisation, sampling_prompts, sft_examples, timed_sampling
 from benchmarks.setting import Setting, even_share, read_pairs, read_prompts, text_of
 from tasks.paths import CONVERTED
-from tasks.training.models import rows_of_step
 
 
 def nf4(compute: torch.dtype) -> Any:

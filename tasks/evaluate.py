@@ -98,10 +98,8 @@ def work(stage: Stage) -> Mapping[str, float]:
     """Sample from the policy and its snapshots, judge all answers in one pass, and measure what it still knows."""
     from alignflow import distributed
     from alignflow.memory import Budget
+    from tasks.data.prepared import read_prompts
     from tasks.running.hardware import peak_memory_gib
-    from tasks.training.models import (
-        read_prompts,
-    )
     from tasks.training.rewards import check_sources, judged_rows
 
     policy, params = stage.name.partition("@")[2], stage.params
@@ -199,8 +197,9 @@ def _answer(
 
 def _kl(models: "SharedBase", role: str, examples: "list[Example]", budget: "Budget") -> list[float]:
     """Return each response's KL to the reference, nats."""
-    from alignflow.data.collate import by_rows, collate
+    from alignflow.data.collate import collate
     from alignflow.evaluation.answers import response_kl
+    from alignflow.loops.by_rows import by_rows
     from alignflow.models.load import softcap_of
 
     head = models.base.model.get_output_embeddings()
@@ -352,14 +351,12 @@ def _figures(table: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _capability(stage: Stage, models: "SharedBase", role: str, budget: "Budget") -> dict[str, float]:
     """Return the accuracy on the fixed questions and the perplexity of unseen chosen responses, in one pass."""
-    from alignflow.data.collate import by_rows, collate
+    from alignflow.data.collate import collate
     from alignflow.data.encoding import encode_prompt, encode_response
     from alignflow.evaluation.capability import choice_accuracy, encode_choices, perplexity, read_question
+    from alignflow.loops.by_rows import by_rows
     from alignflow.types import Example
-    from tasks.training.models import (
-        read_lines,
-        read_prepared,
-    )
+    from tasks.data.prepared import read_lines, read_prepared
 
     section, tokenizer = stage.params.evaluate, models.base.tokenizer
     path = Path(section.capability_path)

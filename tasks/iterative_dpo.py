@@ -81,8 +81,8 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
     from alignflow.algorithms.iterative_dpo import choose_pair, shard_of
     from alignflow.memory import Budget
     from alignflow.models.base import load_identity
+    from tasks.data.prepared import read_prompts
     from tasks.paths import IDENTITY
-    from tasks.training.models import read_prompts
     from tasks.training.rewards import check_sources, sample
 
     section, k = stage.params.iterative_dpo, stage.params.iterative_dpo.samples_per_prompt

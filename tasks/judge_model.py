@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 
 from tasks.running.stage import Stage, run
+from tasks.training.models import REWARD_MODEL
+from tasks.training.reward_model import train_reward_model
 
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Train on the pairs that no other stage learns from."""
-    from tasks.training.models import REWARD_MODEL
-    from tasks.training.reward_model import train_reward_model
-
     return train_reward_model(stage, stage.params.judge_model, "judge", other=REWARD_MODEL)
 
 

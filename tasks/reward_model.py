@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 
 from tasks.running.stage import Stage, run
+from tasks.training.reward_model import train_reward_model
 
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Train on the pairs of the training prompts."""
-    from tasks.training.reward_model import train_reward_model
-
     return train_reward_model(stage, stage.params.reward_model, "train")
 
 

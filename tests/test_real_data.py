@@ -20,19 +20,20 @@ import pytest
 import torch
 
 from alignflow.algorithms import dpo, reward_model
-from alignflow.data.collate import by_rows, collate_pairs
+from alignflow.data.collate import collate_pairs
 from alignflow.data.encoding import encode_response
 from alignflow.loops import offline
+from alignflow.loops.by_rows import by_rows
+from alignflow.loops.head import fit_head, last_states
+from alignflow.loops.order import pair_batches
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.base import identify
 from alignflow.models.heads import scalar_head
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.ops import masked_sum
-from alignflow.optim import MasterAdamW, OptimisationConfig
-from alignflow.types import Pair, Sequences, StepOutput
-from tasks.head_first import fit_head, last_states
-from tasks.training.models import pair_batches, tokens_of
+from alignflow.optim import OptimisationConfig, adamw
+from alignflow.types import OfflineAlgorithm, Pair, Sequences
 from tests.toy import enough
 
 pytestmark = pytest.mark.slow
@@ -157,17 +158,14 @@ def _train(
     models: SharedBase,
     role: str,
     batches: Callable[[int, int], Sequence[Any]],
-    step: Callable[[Any], StepOutput],
-    count: Callable[[Any], float],
+    algorithm: OfflineAlgorithm[Any],
     config: OptimisationConfig,
 ) -> Trained:
     began = time.monotonic()
     offline.train(
         batches,
-        step,
-        count,
-        lambda batch: tokens_of(batch.sequences),
-        MasterAdamW([(models.parameters(role), config.learning_rate)], config.weight_decay, kind="adamw"),
+        algorithm,
+        adamw(models, {role: config.learning_rate}, weight_decay=config.weight_decay, kind="adamw"),
         config,
         log=lambda *_: None,
         announce=print,
@@ -209,8 +207,7 @@ def _score_unseen(models: SharedBase, sides: Sides, steps: int) -> tuple[Trained
             reward_model.RewardBatch(batch, torch.zeros(len(rows), device=models.base.device))
             for rows, batch in pair_batches(sides.train, config, k, budget, models.base.device)
         ],
-        lambda batch: reward_model.step(models, batch, loss),
-        reward_model.count,
+        reward_model.build(models, loss),
         config,
     )
     scores = by_rows(
@@ -300,8 +297,7 @@ def test_dpo_raises_the_margin_between_answers_to_unseen_prompts() -> None:
             dpo.PairBatch(batch, reference[:, rows].flatten())
             for rows, batch in pair_batches(sides.train, config, k, budget, models.base.device)
         ],
-        lambda batch: dpo.step(models, batch, loss),
-        dpo.count,
+        dpo.build(models, loss),
         config,
     )
     before, after = logps("reference", sides.unseen), logps("policy", sides.unseen)

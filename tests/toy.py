@@ -110,6 +110,10 @@ def random_like(batch: Sequences, seed: int, scale: float = 0.3) -> Tensor:
 class Bigram:
     """A language model that is one table of logits: a real ``Models`` small enough for float64-like checks."""
 
+    def fingerprint(self, role: str) -> str:
+        table = self.table if role == "policy" else self.start
+        return str(table.detach().flatten().tolist())
+
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.table = Parameter(torch.randn(12, 12, generator=generator))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignflow.ops import masked_sum
-from alignflow.types import Models, Sequences, StepOutput
+from alignflow.types import Models, OfflineAlgorithm, Sequences, StepOutput
 
 
 @dataclass(frozen=True)
@@ -161,4 +161,11 @@ def step(models: Models, batch: PairBatch, config: DPOConfig) -> StepOutput:
             "logps/rejected": rejected_logps,
             "nll": nll.detach(),
         },
+    )
+
+
+def build(models: Models, config: DPOConfig) -> OfflineAlgorithm[PairBatch]:
+    """Bind the algorithm to models with the role ``policy`` and to its settings."""
+    return OfflineAlgorithm(
+        step=lambda batch: step(models, batch, config), count=count, tokens=lambda batch: batch.sequences.tokens()
     )

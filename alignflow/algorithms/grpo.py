@@ -25,7 +25,16 @@ from torch import Tensor
 
 from alignflow.advantages import group_relative
 from alignflow.ops import importance, kl_k1, kl_k3, masked_sum
-from alignflow.types import Models, Rollouts, Sequences, StepOutput
+from alignflow.types import (
+    Carry,
+    ForwardPasses,
+    Models,
+    OnlineAlgorithm,
+    Rollouts,
+    SamplingConfig,
+    Sequences,
+    StepOutput,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class GRPOConfig:
     normalization: str
     std_epsilon: float
     zero_variance: str
+    resample_limit: int
     mask_truncated: bool
 
 
@@ -203,3 +213,28 @@ def step(
     if batch.old_logprobs is None:
         metrics["kl/reference"] = _distances(current, batch.ref_logprobs, batch.sequences)
     return StepOutput(losses=losses, mask=mask, metrics=metrics)
+
+
+def build(
+    models: Models, passes: ForwardPasses, config: GRPOConfig, sampling: SamplingConfig
+) -> OnlineAlgorithm[GRPOBatch]:
+    """Bind the algorithm to models with the roles ``policy`` and ``reference``, and to its settings."""
+
+    def prepared(rollouts: Rollouts, carry: Carry, both: bool) -> tuple[GRPOBatch, dict[str, Tensor], Carry]:
+        if both:
+            return (*prepare(rollouts, *passes.policy_and_reference(rollouts.sequences), config), carry)
+        return (*prepare(rollouts, None, passes.logprobs("reference", rollouts.sequences), config), carry)
+
+    return OnlineAlgorithm(
+        samples=config.group_size,
+        prepare=prepared,
+        steps=[
+            lambda batch: step(
+                models, batch, config, temperature=sampling.temperature, importance_cap=sampling.importance_cap
+            )
+        ],
+        count=lambda batch: count(batch, config, max_response_length=sampling.max_response_length),
+        start={},
+        again=lambda rollouts: zero_variance(rollouts, config),
+        limit=config.resample_limit if config.zero_variance == "resample" else 0,
+    )

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from alignflow.advantages import gae
 from alignflow.ops import KL_ESTIMATORS, importance, kl_k1, kl_k3, masked_sum, whiten
-from alignflow.types import Models, Rollouts, Sequences, StepOutput
+from alignflow.types import (
+    Carry,
+    ForwardPasses,
+    Models,
+    OnlineAlgorithm,
+    Rollouts,
+    SamplingConfig,
+    Sequences,
+    StepOutput,
+)
 
 
 @dataclass(frozen=True)
@@ -195,3 +204,33 @@ def critic_step(models: Models, batch: PPOBatch, config: PPOConfig) -> StepOutpu
     values = models.values("critic", batch.sequences)
     losses = value_loss(values, batch.old_values, batch.returns, value_clip_range=config.value_clip_range)
     return StepOutput(losses=config.value_coef * losses, mask=mask, metrics={"value_loss": losses.detach()[mask]})
+
+
+def build(
+    models: Models, passes: ForwardPasses, config: PPOConfig, sampling: SamplingConfig
+) -> OnlineAlgorithm[PPOBatch]:
+    """Bind the algorithm to models with the roles ``policy``, ``reference`` and ``critic``, and to its settings."""
+
+    def prepared(rollouts: Rollouts, carry: Carry, _: bool) -> tuple[PPOBatch, dict[str, Tensor], Carry]:
+        logprobs, ref_logprobs = passes.policy_and_reference(rollouts.sequences)
+        batch, metrics, kl_coef = prepare(
+            rollouts,
+            logprobs,
+            ref_logprobs,
+            passes.values("critic", rollouts.sequences),
+            config,
+            kl_coef=carry["kl_coef"],
+            importance_cap=sampling.importance_cap,
+        )
+        return batch, metrics, {"kl_coef": kl_coef}
+
+    return OnlineAlgorithm(
+        samples=1,
+        prepare=prepared,
+        steps=[
+            lambda batch: policy_step(models, batch, config, temperature=sampling.temperature),
+            lambda batch: critic_step(models, batch, config),
+        ],
+        count=count,
+        start={"kl_coef": config.kl_coef},
+    )

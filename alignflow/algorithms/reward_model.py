@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignflow.types import Models, Pair, Sequences, StepOutput
+from alignflow.types import Models, OfflineAlgorithm, Pair, Sequences, StepOutput
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,20 @@ def step(models: Models, batch: RewardBatch, config: RewardModelConfig) -> StepO
 def head_step(head: Callable[[Tensor], Tensor], batch: StatesBatch, config: RewardModelConfig) -> StepOutput:
     """Return the loss of each pair with the states as they are, so that the head alone is trained. (B,)"""
     return _output(head(batch.chosen)[:, 0], head(batch.rejected)[:, 0], batch.margins, config)
+
+
+def build(models: Models, config: RewardModelConfig) -> OfflineAlgorithm[RewardBatch]:
+    """Bind the algorithm to models with the role ``reward_model`` and to its settings."""
+    return OfflineAlgorithm(
+        step=lambda batch: step(models, batch, config), count=count, tokens=lambda batch: batch.sequences.tokens()
+    )
+
+
+def build_head(head: Callable[[Tensor], Tensor], config: RewardModelConfig) -> OfflineAlgorithm[StatesBatch]:
+    """Bind the training of a head alone; a pair counts as one token."""
+    return OfflineAlgorithm(
+        step=lambda batch: head_step(head, batch, config), count=count, tokens=lambda batch: len(batch.margins)
+    )
 
 
 def _output(chosen: Tensor, rejected: Tensor, margins: Tensor, config: RewardModelConfig) -> StepOutput:

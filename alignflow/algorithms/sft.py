@@ -4,7 +4,7 @@ L = −Σ_t log π(y_t | x, y_<t) over response tokens, divided by the tokens of
 (Ouyang et al. 2022, arXiv:2203.02155, step 1). The prompt carries no loss.
 """
 
-from alignflow.types import Models, Sequences, StepOutput
+from alignflow.types import Models, OfflineAlgorithm, Sequences, StepOutput
 
 
 def count(batch: Sequences) -> float:
@@ -17,3 +17,8 @@ def step(models: Models, batch: Sequences) -> StepOutput:
     logprobs, _ = models.logprobs("policy", batch)
     mask = batch.response_mask[:, 1:]
     return StepOutput(losses=-logprobs, mask=mask, metrics={"nll": -logprobs[mask].detach()})
+
+
+def build(models: Models) -> OfflineAlgorithm[Sequences]:
+    """Bind the algorithm to models with the role ``policy``."""
+    return OfflineAlgorithm(step=lambda batch: step(models, batch), count=count, tokens=Sequences.tokens)

@@ -9,16 +9,14 @@ from alignflow.checkpoint import Keep, State
 from alignflow.loops.update import Diverged, update_that_fits
 from alignflow.memory import Budget
 from alignflow.optim import MasterAdamW, OptimisationConfig, learning_rate_factor
-from alignflow.types import Log, StepOutput
+from alignflow.types import Log, OfflineAlgorithm
 
 Batch = TypeVar("Batch")
 
 
 def train(
     batches: Callable[[int, int], Sequence[Batch]],
-    step: Callable[[Batch], StepOutput],
-    count: Callable[[Batch], float],
-    tokens: Callable[[Batch], int],
+    algorithm: OfflineAlgorithm[Batch],
     optimizer: MasterAdamW,
     config: OptimisationConfig,
     *,
@@ -32,9 +30,7 @@ def train(
     Args:
         batches: this process's micro-batches of an optimiser step (from 0) within a budget of tokens: a pure function
             of both, so that a resumed run continues with the data that an uninterrupted one would have seen.
-        step: losses of a micro-batch.
-        count: what a micro-batch adds to the denominator of the loss.
-        tokens: real tokens of a micro-batch, for the speed metric.
+        algorithm: how to compute losses.
         optimizer: of the trained parameters.
         config: steps, learning-rate schedule and micro-batch size.
         log: receives (step, metrics).
@@ -56,9 +52,9 @@ def train(
         try:
             metrics = update_that_fits(
                 partial(batches, k),
-                [step],
-                count,
-                tokens,
+                [algorithm.step],
+                algorithm.count,
+                algorithm.tokens,
                 optimizer,
                 budget,
                 factor=factor,

@@ -1,20 +1,20 @@
 """Training on the policy's own samples: sample, score, prepare, then a few epochs of minibatches."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from alignflow.checkpoint import Keep, State
-from alignflow.data.collate import micro_batches, sequence_lengths, take_rows
+from alignflow.data.collate import sequence_lengths, take_rows
+from alignflow.loops.order import micro_batches
 from alignflow.loops.update import Diverged, Means, update_that_fits
 from alignflow.memory import Budget
 from alignflow.optim import MasterAdamW, OptimisationConfig, learning_rate_factor
-from alignflow.types import Log, Metrics, Rollouts, Sequences, StepOutput
+from alignflow.types import Log, Metrics, OnlineAlgorithm, Rollouts, Sequences
 
 
 class Prepared(Protocol):
@@ -27,8 +27,8 @@ class Prepared(Protocol):
 
 
 Batch = TypeVar("Batch", bound=Prepared)
-Carry = Mapping[str, float]
-"""What an algorithm hands from one rollout batch to the next; part of a checkpoint."""
+Collect = Callable[[int], tuple[Rollouts, Metrics]]
+"""Samples and scores for a step (from 0); a pure function of step and policy."""
 
 # nats a token, of the first update's policy to the one that sampled: bfloat16 forwards of other batch shapes differ
 # by about a tenth of it
@@ -37,28 +37,9 @@ FIRST_UPDATE_KL = 0.02
 START_KL = 0.01
 
 
-@dataclass(frozen=True)
-class OnlineAlgorithm(Generic[Batch]):
-    """What the loop needs of PPO or GRPO, already bound to models and settings."""
-
-    collect: Callable[[int], tuple[Rollouts, Metrics]]
-    """Sample and score for a step (from 0); a pure function of step and policy."""
-    prepare: Callable[[Rollouts, Carry, bool], tuple[Batch, dict[str, Tensor], Carry]]
-    """Log-probs, values and advantages of the whole rollout batch.
-
-    The last argument says whether the policy's log-probs of before the updates are needed, with ``kl/reference``: the
-    check of the start needs them, and an update that is not the first. Else the steps may take their own.
-    """
-    steps: Sequence[Callable[[Batch], StepOutput]]
-    """Losses to add up in each update."""
-    count: Callable[[Batch], float]
-    """What a micro-batch adds to the denominator of the loss."""
-    start: Carry
-    """What is carried into the first rollout batch."""
-
-
 def train(
     algorithm: OnlineAlgorithm[Batch],
+    collect: Collect,
     optimizer: MasterAdamW,
     config: OptimisationConfig,
     *,
@@ -73,7 +54,8 @@ def train(
     """Run ``config.steps`` rollout batches, each with ``epochs`` passes of ``minibatches`` optimiser steps.
 
     Args:
-        algorithm: how to sample, prepare and compute losses.
+        algorithm: how to prepare rollouts and compute losses.
+        collect: samples and scores.
         optimizer: of the trained parameters.
         config: steps, schedule and micro-batch size.
         epochs: passes over each rollout batch.
@@ -96,7 +78,7 @@ def train(
         done, carry = resume["step"], resume["carry"]
     for k in range(done, config.steps):
         began = time.monotonic()
-        rollouts, sampled = algorithm.collect(k)
+        rollouts, sampled = collect(k)
         batch, prepared, carry = algorithm.prepare(rollouts, carry, k == 0 or epochs * minibatches > 1)
         if k == 0:
             _check_start(prepared["kl/reference"])
@@ -111,7 +93,7 @@ def train(
                     partial(_cut, batch, lengths, prompts, rows),
                     algorithm.steps,
                     algorithm.count,
-                    lambda part: sum(sequence_lengths(part.sequences)),
+                    lambda part: part.sequences.tokens(),
                     optimizer,
                     budget,
                     factor=factor,
@@ -128,7 +110,7 @@ def train(
             updates += 1
             if target_kl is not None and updated["kl/approx"] > target_kl:
                 break
-        tokens = int(rollouts.sequences.attention_mask.sum())
+        tokens = rollouts.sequences.tokens()
         speed = {"tokens": float(tokens), "tokens_per_second": tokens / (time.monotonic() - began)}
         rest = {"updates": float(updates), "lr": factor * config.learning_rate, **speed}
         log(k + 1, {**sampled, **means.result(), **rest})

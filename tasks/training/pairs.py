@@ -1,21 +1,23 @@
-"""One run of the DPO loop on pairs, as the stages ``dpo`` and ``iterative_dpo`` share it."""
+"""One DPO training on pairs, as the stages ``dpo`` and ``iterative_dpo`` share it."""
 
 from collections.abc import Sequence
 
 import torch
 
 from alignflow.algorithms import dpo
-from alignflow.data.collate import by_rows, collate_pairs
-from alignflow.loops.offline import train
+from alignflow.data.collate import collate_pairs
+from alignflow.loops.by_rows import by_rows
+from alignflow.loops.order import pair_batches, rows_of_step
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.ops import masked_sum
-from alignflow.optim import MasterAdamW, OptimisationConfig
+from alignflow.optim import OptimisationConfig
 from alignflow.types import Pair, Sequences
 from tasks.params import Dpo, IterativeDpo
 from tasks.running.stage import Stage
 from tasks.training import reference_logps
-from tasks.training.models import config_of, finish, keep_snapshots, pair_batches, rows_of_step, tokens_of
+from tasks.training.models import config_of, finish, keep_snapshots
+from tasks.training.offline import train_offline
 
 START_DIFFERENCE = 0.01  # nats a response; the same weights on the same rows give the same numbers
 
@@ -66,23 +68,9 @@ def train_dpo(
             for rows, batch in pair_batches(pairs, config, step, budget, models.base.device)
         ]
 
-    stage.total_steps = section.steps
-    train(
-        batches,
-        lambda batch: dpo.step(models, batch, loss),
-        dpo.count,
-        lambda batch: tokens_of(batch.sequences),
-        MasterAdamW(
-            [(models.parameters("policy"), config.learning_rate)],
-            config.weight_decay,
-            kind=stage.params.memory.optimizer,
-        ),
-        config,
-        log=stage.log,
-        announce=stage.announce,
-        keep=keep_snapshots(stage, models, snapshots),
-        resume=stage.resume,
-    )
+    stage.total_steps = config.steps  # the snapshots' places follow from it
+    keep = keep_snapshots(stage, models, snapshots)
+    train_offline(stage, models, "policy", dpo.build(models, loss), batches, config, keep=keep)
     return finish(stage, models, "policy", frozen=frozen)
 
 

@@ -10,29 +10,22 @@ from typing import Any
 import torch
 
 from alignflow.algorithms import reward_model
-from alignflow.data.collate import by_rows, collate, collate_pairs
+from alignflow.data.collate import collate, collate_pairs
 from alignflow.data.encoding import encode_prompt
 from alignflow.evaluation import reliability
-from alignflow.loops.offline import train
+from alignflow.loops.by_rows import by_rows
+from alignflow.loops.head import fit_head, last_states
+from alignflow.loops.order import pair_batches
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
-from alignflow.optim import MasterAdamW, OptimisationConfig
+from alignflow.optim import OptimisationConfig
 from alignflow.types import Example
-from tasks.head_first import fit_head, last_states
+from tasks.data.prepared import encode_pairs, read_prepared, read_prompts
 from tasks.params import RewardModel
 from tasks.running.stage import Stage
 from tasks.training import sampling
-from tasks.training.models import (
-    SFT,
-    config_of,
-    encode_pairs,
-    finish,
-    open_models,
-    pair_batches,
-    read_prepared,
-    read_prompts,
-    tokens_of,
-)
+from tasks.training.models import SFT, config_of, finish, open_models
+from tasks.training.offline import train_offline
 
 ROLE = "reward_model"  # whichever stage trains it: one process holds one
 LEAST_SPREAD = 1e-6  # of raw scores; below it normalised scores would be rounding errors
@@ -96,23 +89,7 @@ def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequenc
             for rows, batch in pair_batches(pairs, config, step, budget, models.base.device)
         ]
 
-    stage.total_steps = section.steps
-    train(
-        batches,
-        lambda batch: reward_model.step(models, batch, loss),
-        reward_model.count,
-        lambda batch: tokens_of(batch.sequences),
-        MasterAdamW(
-            [(models.parameters(ROLE), config.learning_rate)],
-            config.weight_decay,
-            kind=stage.params.memory.optimizer,
-        ),
-        config,
-        log=stage.log,
-        announce=stage.announce,
-        keep=stage.keep,
-        resume=stage.resume,
-    )
+    train_offline(stage, models, ROLE, reward_model.build(models, loss), batches, config)
 
 
 def _untrained(stage: Stage, models: SharedBase, side: str) -> Mapping[str, float]:

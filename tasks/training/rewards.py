@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignflow.data.collate import by_rows, collate
+from alignflow.data.collate import collate
 from alignflow.data.encoding import encode_prompt
 from alignflow.distributed import deal
+from alignflow.loops.by_rows import by_rows
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.rewards import apply_rule

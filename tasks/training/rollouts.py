@@ -1,21 +1,28 @@
 """What the on-policy stages share: the roles, and rollouts of the current policy with their rewards."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from alignflow.data.collate import by_rows, collate
+from alignflow.data.collate import collate
+from alignflow.loops import online
+from alignflow.loops.by_rows import RowPasses
+from alignflow.loops.online import Batch
+from alignflow.loops.order import rows_of_step
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
-from alignflow.optim import OptimisationConfig
-from alignflow.types import Metrics, Rollouts, Sequences
+from alignflow.optim import OptimisationConfig, adamw
+from alignflow.types import Metrics, OnlineAlgorithm, Rollouts, SamplingConfig
+from tasks.data.prepared import read_prompts
 from tasks.params import OnPolicy, Params
 from tasks.running.stage import Stage
 from tasks.training import sampling
-from tasks.training.models import REWARD_MODEL, SFT, config_of, open_models, read_prompts, rows_of_step
+from tasks.training.models import REWARD_MODEL, SFT, config_of, finish, keep_snapshots, open_models
 from tasks.training.rewards import Sample, check_sources, means, sample
+
+Config = TypeVar("Config")
 
 
 def open_roles(params: Params) -> SharedBase:
@@ -25,29 +32,6 @@ def open_roles(params: Params) -> SharedBase:
     models.add("reference", start=SFT)
     models.add("reward_model", start=REWARD_MODEL)
     return models
-
-
-def token_rows(forward: Callable[[Sequences], Tensor], sequences: Sequences, budget: Budget) -> Tensor:
-    """Run a forward that gives a number a token, in micro-batches without gradients. (B, S-1)"""
-    return by_rows(forward, sequences, budget, columns=sequences.input_ids.shape[1] - 1)
-
-
-def logprobs(models: SharedBase, role: str, sequences: Sequences, temperature: float, budget: Budget) -> Tensor:
-    """Return the log-probs of a role at the sampling temperature. (B, S-1)"""
-    return token_rows(lambda batch: models.logprobs(role, batch, temperature)[0], sequences, budget)
-
-
-def both_logprobs(
-    models: SharedBase, sequences: Sequences, temperature: float, budget: Budget
-) -> tuple[Tensor, Tensor]:
-    """Return the log-probs of policy and reference at the sampling temperature. (B, S-1) each
-
-    Equal weights, as at the start of training, are asked once.
-    """
-    mine = logprobs(models, "policy", sequences, temperature, budget)
-    if models.fingerprint("policy") == models.fingerprint("reference"):
-        return mine, mine
-    return mine, logprobs(models, "reference", sequences, temperature, budget)
 
 
 def rollouts(samples: Sequence[Sample], device: torch.device) -> Rollouts:
@@ -65,33 +49,62 @@ def rollouts(samples: Sequence[Sample], device: torch.device) -> Rollouts:
     )
 
 
-Resample = Callable[[Rollouts], Tensor]
-
-
-def collector(
+def train_online(
     stage: Stage,
     models: SharedBase,
     section: OnPolicy,
-    budget: Budget,
-    *,
-    samples: int,
-    again: Resample | None = None,
-    limit: int = 0,
-) -> Callable[[int], tuple[Rollouts, Metrics]]:
+    keys: type[Config],
+    build: Callable[[SharedBase, RowPasses, Config, SamplingConfig], OnlineAlgorithm[Batch]],
+    rates: Mapping[str, float],
+) -> dict[str, float]:
+    """Train on the policy's own samples, from the stage's checkpoint if there is one; save and return metrics.
+
+    Args:
+        stage: the running stage.
+        models: with the roles of ``open_roles``, and those that the algorithm adds.
+        section: settings.
+        keys: the algorithm's config record.
+        build: the algorithm's ``build``.
+        rates: peak learning rate of each trained role.
+    """
+    config = config_of(section, OptimisationConfig)
+    sampled = config_of(stage.params.sampling, SamplingConfig)
+    budget = Budget(section.micro_batch_tokens, stage.announce)
+    frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
+    passes = RowPasses(models, sampled.temperature, budget)
+    algorithm = build(models, passes, config_of(section, keys), sampled)
+    stage.total_steps = section.steps
+    online.train(
+        algorithm,
+        collector(stage, models, section, algorithm, budget),
+        adamw(models, rates, weight_decay=config.weight_decay, kind=stage.params.memory.optimizer),
+        config,
+        epochs=section.epochs,
+        minibatches=section.minibatches,
+        target_kl=section.target_kl,
+        log=stage.log,
+        announce=stage.announce,
+        keep=keep_snapshots(stage, models, section.snapshots),
+        resume=stage.resume,
+    )
+    return finish(stage, models, "policy", frozen=frozen)
+
+
+def collector(
+    stage: Stage, models: SharedBase, section: OnPolicy, algorithm: OnlineAlgorithm[Any], budget: Budget
+) -> online.Collect:
     """Return the function that samples and scores the rollouts of a step.
 
     Args:
         stage: receives a table of completions now and then.
         models: with the roles of ``open_roles``.
         section: batch size and seed.
+        algorithm: says how many responses a prompt gets, and which to replace.
         budget: of the passes that score.
-        samples: responses a prompt, side by side.
-        again: says which groups to sample again, from other prompts. (P,) bool
-        limit: how often at most.
     """
     rows = read_prompts("train")
     check_sources(stage.params, rows)
-    config = config_of(section, OptimisationConfig)
+    config, samples, again = config_of(section, OptimisationConfig), algorithm.samples, algorithm.again
 
     def collect(step: int) -> tuple[Rollouts, Metrics]:
         def draw(prompts: Sequence[int], attempt: int) -> list[Sample]:
@@ -101,7 +114,7 @@ def collector(
 
         used = rows_of_step(len(rows), config, step)
         drawn, resampled = draw(used, 0), 0
-        for attempt in range(1, limit + 1):
+        for attempt in range(1, algorithm.limit + 1):
             groups = again(rollouts(drawn, models.base.device)).nonzero()[:, 0].tolist() if again else []
             unused = sorted(set(range(len(rows))) - set(used))
             fresh = random.Random(f"{config.seed}-{step}-{attempt}").sample(unused, min(len(groups), len(unused)))
@@ -120,7 +133,7 @@ def collector(
             "response_length/mean": sum(lengths) / len(lengths),
             "truncated_fraction": sum(s.response.truncated for s in drawn) / len(drawn),
         }
-        if limit:
+        if algorithm.limit:
             metrics["resampled_groups"] = float(resampled)
         return rollouts(drawn, models.base.device), metrics
 

@@ -3,7 +3,6 @@
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +10,13 @@ import torch
 from torch import Tensor
 
 from alignflow.algorithms import grpo, sft
-from alignflow.data.collate import by_rows, micro_batches, sequence_lengths, take_rows
+from alignflow.data.collate import sequence_lengths, take_rows
 from alignflow.loops import offline, online
+from alignflow.loops.by_rows import RowPasses, by_rows
+from alignflow.loops.order import micro_batches
 from alignflow.memory import Budget, DoesNotFit, fitting, part
 from alignflow.optim import MasterAdamW
-from alignflow.types import Rollouts, Sequences, StepOutput
+from alignflow.types import Rollouts, SamplingConfig, Sequences, StepOutput
 from tests.close import EXACT, close
 from tests.toy import CONFIG, Bigram, rollouts, rows
 
@@ -62,9 +63,7 @@ def _offline(
     log: list[dict[str, float]] = []
     offline.train(
         cut,
-        step or partial(sft.step, models),
-        sft.count,
-        lambda batch: sum(sequence_lengths(batch)),
+        replace(sft.build(models), step=step) if step else sft.build(models),
         MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
         replace(CONFIG, micro_batch_tokens=budget),
         log=lambda step, metrics: log.append(dict(metrics)),
@@ -75,7 +74,7 @@ def _offline(
 
 
 def _online(models: Bigram, said: list[str]) -> list[dict[str, float]]:
-    keys = grpo.GRPOConfig(0.1, 0.2, 0.2, 2, "dapo", 0.01, "keep", mask_truncated=False)
+    keys = grpo.GRPOConfig(0.1, 0.2, 0.2, 2, "dapo", 0.01, "keep", 1, mask_truncated=False)
     log: list[dict[str, float]] = []
 
     def collect(step: int) -> tuple[Rollouts, dict[str, float]]:
@@ -85,24 +84,10 @@ def _online(models: Bigram, said: list[str]) -> list[dict[str, float]]:
 
     budget = Budget(CONFIG.micro_batch_tokens, said.append)
 
-    def prepare(
-        given: Rollouts, carry: online.Carry, _: bool
-    ) -> tuple[grpo.GRPOBatch, dict[str, Tensor], online.Carry]:
-        columns = given.sequences.input_ids.shape[1] - 1
-        mine, other = (
-            by_rows(lambda b, role=role: models.logprobs(role, b)[0], given.sequences, budget, columns=columns)  # type: ignore[misc]
-            for role in ("policy", "reference")
-        )
-        return (*grpo.prepare(given, mine, other, keys), carry)
-
+    passes = RowPasses(models, 1.0, budget)  # type: ignore[arg-type]  # a table has log-probs and fingerprints, too
     online.train(
-        online.OnlineAlgorithm(
-            collect=collect,
-            prepare=prepare,
-            steps=[lambda batch: grpo.step(models, batch, keys, temperature=1.0)],
-            count=lambda batch: grpo.count(batch, keys, max_response_length=8),
-            start={},
-        ),
+        grpo.build(models, passes, keys, SamplingConfig(1.0, None, 8)),
+        collect,
         MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
         CONFIG,
         epochs=2,

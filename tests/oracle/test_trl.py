@@ -192,6 +192,7 @@ class Case:
             normalization="grpo",
             std_epsilon=1e-4,
             zero_variance="keep",
+            resample_limit=1,
             mask_truncated=False,
         )
         theirs = {

@@ -349,7 +349,7 @@ def kinds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[bool, bool]]:
 
 
 def test_readers_return_rows_by_what_they_hold(place: Path):
-    from tasks.training.models import read_demonstrations, read_pairs, read_prepared, read_prompts
+    from tasks.data.prepared import read_demonstrations, read_pairs, read_prepared, read_prompts
 
     thumbs = [{"prompt": f"say {i}", "response": "yes", "label": True} for i in range(40)]
     thumbs += [{"prompt": f"say {i}", "response": "no", "label": False} for i in range(20)]
@@ -363,7 +363,7 @@ def test_readers_return_rows_by_what_they_hold(place: Path):
 
 
 def test_a_stage_that_needs_pairs_and_finds_none_says_what_can_be_run(place: Path):
-    from tasks.training.models import LacksRows, read_demonstrations, read_pairs
+    from tasks.data.prepared import LacksRows, read_demonstrations, read_pairs
 
     write([{"prompt": f"add {i} to {i * i + 100}", "answer": str(i)} for i in range(40)])
     stage("prepare")

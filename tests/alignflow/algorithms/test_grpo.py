@@ -26,6 +26,7 @@ CONFIG = GRPOConfig(
     normalization="dapo",
     std_epsilon=0.01,
     zero_variance="keep",
+    resample_limit=1,
     mask_truncated=False,
 )
 BATCH = rows([(2, 3), (2, 1), (4, 6), (4, 2)])  # two prompts, two answers each

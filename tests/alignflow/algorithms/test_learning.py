@@ -1,6 +1,6 @@
 """DPO and the reward model learn eight pairs on the tiny model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from alignflow.algorithms import dpo, reward_model
-from alignflow.data.collate import by_rows, collate_pairs
+from alignflow.data.collate import collate_pairs
 from alignflow.loops import offline
+from alignflow.loops.by_rows import by_rows
 from alignflow.models.roles import SharedBase
 from alignflow.ops import masked_sum
-from alignflow.optim import MasterAdamW
-from alignflow.types import Pair, StepOutput
+from alignflow.optim import adamw
+from alignflow.types import OfflineAlgorithm, Pair
 from tests.close import close
 from tests.tiny import open_base
 from tests.toy import CONFIG, enough
@@ -25,15 +26,13 @@ def _eight_pairs() -> list[Pair]:
     return [Pair(tuple(p), tuple(c), tuple(r)) for p, c, r in ids]
 
 
-def _learn(models: SharedBase, role: str, step: Callable[[Any], StepOutput], batch: Any, count: Any) -> float:
+def _learn(models: SharedBase, role: str, algorithm: OfflineAlgorithm[Any], batch: Any) -> float:
     seen: list[Mapping[str, float]] = []
     config = replace(CONFIG, steps=25, learning_rate=1e-2, weight_decay=0.0)
     offline.train(
         lambda k, _: [batch],
-        step,
-        count,
-        lambda b: 1,
-        MasterAdamW([(models.parameters(role), config.learning_rate)], 0.0, kind="adamw"),
+        algorithm,
+        adamw(models, {role: config.learning_rate}, weight_decay=0.0, kind="adamw"),
         config,
         log=lambda step, metrics: seen.append(metrics),
         announce=pytest.fail,
@@ -53,8 +52,7 @@ def test_dpo_learns_eight_pairs(tiny: Path, quantization: tuple[str, str]):
     ref = by_rows(lambda b: masked_sum(models.logprobs("reference", b)[0], b.response_mask[:, 1:]), batch, enough(64))
     close(ref, masked_sum(models.logprobs("policy", batch)[0], mask), 0.05)
     before, config = models.fingerprint("reference"), dpo.DPOConfig(0.3, "sigmoid", 0.0, 0.0, 0.0)
-    step = lambda b: dpo.step(models, b, config)  # noqa: E731
-    assert _learn(models, "policy", step, dpo.PairBatch(batch, ref), dpo.count) == 1.0
+    assert _learn(models, "policy", dpo.build(models, config), dpo.PairBatch(batch, ref)) == 1.0
     assert models.fingerprint("reference") == before
 
 
@@ -63,6 +61,5 @@ def test_the_reward_model_learns_eight_pairs(tiny: Path):
     models.add("reward_model", trained=True)
     models.add_head("reward_model", seed=1)
     config = reward_model.RewardModelConfig(0.01, 1.0)
-    step = lambda b: reward_model.step(models, b, config)  # noqa: E731
     batch = reward_model.RewardBatch(sequences, torch.zeros(8))
-    assert _learn(models, "reward_model", step, batch, reward_model.count) == 1.0
+    assert _learn(models, "reward_model", reward_model.build(models, config), batch) == 1.0

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignflow.data.collate import by_rows, collate, collate_pairs, micro_batches, sequence_lengths, take_rows
+from alignflow.data.collate import collate, collate_pairs, sequence_lengths, take_rows
+from alignflow.loops.by_rows import by_rows
+from alignflow.loops.order import micro_batches
 from alignflow.types import Example, Pair, Sequences
 from tests.close import EXACT, close
 from tests.toy import enough, rows

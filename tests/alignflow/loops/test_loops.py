@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from alignflow.algorithms import grpo, sft
-from alignflow.data.collate import sequence_lengths, take_rows
+from alignflow.data.collate import take_rows
 from alignflow.loops import offline, online
 from alignflow.loops.update import Diverged
 from alignflow.optim import MasterAdamW
-from alignflow.types import Rollouts, Sequences
+from alignflow.types import Carry, OnlineAlgorithm, Rollouts, Sequences
 from tests.close import EXACT, close
 from tests.toy import CONFIG, Bigram, rollouts, rows
 
@@ -46,9 +46,7 @@ def _offline(models: Bigram, **given: Any) -> list[tuple[int, float]]:
     log: list[tuple[int, float]] = []
     offline.train(
         lambda k, _: [take_rows(BATCH, [k % 6, (k + 1) % 6]), take_rows(BATCH, [(k + 3) % 6])],
-        lambda batch: sft.step(models, batch),
-        sft.count,
-        lambda batch: sum(sequence_lengths(batch)),
+        sft.build(models),
         MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
         CONFIG,
         log=lambda step, metrics: log.append((step, metrics["loss"])),
@@ -60,7 +58,7 @@ def _offline(models: Bigram, **given: Any) -> list[tuple[int, float]]:
 
 
 def _online(models: Bigram, **given: Any) -> list[tuple[int, float, float]]:
-    keys = grpo.GRPOConfig(0.1, 0.2, 0.2, 2, "dapo", 0.01, given.pop("zero_variance", "keep"), mask_truncated=False)
+    keys = grpo.GRPOConfig(0.1, 0.2, 0.2, 2, "dapo", 0.01, given.pop("zero_variance", "keep"), 1, mask_truncated=False)
     alike, updates = given.pop("alike", False), given.pop("updates", 2)
     log: list[tuple[int, float, float]] = []
 
@@ -71,22 +69,21 @@ def _online(models: Bigram, **given: Any) -> list[tuple[int, float, float]]:
         scores = (batch.input_ids == 3).where(batch.response_mask, False).sum(1).float()
         return rollouts(batch, 0 * scores if alike else scores), {"score/mean": float(scores.mean())}
 
-    def prepare(
-        given: Rollouts, carry: online.Carry, both: bool
-    ) -> tuple[grpo.GRPOBatch, dict[str, Tensor], online.Carry]:
+    def prepare(given: Rollouts, carry: Carry, both: bool) -> tuple[grpo.GRPOBatch, dict[str, Tensor], Carry]:
         with torch.no_grad():
             mine = models.logprobs("policy", given.sequences)[0] if both else None
             other = models.logprobs("reference", given.sequences)[0]
         return (*grpo.prepare(given, mine, other, keys), {"batches": carry["batches"] + 1})
 
     online.train(
-        online.OnlineAlgorithm(
-            collect=collect,
+        OnlineAlgorithm(
+            samples=2,
             prepare=prepare,
             steps=[lambda batch: grpo.step(models, batch, keys, temperature=1.0)],
             count=lambda batch: grpo.count(batch, keys, max_response_length=8),
             start={"batches": 0.0},
         ),
+        collect,
         MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
         given.pop("config", CONFIG),
         epochs=updates,

@@ -12,7 +12,7 @@ from alignflow.data.collate import take_rows
 from alignflow.loops import offline
 from alignflow.loops.update import Diverged, Means
 from alignflow.optim import MasterAdamW
-from alignflow.types import StepOutput
+from alignflow.types import OfflineAlgorithm, StepOutput
 from tests.close import EXACT, close
 from tests.toy import CONFIG, Bigram, rows, update
 
@@ -63,9 +63,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_no_weight(bad: floa
     with pytest.raises(Diverged, match="step 2"):
         offline.train(
             lambda k, _: [torch.tensor([0.0, bad if k == 1 else 0.0])],
-            lambda batch: _shifted(weight, batch),
-            lambda batch: 2.0,
-            lambda batch: 2,
+            OfflineAlgorithm(lambda batch: _shifted(weight, batch), lambda batch: 2.0, lambda batch: 2),
             optimizer,
             CONFIG,
             log=lambda step, metrics: None,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignflow.data.collate import micro_batches, sequence_lengths, take_rows
+from alignflow.data.collate import sequence_lengths, take_rows
+from alignflow.loops.order import micro_batches
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
 from alignflow.sampling.own import Response, generate

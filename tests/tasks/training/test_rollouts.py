@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from alignflow.data.collate import collate
+from alignflow.loops.by_rows import RowPasses
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response
 from alignflow.types import Example
 from tasks.training.rewards import Reward, Sample
-from tasks.training.rollouts import both_logprobs, rollouts
+from tasks.training.rollouts import rollouts
 from tests.close import EXACT, close
 from tests.tiny import disturb, open_base, some_rows
 
@@ -26,11 +27,11 @@ def test_policy_and_reference_of_equal_weights_are_asked_once(tiny: Path, monkey
         disturb(models, role, 1)
     asked = Mock(side_effect=models.logprobs)
     monkeypatch.setattr(models, "logprobs", asked)
-    alike = both_logprobs(models, batch, 0.7, BUDGET)
+    alike = RowPasses(models, 0.7, BUDGET).policy_and_reference(batch)
     assert [call.args[0] for call in asked.call_args_list] == ["policy"]
     close(alike[1], SharedBase.logprobs(models, "reference", batch, 0.7)[0], EXACT)
     disturb(models, "policy", 2)
-    mine, other = both_logprobs(models, batch, 0.7, BUDGET)
+    mine, other = RowPasses(models, 0.7, BUDGET).policy_and_reference(batch)
     assert [call.args[0] for call in asked.call_args_list[1:]] == ["policy", "reference"]
     close(other, alike[1], EXACT)
     assert not mine.equal(other)

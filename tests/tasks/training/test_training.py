@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from alignflow.loops.order import pair_batches, rows_of_step
 from alignflow.sampling.own import Response
 from alignflow.types import Example, Pair
 from tasks import params
-from tasks.training.models import pair_batches, read_prepared, read_prompts, rows_of_step
+from tasks.data.prepared import read_prepared, read_prompts
 from tasks.training.rewards import Reward, RewardError, Sample, check_sources, means
 from tasks.training.rollouts import rollouts
 from tests.close import close

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from alignflow.algorithms import reward_model
-from alignflow.data.collate import by_rows, collate_pairs
+from alignflow.data.collate import collate_pairs
+from alignflow.loops.by_rows import by_rows
 from alignflow.loops.offline import train
+from alignflow.loops.order import rows_of_step
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Pair
-from tasks.training.models import rows_of_step
 
 
 def last_states(models: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> Tensor:
@@ -51,9 +52,7 @@ def fit_head(
 
     train(
         batches,
-        lambda batch: reward_model.head_step(head, batch, loss),
-        reward_model.count,
-        lambda batch: len(batch.margins),
+        reward_model.build_head(head, loss),
         MasterAdamW([(list(head.parameters()), config.learning_rate)], config.weight_decay, kind="adamw"),
         config,
         log=lambda *_: None,  # the fit has no curve worth a page

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from alignflow.algorithms.reward_model import RewardModelConfig
+from alignflow.loops.head import fit_head, last_states
 from alignflow.models.heads import scalar_head
 from alignflow.types import Pair
-from tasks.head_first import fit_head, last_states
 from tests.close import FLOAT32, close
 from tests.tiny import disturb, open_base
 from tests.toy import CONFIG, enough
