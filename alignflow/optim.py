@@ -13,7 +13,7 @@ from alignflow.distributed import sum_gradients
 
 @dataclass(frozen=True)
 class OptimisationConfig:
-    """How a stage optimises; documented in tasks/params.py."""
+    """How a stage optimises; documented in tasks/params/sections.py."""
 
     steps: int
     batch_size: int

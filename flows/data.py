@@ -21,7 +21,7 @@ LIMITS = {"max_prompt_length": ("prompt",), "max_response_length": ("chosen", "r
 """Keys of the section ``data``, and the texts whose lengths they limit."""
 
 if TYPE_CHECKING:
-    from tasks.params import Data
+    from tasks.params.sections import Data
 
 
 def view(checked: Checked) -> RenderableType:

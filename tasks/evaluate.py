@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.params import Params, load
+from tasks.params.read import load
+from tasks.params.sections import Params
 from tasks.policies import POLICIES, REFERENCE
 from tasks.running.stage import Stage, run
 

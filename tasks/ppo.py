@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tasks.params import Params
+from tasks.params.sections import Params
 from tasks.running.stage import Stage, run
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.params import load
+from tasks.params.read import load
 from tasks.paths import IDENTITY, PREPARED
 from tasks.running.stage import Stage, run
 

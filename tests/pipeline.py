@@ -13,7 +13,11 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
     f"tasks.{name}"
     for name in (
         "paths",
-        "params",
+        "params.sections",
+        "params.read",
+        "params.edit",
+        "params.rounds",
+        "params.names",
         "running.stage",
         "running.processes",
         "running.hardware",

@@ -119,7 +119,7 @@ def test_the_rounds_of_iterative_dpo_chain_and_all_are_evaluated():
 
 def test_evaluations_in_dvc_are_those_that_the_stage_knows():
     from tasks.evaluate import POLICIES, adapter_of
-    from tasks.params import load
+    from tasks.params.read import load
 
     params = load(ROOT / "params.yaml")
     folders = {name: (adapter_of(name, params) or PurePosixPath("artifacts/base")) for name in POLICIES}

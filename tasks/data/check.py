@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tasks.params import Data
+from tasks.params.sections import Data
 
 FIRST = 10_000
 """Rows that are looked at; more would take minutes, and the stage looks at them all."""

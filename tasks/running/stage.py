@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tasks.params import Params, load
+from tasks.params.read import load
+from tasks.params.sections import Params
 from tasks.paths import PREPARED, home, stage_file
 from tasks.running import processes
 from tasks.tracking import recorder as tracking

@@ -60,14 +60,14 @@ def _disk() -> tuple[bool, str]:
 
 
 def _params() -> tuple[bool, str]:
-    from tasks.params import load
+    from tasks.params.read import load
 
     load(Path("params.yaml"))
     return True, "params.yaml is complete and in range"
 
 
 def _sampling() -> tuple[bool, str]:
-    from tasks.params import load
+    from tasks.params.read import load
     from tasks.training.sampling import check_engine
 
     params = load(Path("params.yaml"))
@@ -79,7 +79,7 @@ def _base() -> tuple[bool, str]:
     from alignflow.data.encoding import template_notes
     from alignflow.models.base import identify
     from alignflow.models.load import load_tokenizer
-    from tasks.params import load
+    from tasks.params.read import load
     from tasks.paths import CONVERTED
 
     base = load(Path("params.yaml")).base
@@ -93,7 +93,7 @@ def _base() -> tuple[bool, str]:
 def _data() -> tuple[bool, str]:
     from tasks.data.check import FIRST, check
     from tasks.data.settings import summary
-    from tasks.params import load
+    from tasks.params.read import load
 
     data = load(Path("params.yaml")).data
     found = check(data)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.evaluate import adapter_of
-from tasks.params import load
+from tasks.params.read import load
 from tasks.policies import POLICIES
 from tasks.running.stage import quiet
 

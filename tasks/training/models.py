@@ -22,7 +22,7 @@ from alignflow.models.roles import SharedBase
 from alignflow.models.sharing import share_base
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Pair, Sequences
-from tasks.params import Params
+from tasks.params.sections import Params
 from tasks.paths import CONVERTED, IDENTITY, PREPARED
 from tasks.running.stage import Stage
 

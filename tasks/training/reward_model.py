@@ -19,7 +19,7 @@ from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Example
 from tasks.head_first import fit_head, last_states
-from tasks.params import RewardModel
+from tasks.params.sections import RewardModel
 from tasks.running.stage import Stage
 from tasks.training import sampling
 from tasks.training.models import (

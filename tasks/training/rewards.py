@@ -15,7 +15,7 @@ from alignflow.models.roles import SharedBase
 from alignflow.rewards import apply_rule
 from alignflow.sampling.own import Response
 from alignflow.types import Example
-from tasks.params import Params
+from tasks.params.sections import Params
 from tasks.training import sampling
 from tasks.training.models import REWARD_MODEL
 

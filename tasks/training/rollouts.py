@@ -11,7 +11,7 @@ from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Metrics, Rollouts, Sequences
-from tasks.params import OnPolicy, Params
+from tasks.params.sections import OnPolicy, Params
 from tasks.running.stage import Stage
 from tasks.training import sampling
 from tasks.training.models import REWARD_MODEL, SFT, config_of, open_models, read_prompts, rows_of_step

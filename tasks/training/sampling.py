@@ -10,7 +10,7 @@ from alignflow.models.adapters import dense_bytes
 from alignflow.models.load import default_device
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response, generate
-from tasks.params import Params
+from tasks.params.sections import Params
 from tasks.running.hardware import free_memory
 
 

@@ -16,7 +16,8 @@ from alignflow import optim, rewards
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
 from alignflow.types import Sequences
-from tasks import params
+from tasks.params.edit import override
+from tasks.params.read import load
 from tasks.paths import home
 from tasks.ppo import add_critic
 from tasks.running.stage import Stage
@@ -103,10 +104,10 @@ def test_a_reward_model_of_few_pairs_trains_its_head_alone(place: Path, tmp_path
     kept = tmp_path / "reward_model"
     shutil.copytree("artifacts/reward_model", kept)
     shutil.copy("params.yaml", tmp_path)
-    params.override(Path("params.yaml"), ["reward_model.steps=0", "reward_model.head_steps=0"])
+    override(Path("params.yaml"), ["reward_model.steps=0", "reward_model.head_steps=0"])
     stage("reward_model")
     start = weights("artifacts/reward_model")
-    params.override(Path("params.yaml"), ["reward_model.head_steps=5"])
+    override(Path("params.yaml"), ["reward_model.head_steps=5"])
     assert stage("reward_model")["steps"] == 0
     fitted = weights("artifacts/reward_model")
     head = "base_model.model.score.weight"
@@ -305,7 +306,7 @@ def settings(place: Path) -> Iterator[Callable[..., None]]:
     """Set keys for one test; params and artifacts of the other tests come back after it."""
     kept = Path("params.yaml").read_text()
     shutil.copytree("artifacts", "kept")
-    yield lambda *keys: params.override(Path("params.yaml"), keys)
+    yield lambda *keys: override(Path("params.yaml"), keys)
     Path("params.yaml").write_text(kept)
     shutil.rmtree("artifacts")
     shutil.move("kept", "artifacts")
@@ -341,8 +342,8 @@ def test_rewards_by_rules_alone_leave_out_prompts_to_which_none_applies(
 
 def test_the_critic_of_rewards_by_rules_alone_starts_from_sft_with_value_0_everywhere(settings: Callable[..., None]):
     settings(*MIXED, "rewards.reward_model=0")
-    models = open_roles(params.load(Path("params.yaml")))
-    add_critic(models, params.load(Path("params.yaml")))
+    models = open_roles(load(Path("params.yaml")))
+    add_critic(models, load(Path("params.yaml")))
     own, start = (models.parameters(role, heads=False) for role in ("critic", "policy"))
     assert all(mine.equal(other) for mine, other in zip(own, start, strict=True))
     assert not models.values("critic", some_rows()).any()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from alignflow.rewards import right_abstain_wrong
-from tasks.params import ParamsError, load, override, scenario
+from tasks.params.edit import override, scenario
+from tasks.params.read import ParamsError, load
 from tests.pipeline import ROOT
 
 SHIPPED = sorted((ROOT / "scenarios").glob("*.yaml"))

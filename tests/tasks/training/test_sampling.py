@@ -12,7 +12,8 @@ from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response
 from alignflow.sampling.vllm import VLLMError
-from tasks.params import load, override
+from tasks.params.edit import override
+from tasks.params.read import load
 from tasks.running import stage
 from tasks.tools import doctor
 from tasks.training import sampling
