@@ -13,7 +13,7 @@ from alignflow.types import Example, Pair
 from tasks.params.read import load
 from tasks.params.sections import Params
 from tasks.training.models import pair_batches, read_prepared, read_prompts, rows_of_step
-from tasks.training.rewards import Reward, RewardError, Sample, check_sources, means
+from tasks.training.rewards import Reward, RewardError, Sample, check_sources, means, reward
 from tasks.training.rollouts import rollouts
 from tests.close import close
 from tests.toy import CONFIG, Given, enough
@@ -76,7 +76,7 @@ def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
     folder.mkdir(parents=True)
     (folder / "normalization.json").write_text('{"mean": 1.0, "std": 2.0}')
 
-    def reward(learned: float, rules: dict[str, Any], scores: Sequence[float] = (3.0, 0.0)) -> list[Reward]:
+    def earn(learned: float, rules: dict[str, Any], scores: Sequence[float] = (3.0, 0.0)) -> list[Reward]:
         found = load(FILE).model_dump()
         found["rewards"] = {"reward_model": learned, "rules": rules, "missing_eos_penalty": 0.5}
         return reward(
@@ -89,7 +89,7 @@ def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
             budget=enough(1000),
         )
 
-    return reward
+    return earn
 
 
 def test_the_reward_is_the_weighted_sum_of_sources_less_the_missing_end(earned: Callable[..., list[Reward]]):
@@ -116,8 +116,8 @@ def test_a_row_to_which_no_source_applies_has_no_reward(earned: Callable[..., li
     assert means(rewards) == {"score/mean": 2.0}
     found = rollouts(
         [
-            Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1, logprobs=(-1.0,)), "", reward)
-            for i, (row, reward) in enumerate(zip(ROWS, rewards, strict=True))
+            Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1, logprobs=(-1.0,)), "", one)
+            for i, (row, one) in enumerate(zip(ROWS, rewards, strict=True))
         ],
         torch.device("cpu"),
     )
