@@ -27,6 +27,7 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
         "tracking.mlflow",
     )
 }
+READ_AS_TEXT = {"rules": "alignflow/rules"}  # by a stage, which imports none of it
 
 
 def read_yaml(name: str) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def validate(tree: Any, path: Path) -> Params:
         ParamsError: a key is unknown, missing or out of range; one line each, which names file and key.
     """
     try:
-        return Params.model_validate(tree)
+        return Params.model_validate(tree, context={"folder": path.parent})
     except ValidationError as error:
         raise ParamsError("\n".join(_explain(e, path) for e in error.errors())) from None
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from alignflow.data.formats import FORMS
 from alignflow.data.gate import REASONS
-from alignflow.rewards import RULES, numbers_of
+from alignflow.rewards import numbers_of, rule_file, rule_names
 from tasks.params.names import suggest
 from tasks.params.rounds import check_rounds
+from tasks.paths import RULES
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -180,7 +181,7 @@ class Rewards(Section):
     reward_model: NonNegative
     """Weight of the learned score."""
     rules: dict[str, dict[str, float]]
-    """By name of a rule in alignflow/rewards.py: its ``weight`` and its own numbers. A bare number is a weight."""
+    """By name of a rule, of alignflow/rules or rewards: its ``weight`` and its own numbers. A bare number: weight."""
     missing_eos_penalty: NonNegative
     """Subtracted from the reward of a response that was cut off."""
 
@@ -193,11 +194,11 @@ class Rewards(Section):
 
     @field_validator("rules", mode="after")
     @classmethod
-    def _rules_have_their_numbers(cls, rules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    def _rules_have_their_numbers(
+        cls, rules: dict[str, dict[str, float]], info: ValidationInfo
+    ) -> dict[str, dict[str, float]]:
         for name, keys in rules.items():
-            if name not in RULES:
-                raise ValueError(f"no rule {name!r} in alignflow/rewards.py{suggest(name, RULES)}")
-            wanted = ["weight", *numbers_of(name)]
+            wanted = ["weight", *_numbers_of(name, info)]
             if sorted(keys) != sorted(wanted):
                 raise ValueError(f"{name} takes {', '.join(wanted)}, not {', '.join(keys) or 'nothing'}")
         return rules
@@ -393,7 +394,7 @@ class Evaluate(Section):
     temperature: NonNegative
     """0 is greedy."""
     judges: list[str]
-    """Names of rules in alignflow/rewards.py that judge but are never trained on, beside the second reward model."""
+    """Names of rules that judge but are never trained on, beside the second reward model; they take no numbers."""
     language_probability: Fraction
     """A text's language counts as known from this probability on. Usual: 0.8 to 0.95."""
     capability_path: Annotated[str, Field(min_length=1)]
@@ -401,6 +402,14 @@ class Evaluate(Section):
     capability_texts: Count
     """Held-out chosen responses whose perplexity is measured."""
     seed: Seed
+
+    @field_validator("judges", mode="after")
+    @classmethod
+    def _judges_take_no_numbers(cls, judges: list[str], info: ValidationInfo) -> list[str]:
+        for judge in judges:
+            if numbers := _numbers_of(judge, info):
+                raise ValueError(f"{judge} takes numbers ({', '.join(numbers)}); take another rule")
+        return judges
 
 
 class LlmJudge(Section):
@@ -465,11 +474,6 @@ class Params(Section):
     @model_validator(mode="after")
     def _judges_are_never_trained_on(self) -> Self:
         for judge in self.evaluate.judges:
-            if judge not in RULES:
-                raise ValueError(f"evaluate.judges: no rule {judge!r} in alignflow/rewards.py{suggest(judge, RULES)}")
-            if numbers_of(judge):
-                numbers = ", ".join(numbers_of(judge))
-                raise ValueError(f"evaluate.judges: {judge} takes numbers ({numbers}); take another rule")
             if judge in self.rewards.rules:
                 raise ValueError(f"evaluate.judges: {judge} is also a training reward (rewards.rules)")
         return self
@@ -481,3 +485,11 @@ class Params(Section):
                 f"judge_model.seed: {self.judge_model.seed} is reward_model.seed, too; an independent judge has its own"
             )
         return self
+
+
+def _numbers_of(rule: str, info: ValidationInfo) -> list[str]:
+    """Return the numbers that a rule takes; the folder of the user's own rules lies beside ``params.yaml``."""
+    own = (info.context or {}).get("folder", Path()) / RULES
+    if rule not in rule_names(own):
+        raise ValueError(f"no rule {rule!r} in alignflow/rules or {RULES}{suggest(rule, rule_names(own))}")
+    return numbers_of(rule_file(rule, own))

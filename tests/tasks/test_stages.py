@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignflow import optim, rewards
+from alignflow import optim
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
 from alignflow.types import Sequences
@@ -369,7 +369,7 @@ def test_a_rule_that_raises_stops_the_stage_with_one_line(
     settings: Callable[..., None], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     settings("rewards.rules.brevity=1")
-    monkeypatch.setitem(rewards.RULES, "brevity", lambda prompt, response, answer: {}[prompt])
+    monkeypatch.setattr("alignflow.rules.brevity.brevity", lambda prompt, response, answer: {}[prompt])
     with pytest.raises(SystemExit) as failed:
         stage(name, *(["round-1"] if name == "iterative_dpo" else []))
     assert failed.value.code == 1
@@ -392,7 +392,7 @@ def test_what_was_computed_before_a_rule_raised_is_not_lost(
 
     monkeypatch.setattr("tasks.running.stage.SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setitem(rewards.RULES, "brevity", failing)  # type: ignore[misc]
+        patch.setattr("alignflow.rules.brevity.brevity", failing)
         with pytest.raises(SystemExit):
             stage("ppo")
         assert "the last good state is kept" in capsys.readouterr().out
@@ -415,7 +415,7 @@ def test_a_reward_model_that_tells_nothing_apart_is_refused(
 def test_a_judge_that_leaves_a_row_out_is_refused(
     settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setitem(rewards.RULES, "concise_answer", lambda prompt, response, answer: None)  # type: ignore[misc]
+    monkeypatch.setattr("alignflow.rules.concise_answer.concise_answer", lambda prompt, response, answer: None)
     with pytest.raises(SystemExit) as failed:
         stage("evaluate", "reference")
     assert failed.value.code == 1

@@ -13,10 +13,11 @@ from alignflow.algorithms.grpo import GRPOConfig
 from alignflow.algorithms.ppo import PPOConfig
 from alignflow.algorithms.reward_model import RewardModelConfig
 from alignflow.optim import OptimisationConfig
-from alignflow.rewards import RULES
+from alignflow.rewards import rule_names
 from tasks.params.edit import override
 from tasks.params.read import ParamsError, load
 from tasks.params.sections import Params, Section
+from tasks.paths import RULES
 from tasks.training.models import config_of
 
 FILE = Path(__file__).resolve().parents[3] / "params.yaml"
@@ -36,7 +37,7 @@ def change(path: Path, old: str, new: str) -> Path:
 
 def test_the_shipped_file_loads_and_names_rules_that_exist():
     found = load(FILE)
-    assert {*found.evaluate.judges, *found.rewards.rules} <= set(RULES)
+    assert {*found.evaluate.judges, *found.rewards.rules} <= set(rule_names(RULES))
 
 
 @pytest.mark.parametrize(

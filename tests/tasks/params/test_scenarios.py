@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignflow.rewards import right_abstain_wrong
+from alignflow.rules.right_abstain_wrong import right_abstain_wrong
 from tasks.params.edit import override, scenario
 from tasks.params.read import ParamsError, load
 from tests.pipeline import ROOT
