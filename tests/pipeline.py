@@ -19,6 +19,7 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
         "params.rounds",
         "params.names",
         "running.stage",
+        "running.advice",
         "running.processes",
         "running.hardware",
         "tracking.recorder",

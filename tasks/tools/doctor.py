@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tasks.running.advice import explained
+
 Finding = tuple[str, bool, str]
 """What was looked at, whether it is well, and what was found."""
 
@@ -22,7 +24,7 @@ def _guard(name: str, look: Callable[[], tuple[bool, str]]) -> Finding:
     try:
         well, found = look()
     except Exception as error:  # a diagnosis reports whatever goes wrong
-        return name, False, f"{type(error).__name__}: {error}"
+        return name, False, f"{type(error).__name__}: {explained(error)}"
     return name, well, found
 
 

@@ -18,7 +18,7 @@ def check_engine(params: Params) -> None:
     """Look before any model is loaded whether ``sampling.engine`` can work here.
 
     Raises:
-        VLLMError: vLLM or a CUDA device is missing, or several processes want it.
+        VLLMUnavailable: vLLM or a CUDA device is missing, or several processes want it.
     """
     if params.sampling.engine == "vllm":
         from alignflow.sampling.vllm import require

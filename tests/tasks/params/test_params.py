@@ -186,6 +186,42 @@ def test_a_reward_rule_may_be_added_by_its_name(path: Path):
     assert load(path).rewards.rules["right_abstain_wrong"]["wrong"] == -3.0
 
 
+def test_a_rule_of_the_user_s_lies_beside_the_file(path: Path):
+    write_rule(path, "mine", "def mine(prompt, response, answer, *, limit): ...\n")
+    override(path, ["rewards.rules.mine={weight: 1, limit: 40}"])
+    assert load(path).rewards.rules["mine"] == {"weight": 1.0, "limit": 40.0}
+    with pytest.raises(ParamsError, match=r"rewards\.rules: mine takes weight, limit, not weight"):
+        override(path, ["rewards.rules.mine={weight: 1}"])
+    with pytest.raises(ParamsError, match=r"evaluate\.judges: mine takes numbers \(limit\)"):
+        override(path, ["rewards.rules={}", "evaluate.judges=[mine]"])
+    with pytest.raises(ParamsError, match=r"no rule 'mime' in alignflow/rules or rewards; did you mean mine\?"):
+        override(path, ["rewards.rules.mime=1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "brevity",
+            "def brevity(prompt, response, answer): ...\n",
+            r"brevity\.py: alignflow/rules has a rule brevity, too",
+        ),
+        ("mine", "def mine(prompt, response, answer)\n", r"rewards/mine\.py:1: not valid Python"),
+        ("mine", "def other(prompt, response, answer): ...\n", r"rewards/mine\.py: has no function mine"),
+    ],
+)
+def test_a_file_that_cannot_be_the_rule_is_told_with_the_key(path: Path, name: str, text: str, message: str):
+    write_rule(path, name, text)
+    with pytest.raises(ParamsError, match=r"params\.yaml: rewards\.rules: .*" + message):
+        override(path, [f"rewards.rules.{name}=1"])
+
+
+def write_rule(params: Path, name: str, text: str) -> None:
+    folder = params.parent / "rewards"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(text)
+
+
 def test_an_engine_whose_numbers_differ_needs_a_correction(path: Path):
     with pytest.raises(ParamsError, match=r"sampling: importance_cap must be a number.*engine: vllm"):
         override(path, ["sampling.engine=vllm"])
