@@ -57,7 +57,7 @@ def group_relative(scores: Tensor, mask: Tensor, *, epsilon: float, scale: bool)
         ValueError: a group of one has no deviation.
     """
     if scores.shape[1] < 2:
-        raise ValueError("a group needs at least 2 responses; set grpo.group_size to 2 or more")
+        raise ValueError("a group needs at least 2 responses")
     count = mask.sum(1, keepdim=True)
     mean = masked_sum(scores, mask)[:, None] / count.clamp(min=1)
     centred = torch.where(mask, scores - mean, 0.0)

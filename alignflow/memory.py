@@ -76,11 +76,7 @@ def fitting(
             failed = size(parts[error.part])
         # here and not in the handler above: there the error still holds the tensors of the failed part
         if len(parts) == len(cut(1)):
-            raise DoesNotFit(
-                f"memory ran out on {failed} {budget.unit}, a row, pair or group that cannot be cut; set "
-                "memory.gradient_checkpointing: true if this is training, or lower max_prompt_length or "
-                "max_response_length in params.yaml"
-            )
+            raise DoesNotFit(f"memory ran out on {failed} {budget.unit}, a row, pair or group that cannot be cut")
         del parts
         gc.collect()
         if torch.cuda.is_available():

@@ -96,7 +96,7 @@ def set_(assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE..."
     """Change params.yaml, keeping its comments and the map of iterative-DPO rounds consistent."""
     _project()
     with _explained():
-        from tasks.params import override
+        from tasks.params.edit import override
 
         override(PARAMS, assignments)
     print(f"{PARAMS}: {', '.join(assignments)}; `alignflow run` or `dvc repro` computes what that changes")
@@ -177,7 +177,7 @@ def check(
     root = _project()
     name = str(asked.relative_to(root) if asked.is_relative_to(root) else asked)
     with _explained():
-        from tasks.params import load
+        from tasks.params.read import load
 
         settings = load(PARAMS).data
         one = {"path": name, "revision": revision, "split": split, "weight": 1}
@@ -257,8 +257,8 @@ def _settings_of(scenario: str) -> tuple[str, ...]:
     """Return what a scenario sets, having found every mistake in its file."""
     if not scenario:
         return ()
-    from tasks.params import load
-    from tasks.params import scenario as read
+    from tasks.params.edit import scenario as read
+    from tasks.params.read import load
 
     path = SCENARIOS / f"{scenario}.yaml"
     with _explained():
@@ -271,7 +271,8 @@ def _settings_of(scenario: str) -> tuple[str, ...]:
 
 def _try(overrides: Sequence[str]) -> None:
     """Apply overrides to a copy of params.yaml; errors name the original."""
-    from tasks.params import ParamsError, load, override
+    from tasks.params.edit import override
+    from tasks.params.read import ParamsError, load
 
     load(PARAMS)
     with tempfile.TemporaryDirectory() as folder:
@@ -301,7 +302,7 @@ def _explained(source: str = "") -> Iterator[None]:
     from pydantic import ValidationError
 
     from alignflow.data.rows import DataError
-    from tasks.params import ParamsError
+    from tasks.params.read import ParamsError
 
     try:
         yield

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from alignflow.data.gate import REASONS
 from tasks.data.check import FIRST, Checked
+from tasks.data.limits import ADVICE
 from tasks.data.settings import form_in_words
 
 CONTENTS = {"pairs": "pairs", "demonstrations": "chosen answers alone", "prompts_only": "without a judged answer"}
@@ -21,7 +21,7 @@ LIMITS = {"max_prompt_length": ("prompt",), "max_response_length": ("chosen", "r
 """Keys of the section ``data``, and the texts whose lengths they limit."""
 
 if TYPE_CHECKING:
-    from tasks.params import Data
+    from tasks.params.sections import Data
 
 
 def view(checked: Checked) -> RenderableType:
@@ -93,7 +93,7 @@ def _faults(report: dict[str, Any]) -> Table:
         table.add_column(name, overflow="fold")
     for finding in report["findings"]:
         rows = Text(", ".join(finding["examples"]))
-        table.add_row(str(finding["rows"]), Text(finding["text"]), rows, REASONS[finding["reason"]].advice)
+        table.add_row(str(finding["rows"]), Text(finding["text"]), rows, ADVICE[finding["reason"]])
     for warning in report["warnings"]:
         table.add_row(
             str(warning["rows"]), warning["text"], Text(", ".join(warning["examples"])), "nothing: it is kept"

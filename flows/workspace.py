@@ -49,7 +49,7 @@ def create(run: str, checkout: Path, overrides: Sequence[str], name: str) -> Wor
 
     Raises:
         UserError: the experiment's name is taken or not usable.
-        tasks.params.ParamsError: an override names no parameter or has no fit value.
+        tasks.params.read.ParamsError: an override names no parameter or has no fit value.
     """
     folder, record = _runs() / run, _runs() / f"{run}.json"
     if record.exists() and folder.exists():
@@ -62,7 +62,7 @@ def create(run: str, checkout: Path, overrides: Sequence[str], name: str) -> Wor
     git(folder, "read-tree", "--reset", "-u", tree)
     _share(checkout, folder)
     if overrides:
-        from tasks.params import override
+        from tasks.params.edit import override
 
         override(folder / "params.yaml", overrides)
     _restore_known_outputs(folder)

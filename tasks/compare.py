@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alignflow.evaluation.win_rates import Resampling
-from tasks import params
 from tasks.comparison import export, page
 from tasks.comparison.compute import PROXY, Comparison, Method, compare
 from tasks.comparison.verdict import Verdict, verdict
 from tasks.comparison.wording import between, duration, number, percent, signed
+from tasks.params.read import load
 from tasks.running.stage import Stage, run
 from tasks.tracking import recorder
 
@@ -24,7 +24,7 @@ def write_reports(root: Path) -> tuple[Comparison, Verdict]:
         ParamsError: ``params.yaml`` is missing or wrong.
         InputError: A file of an earlier stage is missing, broken or does not fit the others.
     """
-    settings = params.load(root / "params.yaml")
+    settings = load(root / "params.yaml")
     section = settings.compare
     method = Method(
         resampling=Resampling(samples=section.bootstrap_samples, confidence=section.confidence, seed=section.seed),

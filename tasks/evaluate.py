@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.params import Params, load
+from tasks.params.read import load
+from tasks.params.sections import Params
 from tasks.policies import POLICIES, REFERENCE
 from tasks.running.stage import Stage, run
 
@@ -261,9 +262,9 @@ def _rule(rule: str, row: Mapping[str, Any], text: str) -> float:
     Raises:
         NoJudgement: it does not apply to the row.
     """
-    from alignflow.rewards import apply_rule
+    from tasks.training.rewards import rule_value
 
-    value = apply_rule(rule, row["prompt"], text, row["answer"], {})
+    value = rule_value(rule, row, text, {})
     if value is None:
         raise NoJudgement(
             f"evaluate.judges: {rule} does not apply to {row['prompt']!r}; take a rule that judges every row"
@@ -279,7 +280,7 @@ def _table(stage: Stage, answers: Answers, judged: Judged) -> list[dict[str, Any
     """Return the answers with all that is known of them, a row an answer."""
     from alignflow.evaluation.answers import repetition
     from alignflow.evaluation.language import languages
-    from alignflow.rewards import outcome
+    from alignflow.rules.shared.outcome import outcome
 
     least = stage.params.evaluate.language_probability
     spoken = languages(answers.texts, least=least)

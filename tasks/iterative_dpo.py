@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.params import load
+from tasks.params.read import load
 from tasks.running.stage import Stage, run
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from statistics import fmean
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from tasks.params import LlmJudge
+from tasks.params.sections import LlmJudge
 from tasks.paths import home
 from tasks.policies import POLICIES, REFERENCE
 from tasks.running.stage import Stage, run

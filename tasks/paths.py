@@ -8,6 +8,8 @@ from pathlib import Path
 IDENTITY = Path("artifacts/base/identity.json")
 CONVERTED = Path("models")
 PREPARED = Path("data/prepared")
+RULES = Path("rewards")
+"""The user's own rules."""
 
 
 @cache

@@ -6,7 +6,7 @@ import torch
 
 from alignflow.algorithms import ppo
 from alignflow.models.roles import SharedBase
-from tasks.params import Params
+from tasks.params.sections import Params
 from tasks.running.stage import Stage, run
 from tasks.training.models import REWARD_MODEL, SFT
 from tasks.training.rewards import normalization

@@ -7,20 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.params import load
+from tasks.params.read import load
 from tasks.paths import IDENTITY, PREPARED
 from tasks.running.stage import Stage, run
 
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Write ``train.jsonl``, ``judge.jsonl`` and ``eval.jsonl`` with ``report.json`` and ``report.html``."""
-    from alignflow.data import gate, preparation, statistics
+    from alignflow.data import preparation, statistics
     from alignflow.data.formats import mix
     from alignflow.data.rows import DataError
     from alignflow.data.split import Side
     from alignflow.models.base import load_identity
     from alignflow.models.load import load_tokenizer
     from tasks.data import page
+    from tasks.data.limits import check
     from tasks.data.settings import (
         counted,
         digests,
@@ -45,7 +46,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=PREPARED.parent) as folder:
         rows = counted(mix(sources, seed=data.seed, form=data.format, pairs=data.pairs), stage.say)
         found = preparation.prepare(rows, ruler, plan_of(data), Path(folder), workers=data.workers)
-        gate.check(data.path, found.total, found.findings(), limits)
+        check(data.path, found.total, found.findings(), limits)
         report = {
             "data": list(digests(sources)),
             "forms": [{"name": path, "form": form_in_words(form)} for path, form in forms.items()],

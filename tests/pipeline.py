@@ -13,8 +13,13 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
     f"tasks.{name}"
     for name in (
         "paths",
-        "params",
+        "params.sections",
+        "params.read",
+        "params.edit",
+        "params.rounds",
+        "params.names",
         "running.stage",
+        "running.advice",
         "running.processes",
         "running.hardware",
         "tracking.recorder",
@@ -23,6 +28,7 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
         "tracking.mlflow",
     )
 }
+READ_AS_TEXT = {"rules": "alignflow/rules"}  # by a stage, which imports none of it
 
 
 def read_yaml(name: str) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline import ROOT
+from tests.pipeline import ROOT, read_yaml
 
 FOLDERS = ("alignflow", "tasks", "flows")
 FILES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
@@ -100,3 +101,14 @@ def test_a_file_keeps_the_rules_of_the_house(path: Path):
         roots = {name.split(".")[0] for name in _imports(path)}
         assert not roots & {"prefect", "mlflow", "dvc", "yaml", "ruamel", "argparse", "typer", "tasks", "flows"}
         assert "environ" not in path.read_text()
+
+
+def test_the_core_names_no_key_of_the_settings():
+    """Neither in a message nor in a docstring: advice that names keys is in tasks/running/advice.py."""
+    keys = {f"{section}.{key}" for section, keys in read_yaml("params.yaml").items() for key in keys}
+    named = re.compile("|".join([r"params\.yaml", *(rf"(?<![\w.]){re.escape(key)}\b" for key in sorted(keys))]))
+    for path in (ROOT / "alignflow").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = named.search(node.value)
+                assert not found, f"{path}:{node.lineno} names {found[0]}"

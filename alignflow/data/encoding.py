@@ -13,14 +13,13 @@ from typing import Any
 
 from alignflow.data.rows import DataError, Message
 
-ADVICE = "set base.chat_template in params.yaml to another one, e.g. plain"
 QUESTION, ANSWER, ORDER = "Is this a question?", "Certainly it is.", "Answer every question."
 ASKED, ANSWERED = Message(role="user", content=QUESTION), Message(role="assistant", content=ANSWER)
 PRIVATE = [chr(i) for i in range(0xE000, 0xF900)]  # characters that Unicode leaves without a meaning
 
 
 class UnsupportedTemplate(ValueError):
-    """The chat template cannot be used to train on answers; the message says why and what to do."""
+    """The chat template cannot be used to train on answers; the message says why."""
 
 
 class RefusedConversation(DataError):
@@ -206,17 +205,17 @@ def _read_once(tokenizer: Any, _: str) -> _Template:
         whole = _render(tokenizer, [ASKED, ANSWERED], answering=False)
         again = _render(tokenizer, [ASKED, ANSWERED, ASKED], answering=True)
     except RefusedConversation as error:
-        raise UnsupportedTemplate(f"{error}; {ADVICE}") from error
+        raise UnsupportedTemplate(str(error)) from error
     before, found, after = whole.rpartition(ANSWER)
     if not found:
-        raise UnsupportedTemplate(f"the chat template does not write an assistant's answer; {ADVICE}")
+        raise UnsupportedTemplate("the chat template does not write an assistant's answer")
     lead = before.removeprefix(prompt)
     agrees = before.startswith(prompt) and not lead.strip()
     least = min(len(prompt), len(before))
     same = next((i for i in range(least) if prompt[i] != before[i]), least)
     if prompt == silent and not agrees:
         raise UnsupportedTemplate(
-            f"the chat template has no generation prompt, yet it writes {before[same:]!r} before an answer; {ADVICE}"
+            f"the chat template has no generation prompt, yet it writes {before[same:]!r} before an answer"
         )
     tokens = tokenizer.added_tokens_decoder.values()
     special = [t.content for t in tokens if t.special]

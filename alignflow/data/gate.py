@@ -1,4 +1,4 @@
-"""What makes a row unusable, how many such rows there may be, and the table that stops a run above that."""
+"""What makes a row unusable, and how many such rows there may be."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,40 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignflow.data import formats, sources
-from alignflow.data.rows import DataError
 from alignflow.data.sources import Fault
 
-
-class Reason(NamedTuple):
-    """Why a row is dropped."""
-
-    text: str
-    """Said of the row."""
-    advice: str
-    """What its owner can do."""
-
-
-REASONS = {
-    "broken": Reason("cannot be parsed", "repair or delete these rows; text has to be UTF-8"),
-    "wrong_type": Reason(
-        "a field is missing or of a wrong type",
-        "repair these rows, or name their form (data.format); files of several forms go into data.sources",
-    ),
-    "empty": Reason("empty text", "fill in or delete these rows"),
-    "role_order": Reason("chat turns out of order", "let user and assistant take turns, and end with the user's"),
-    "refused": Reason("the chat template refuses its turns", "take another base.chat_template, e.g. plain"),
-    "identical": Reason("chosen equals rejected", "delete these rows: they say nothing"),
-    "prompt_too_long": Reason("prompt does not fit", "raise data.max_prompt_length as far as the model goes"),
-    "response_too_long": Reason("response does not fit", "raise data.max_response_length as far as the model goes"),
-    "contradictory": Reason("the same answers judged both ways", "delete the judgements that are wrong"),
-    "duplicate": Reason("repeated row", "delete the copies"),
-    "both_sides": Reason("same words as a prompt of the evaluation side", "delete one of the two spellings"),
-    "near_duplicate": Reason(
-        "almost a prompt of the evaluation side",
-        "delete one of the two, or raise data.near_duplicate_threshold if they are not alike",
-    ),
+REASONS: Mapping[str, str] = {
+    "broken": "cannot be parsed",
+    "wrong_type": "a field is missing or of a wrong type",
+    "empty": "empty text",
+    "role_order": "chat turns out of order",
+    "refused": "the chat template refuses its turns",
+    "identical": "chosen equals rejected",
+    "prompt_too_long": "prompt does not fit",
+    "response_too_long": "response does not fit",
+    "contradictory": "the same answers judged both ways",
+    "duplicate": "repeated row",
+    "both_sides": "same words as a prompt of the evaluation side",
+    "near_duplicate": "almost a prompt of the evaluation side",
 }
-"""By key, as in ``data.max_fraction``."""
+"""Why a row is dropped, in words, by key."""
 
 UNREADABLE = {
     **dict.fromkeys((sources.BROKEN_JSON, sources.BROKEN_CSV, sources.CELLS, sources.NOT_UTF8), "broken"),
@@ -86,40 +69,27 @@ def reason_of(fault: Fault) -> str:
     return UNREADABLE.get(fault.reason, "wrong_type")
 
 
-def exceeded(total: int, findings: Sequence[Finding], limits: Limits) -> list[str]:
-    """Return what is above its limit, each as a sentence; empty when the data may be used."""
-    if not total:
-        return ["there is no row"]
+class Excess(NamedTuple):
+    """Rows of which there are more than may be dropped."""
+
+    rows: int
+    reason: str | None
+    """A key of ``REASONS``; None for all that are dropped."""
+    limit: float
+    """The share that may be."""
+
+
+def exceeded(total: int, findings: Sequence[Finding], limits: Limits) -> list[Excess]:
+    """Return what is above its limit, all dropped rows first; all of them are too many whatever the limit."""
     dropped = sum(f.rows for f in findings)
-    said = []
-    if dropped == total:
-        said.append(f"none of {total} rows can be used")
-    elif dropped > limits.overall * total:
-        said.append(f"{dropped} of {total} rows cannot be used, more than data.max_dropped_fraction "
-                    f"({limits.overall:g}) allows")  # fmt: skip
+    found = []
+    if dropped == total or dropped > limits.overall * total:
+        found.append(Excess(dropped, None, limits.overall))
     for reason, most in limits.by_reason.items():
         rows = sum(f.rows for f in findings if f.reason == reason)
         if rows > most * total:
-            said.append(f"{rows} of {total} rows: {REASONS[reason].text}, more than data.max_fraction.{reason} "
-                        f"({most:g}) allows")  # fmt: skip
-    return said
-
-
-def check(name: str, total: int, findings: Sequence[Finding], limits: Limits) -> None:
-    """Stop when too many rows are dropped.
-
-    Raises:
-        DataError: with the data's name, the limit, the table of reasons with example rows, and what to do.
-    """
-    said = exceeded(total, findings, limits)
-    if not said:
-        return
-    table = "".join(f"\n{finding.line}" for finding in findings)
-    advice = "".join(
-        f"\n  {REASONS[reason].text}: {REASONS[reason].advice}" for reason in dict.fromkeys(f.reason for f in findings)
-    )
-    allow = "\nor allow more in params.yaml; `alignflow data check` shows the whole picture" if findings else ""
-    raise DataError(f"{name}: {'; '.join(said)}{':' if table else ''}{table}{advice}{allow}")
+            found.append(Excess(rows, reason, most))
+    return found
 
 
 def mix(*parts: NDArray[np.uint64]) -> NDArray[np.uint64]:

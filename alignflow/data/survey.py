@@ -226,7 +226,7 @@ def _too_long(column: Any, ruler: Ruler) -> tuple[str, str]:
 
 
 def _named(reason: str) -> tuple[str, str]:
-    return reason, REASONS[reason].text
+    return reason, REASONS[reason]
 
 
 def _hash(text: str | None) -> int:

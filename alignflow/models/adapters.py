@@ -35,13 +35,21 @@ class Head(NamedTuple):
     bias: float | None
 
 
+class AdaptsOutput(ValueError):
+    """An adapter's shape includes the output embedding."""
+
+
+class UnlikeAdapter(ValueError):
+    """A folder holds no adapter, or one that does not fit the model and the shape that is asked for."""
+
+
 def attach(model: Any, name: str, shape: AdapterShape, *, seed: int) -> Any:
     """Return the PEFT model with one more, fresh adapter: B = 0, so that it changes nothing yet.
 
     No dropout: the ratio of policy to reference must not depend on chance.
 
     Raises:
-        ValueError: the shape adapts the output embedding.
+        AdaptsOutput: the shape adapts the output embedding.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -62,9 +70,8 @@ def attach(model: Any, name: str, shape: AdapterShape, *, seed: int) -> Any:
         else:
             model = get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        raise ValueError(
-            f"lora.target_modules in params.yaml ({targets}) names the output embedding, whose adapter the log-probs "
-            "would miss: they take the base model's own; leave it out"
+        raise AdaptsOutput(
+            f"an adapter of {targets} includes the output embedding, but log-probs take the base model's own"
         )
     return model
 
@@ -171,32 +178,30 @@ def load_weights(model: Any, name: str, folder: Path) -> Head | None:
     """Load a folder into an attached adapter of the same shape; return the head if it has one.
 
     Raises:
-        ValueError: the folder holds no adapter, or one of another shape.
+        UnlikeAdapter: the folder holds no adapter, or one of another shape.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     path = folder / "adapter_model.safetensors"
     if not path.exists():
-        raise ValueError(f"{folder} holds no adapter (adapter_model.safetensors is missing)")
+        raise UnlikeAdapter(f"{folder} holds no adapter (adapter_model.safetensors is missing)")
     saved, mine = json.loads((folder / "adapter_config.json").read_text()), model.peft_config[name]
     if (saved["r"], saved["lora_alpha"]) != (mine.r, mine.lora_alpha):
-        raise ValueError(
+        raise UnlikeAdapter(
             f"{folder} holds an adapter of rank {saved['r']} and alpha {saved['lora_alpha']}, "
-            f"but params.yaml has lora.rank {mine.r} and lora.alpha {mine.lora_alpha}"
+            f"but rank {mine.r} and alpha {mine.lora_alpha} are asked for"
         )
     weights = load_file(path)
     head, bias = (weights.pop(HEAD_KEY + key, None) for key in ("weight", "bias"))
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except RuntimeError as error:
-        raise ValueError(
-            f"{folder} holds an adapter of another shape than params.yaml's lora section: {error}"
-        ) from error
+        raise UnlikeAdapter(f"{folder} holds an adapter of another shape than the one asked for: {error}") from error
     missing = [key for key in result.missing_keys if belongs(key, name)]
     if missing or result.unexpected_keys:
-        raise ValueError(
-            f"{folder} does not fit this base or params.yaml's lora section: "
+        raise UnlikeAdapter(
+            f"{folder} does not fit this base model or the target modules: "
             f"{len(missing)} tensors missing, {len(result.unexpected_keys)} unknown"
         )
     return None if head is None else Head(head, None if bias is None else float(bias))

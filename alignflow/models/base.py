@@ -16,7 +16,15 @@ IDENTIFYING = (*WEIGHTS, "config.json", "tokenizer*", "*.model", "vocab.*", "mer
 
 
 class BaseModelError(ValueError):
-    """The base model cannot be found or is not what it was; the message names it and says what to do."""
+    """The base model cannot be found or read."""
+
+
+class ChatTemplateError(ValueError):
+    """The chosen chat template cannot be found or read."""
+
+
+class BaseChanged(ValueError):
+    """The base model or its chat template is not what it was."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ def identify(model: str, revision: str | None, *, converted: Path, chat_template
         chat_template: name of one in alignflow/chat_templates, or a .jinja file; None keeps the model's own.
 
     Raises:
-        BaseModelError: there is no such model or template.
+        BaseModelError: there is no such model.
+        ChatTemplateError: there is no such template.
     """
     text = None if chat_template is None else read_template(chat_template)
     return replace(_find(model, revision, converted), chat_template=chat_template, chat_template_text=text)
@@ -60,15 +69,15 @@ def read_template(chosen: str) -> str:
     """Return the text of a chat template.
 
     Raises:
-        BaseModelError: it is neither a name nor a readable file.
+        ChatTemplateError: it is neither a name nor a readable file.
     """
     names = template_names()
     path = CHAT_TEMPLATES / f"{chosen}.jinja" if chosen in names else Path(chosen)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BaseModelError(
-            f"base.chat_template: {chosen!r} is no file that can be read and not one of {', '.join(names)}"
+        raise ChatTemplateError(
+            f"chat template {chosen!r} is no file that can be read and not one of {', '.join(names)}"
         ) from error
 
 
@@ -81,21 +90,17 @@ def verify(identity: BaseIdentity, *, converted: Path) -> None:
     """Check that the model on this machine is the identified one; converts or fetches it if it is not there.
 
     Raises:
-        BaseModelError: its content has changed, or its chat template.
+        BaseChanged: its content has changed, or its chat template.
     """
     found = identify(identity.model, identity.revision, converted=converted, chat_template=identity.chat_template)
     if found.chat_template_text != identity.chat_template_text:
-        raise BaseModelError(
-            f"base.chat_template: {identity.chat_template} is not what this pipeline started from; "
-            "run `dvc repro -f -s base` to start anew with it"
-        )
+        raise BaseChanged(f"chat template {identity.chat_template} is not what this pipeline started from")
     if found.sha256 != identity.sha256:
         changed = sorted(
             n for n in found.files.keys() | identity.files.keys() if found.files.get(n) != identity.files.get(n)
         )
-        raise BaseModelError(
-            f"base model {identity.model} is not the one this pipeline started from (changed: {', '.join(changed)}); "
-            "run `dvc repro -f -s base` to start anew from it"
+        raise BaseChanged(
+            f"base model {identity.model} is not the one this pipeline started from (changed: {', '.join(changed)})"
         )
 
 
@@ -117,7 +122,7 @@ def _find(model: str, revision: str | None, converted: Path) -> BaseIdentity:
     if Path(model).is_dir():
         return _identity(model, Path(model).as_posix(), None, Path(model))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise BaseModelError(f"base.model: no folder {model!r}, and it is not a Hub id of the form owner/name")
+        raise BaseModelError(f"no folder {model!r}, and it is not a Hub id of the form owner/name")
     folder, commit = _from_hub(model, revision)
     return _identity(model, model, commit, folder)
 
@@ -126,7 +131,7 @@ def _identity(model: str, load_from: str, revision: str | None, folder: Path) ->
     paths = sorted({path for pattern in IDENTIFYING for path in folder.glob(pattern)})
     weights = [p for p in paths if any(p.match(pattern) for pattern in WEIGHTS)]
     if not weights or not (folder / "config.json").exists():
-        raise BaseModelError(f"base.model: {folder} holds no config.json with *.safetensors or *.bin weights")
+        raise BaseModelError(f"{folder} holds no config.json with *.safetensors or *.bin weights")
     hashes = {path.name: _sha256(path) for path in paths}
     return BaseIdentity(
         model=model,
@@ -149,7 +154,7 @@ def _from_hub(model: str, revision: str | None) -> tuple[Path, str]:
     try:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(IDENTIFYING)))
     except Exception as error:  # the Hub client raises many kinds; the user needs the name and the reason
-        raise BaseModelError(f"base.model: cannot get {model!r} (revision {revision}) from the Hub: {error}") from error
+        raise BaseModelError(f"cannot get {model!r} (revision {revision}) from the Hub: {error}") from error
     return folder, folder.name  # the cache names a snapshot's folder by its commit
 
 
@@ -160,12 +165,10 @@ def _converted(module: str, into: Path) -> Path:
     except ModuleNotFoundError:
         found = None
     if found is None or found.origin is None:
-        raise BaseModelError(
-            f"base.model: no Python package {module!r} is installed; `make setup` installs the default"
-        )
+        raise BaseModelError(f"no Python package {module!r} is installed; `make setup` installs the default")
     files = sorted(Path(found.origin).parent.rglob("*.gguf"))
     if len(files) != 1:
-        raise BaseModelError(f"base.model: package {module!r} holds {len(files)} GGUF files instead of one")
+        raise BaseModelError(f"package {module!r} holds {len(files)} GGUF files instead of one")
     folder = into / module
     with _lock(into / f".{module}.lock"):
         if not folder.exists():

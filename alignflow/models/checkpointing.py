@@ -15,6 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from alignflow.models.load import UnsupportedModel
 
 
+class CannotCheckpoint(UnsupportedModel):
+    """The model does not say which of its layers can be computed again."""
+
+
 def checkpoint_layers(model: Any) -> None:
     """Let every decoder layer of a causal language model keep its inputs alone while gradients are wanted.
 
@@ -22,16 +26,13 @@ def checkpoint_layers(model: Any) -> None:
     and each is computed again with the adapters that were active in its forward pass.
 
     Raises:
-        UnsupportedModel: no layer of the model is of a known kind.
+        CannotCheckpoint: no layer of the model is of a known kind.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise UnsupportedModel(
-            f"memory.gradient_checkpointing: {type(model).__name__} marks no layers that can be computed again; "
-            "set it to false"
-        )
+        raise CannotCheckpoint(f"{type(model).__name__} marks no layers that can be computed again for the gradient")
     for layer in layers:
         layer.forward = partial(_forward, layer, layer.forward)
 

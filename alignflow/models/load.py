@@ -27,6 +27,10 @@ class UnsupportedModel(ValueError):
     """The architecture does something that the fast log-probs would miss."""
 
 
+class TemplateMismatch(UnsupportedModel):
+    """The base model has no chat template, or its tokenizer lacks what the chosen one needs."""
+
+
 class TooLong(ValueError):
     """A sequence is longer than the model has positions."""
 
@@ -37,7 +41,8 @@ def load_tokenizer(identity: BaseIdentity) -> Any:
     A named template begins as the tokenizer begins a text: with its beginning-of-sequence token, or without.
 
     Raises:
-        UnsupportedModel: it has no chat template or no end-of-sequence token, or lacks control tokens of the template.
+        UnsupportedModel: it has no end-of-sequence token.
+        TemplateMismatch: it has no chat template, or lacks control tokens of the chosen one.
     """
     from transformers import AutoTokenizer
 
@@ -48,9 +53,9 @@ def load_tokenizer(identity: BaseIdentity) -> Any:
     if identity.chat_template_text is not None:
         _set_template(tokenizer, identity.chat_template_text, identity)
     if tokenizer.chat_template is None:
-        raise UnsupportedModel(
-            f"{identity.model} has no chat template; set base.chat_template in params.yaml to one of "
-            f"{', '.join(template_names())} (plain fits every tokenizer), or to a .jinja file"
+        raise TemplateMismatch(
+            f"{identity.model} has no chat template; choose one of {', '.join(template_names())} (plain fits every "
+            "tokenizer), or a .jinja file"
         )
     return tokenizer
 
@@ -61,8 +66,8 @@ def _set_template(tokenizer: Any, text: str, identity: BaseIdentity) -> None:
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     missing = [token for token in needed if token not in added]
     if missing:
-        raise UnsupportedModel(
-            f"base.chat_template: {identity.chat_template} writes {', '.join(missing)}, which the tokenizer of "
+        raise TemplateMismatch(
+            f"chat template {identity.chat_template} writes {', '.join(missing)}, which the tokenizer of "
             f"{identity.model} does not have as control tokens; take plain, or a .jinja file that writes its own"
         )
     tokenizer.chat_template = text
@@ -152,8 +157,7 @@ def check_length(length: int, limit: int | None) -> None:
     """
     if limit is not None and length > limit:
         raise TooLong(
-            f"a sequence of up to {length} tokens does not fit the base model, which has learned {limit} positions; "
-            "lower max_prompt_length or max_response_length in params.yaml, or take another base.model"
+            f"a sequence of up to {length} tokens does not fit the base model, which has learned {limit} positions"
         )
 
 

@@ -108,9 +108,7 @@ def _map(size: int) -> Tensor:
     machines = sorted(set(distributed.gather(socket.gethostname())))
     if len(machines) > 1 or not hasattr(os, "memfd_create"):
         where = f"these run on {', '.join(machines)}" if len(machines) > 1 else "this is not Linux"
-        raise CannotShare(
-            f"memory.share_base serves processes of one machine with Linux, but {where}; set it to false in params.yaml"
-        )
+        raise CannotShare(f"a base can be shared by the processes of one machine with Linux, but {where}")
     file = os.memfd_create("alignflow") if distributed.is_main() else -1
     if distributed.is_main():
         os.ftruncate(file, size)

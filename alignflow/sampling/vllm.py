@@ -25,7 +25,19 @@ _versions = count(1)  # an id of its own for each adapter: vLLM keeps adapters a
 
 
 class VLLMError(ValueError):
-    """The engine cannot be used here, or gave what no response can be made of."""
+    """The engine gave what no response can be made of."""
+
+
+class VLLMUnavailable(VLLMError):
+    """The engine cannot work on this machine."""
+
+
+class VLLMTooShort(VLLMError):
+    """A prompt with its response is longer than the engine was set to take."""
+
+
+class RankTooLarge(VLLMError):
+    """The engine has no kernels for adapters of such a rank."""
 
 
 def generate(
@@ -47,14 +59,15 @@ def generate(
     share of the device's memory that the engine takes.
 
     Raises:
-        VLLMError: vLLM or a CUDA device is missing, the rank or a prompt is too large, or a response broke off.
+        VLLMUnavailable: vLLM or a CUDA device is missing.
+        VLLMTooShort: a prompt with its response is too long.
+        RankTooLarge: the adapter's rank is too large.
+        VLLMError: a response broke off.
     """
     require(models.base.device)
     needed = max(map(len, prompts), default=0) + max_response_length
     if needed > longest:
-        raise VLLMError(
-            f"sampling.vllm_max_length is {longest}, but a prompt with its response needs {needed}; raise it"
-        )
+        raise VLLMTooShort(f"vLLM takes {longest} tokens, but a prompt with its response needs {needed}")
     from vllm import SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
 
@@ -75,26 +88,23 @@ def generate(
 
 
 def require(device: torch.device) -> None:
-    """Look whether the engine can work on a device; raises ``VLLMError`` with what to do where it cannot."""
+    """Look whether the engine can work on a device; raises ``VLLMUnavailable`` where it cannot."""
     if device.type != "cuda":
-        raise VLLMError(
-            f"sampling.engine: vllm needs a CUDA device, but models are on {device.type} here; take own in params.yaml"
-        )
+        raise VLLMUnavailable(f"vLLM needs a CUDA device, but models are on {device.type} here")
     if distributed.world() > 1:
-        raise VLLMError("sampling.engine: vllm works in a single process; take own in params.yaml, or start one")
+        raise VLLMUnavailable("vLLM works in a single process, but several run")
     try:
         import vllm  # noqa: F401
     except ImportError as error:
-        raise VLLMError(
-            f"sampling.engine: vllm cannot be imported ({error}); install it with `pip install 'alignflow[vllm]'`, "
-            "or take own in params.yaml"
+        raise VLLMUnavailable(
+            f"vLLM cannot be imported ({error}); `pip install 'alignflow[vllm]'` installs it"
         ) from error
 
 
 def adapter_rank(rank: int) -> int:
     """Return the smallest rank that vLLM has kernels for and that holds an adapter's."""
     if rank > RANKS[-1]:
-        raise VLLMError(f"lora.rank in params.yaml is {rank}, and vLLM takes up to {RANKS[-1]}; lower it")
+        raise RankTooLarge(f"an adapter has rank {rank}, and vLLM takes up to {RANKS[-1]}")
     return next(known for known in RANKS if known >= rank)
 
 

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tasks.params import Data
+from tasks.params.sections import Data
 
 FIRST = 10_000
 """Rows that are looked at; more would take minutes, and the stage looks at them all."""
@@ -35,8 +35,9 @@ def check(data: Data) -> Checked:
     Raises:
         DataError: the data cannot be read, or is of no known form.
     """
-    from alignflow.data import gate, preparation
+    from alignflow.data import preparation
     from alignflow.data.formats import mix
+    from tasks.data import limits
     from tasks.data.settings import empty_sides, forms_of, limits_of, plan_of, ruler_of, sources_of
 
     sources = sources_of(data)
@@ -46,7 +47,7 @@ def check(data: Data) -> Checked:
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_of(data)
         found = preparation.prepare(islice(rows, FIRST), ruler, plan, Path(folder), workers=1)
-        problems = gate.exceeded(found.total, found.findings(), limits_of(data))
+        problems = limits.problems(found.total, found.findings(), limits_of(data))
         report = preparation.report(found)
         return Checked(forms, report, [*problems, *empty_sides(report, data)], _ended(rows))
 

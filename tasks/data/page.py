@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from alignflow.data.gate import REASONS
+from tasks.data.limits import ADVICE
 
 LEAST_SHARE = 0.001  # a smaller share is written as such, not as 0
 LEANING = 0.6  # of pairs whose chosen answer is on one side of the other's length: worth a word
@@ -29,7 +29,7 @@ def render(report: Mapping[str, Any]) -> str:
         headline=headline(report),
         leaning=leaning(statistics["length_bias"]),
         bars=bars(statistics["histogram"]),
-        advice={key: reason.advice for key, reason in REASONS.items()},
+        advice=ADVICE,
     )
 
 

@@ -10,7 +10,7 @@ from alignflow.data.gate import Limits
 from alignflow.data.preparation import Plan
 from alignflow.data.sources import Source
 from alignflow.data.survey import Ruler
-from tasks.params import Data
+from tasks.params.sections import Data
 
 Item = TypeVar("Item")
 

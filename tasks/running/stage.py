@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tasks.params import Params, load
+from tasks.params.read import load
+from tasks.params.sections import Params
 from tasks.paths import PREPARED, home, stage_file
 from tasks.running import processes
+from tasks.running.advice import explained
 from tasks.tracking import recorder as tracking
 
 SAVE_SECONDS = 60.0  # at most so much work is lost to a kill; a SIGTERM loses none
@@ -321,7 +323,7 @@ def _is_users(error: Exception) -> bool:
 
 
 def _fail(name: str, error: Exception) -> NoReturn:
-    print(f"[{name}] error: {error}", file=sys.stderr, flush=True)
+    print(f"[{name}] error: {explained(error)}", file=sys.stderr, flush=True)
     sys.exit(1)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from tasks.evaluate import adapter_of
-from tasks.params import load
+from tasks.params.read import load
 
 MAX_RESPONSE_LENGTH = 256
 

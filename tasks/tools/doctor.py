@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tasks.running.advice import explained
+
 Finding = tuple[str, bool, str]
 """What was looked at, whether it is well, and what was found."""
 
@@ -22,7 +24,7 @@ def _guard(name: str, look: Callable[[], tuple[bool, str]]) -> Finding:
     try:
         well, found = look()
     except Exception as error:  # a diagnosis reports whatever goes wrong
-        return name, False, f"{type(error).__name__}: {error}"
+        return name, False, f"{type(error).__name__}: {explained(error)}"
     return name, well, found
 
 
@@ -60,14 +62,14 @@ def _disk() -> tuple[bool, str]:
 
 
 def _params() -> tuple[bool, str]:
-    from tasks.params import load
+    from tasks.params.read import load
 
     load(Path("params.yaml"))
     return True, "params.yaml is complete and in range"
 
 
 def _sampling() -> tuple[bool, str]:
-    from tasks.params import load
+    from tasks.params.read import load
     from tasks.training.sampling import check_engine
 
     params = load(Path("params.yaml"))
@@ -79,7 +81,7 @@ def _base() -> tuple[bool, str]:
     from alignflow.data.encoding import template_notes
     from alignflow.models.base import identify
     from alignflow.models.load import load_tokenizer
-    from tasks.params import load
+    from tasks.params.read import load
     from tasks.paths import CONVERTED
 
     base = load(Path("params.yaml")).base
@@ -93,7 +95,7 @@ def _base() -> tuple[bool, str]:
 def _data() -> tuple[bool, str]:
     from tasks.data.check import FIRST, check
     from tasks.data.settings import summary
-    from tasks.params import load
+    from tasks.params.read import load
 
     data = load(Path("params.yaml")).data
     found = check(data)

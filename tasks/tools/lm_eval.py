@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.evaluate import adapter_of
-from tasks.params import load
+from tasks.params.read import load
 from tasks.policies import POLICIES
+from tasks.running.advice import explained
 from tasks.running.stage import quiet
 
 
@@ -59,4 +60,4 @@ if __name__ == "__main__":
     try:
         measure(sys.argv[1], sys.argv[2:])
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explained(error)}")

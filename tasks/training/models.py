@@ -15,7 +15,7 @@ from alignflow.models.checkpointing import checkpoint_layers
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.models.sharing import share_base
-from tasks.params import Params
+from tasks.params.sections import Params
 from tasks.paths import CONVERTED, IDENTITY
 from tasks.running.stage import Stage
 

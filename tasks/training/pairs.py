@@ -13,7 +13,7 @@ from alignflow.models.roles import SharedBase
 from alignflow.ops import masked_sum
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Pair, Sequences
-from tasks.params import Dpo, IterativeDpo
+from tasks.params.sections import Dpo, IterativeDpo
 from tasks.running.stage import Stage
 from tasks.training import reference_logps
 from tasks.training.models import config_of, finish, keep_snapshots

@@ -21,7 +21,7 @@ from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Example
 from tasks.data.prepared import encode_pairs, read_prepared, read_prompts
-from tasks.params import RewardModel
+from tasks.params.sections import RewardModel
 from tasks.running.stage import Stage
 from tasks.training import sampling
 from tasks.training.models import SFT, config_of, finish, open_models

@@ -13,10 +13,11 @@ from alignflow.distributed import deal
 from alignflow.loops.by_rows import by_rows
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
-from alignflow.rewards import apply_rule
+from alignflow.rewards import apply_rule, rule_file
 from alignflow.sampling.own import Response
 from alignflow.types import Example
-from tasks.params import Params
+from tasks.params.sections import Params
+from tasks.paths import RULES
 from tasks.training import sampling
 from tasks.training.models import REWARD_MODEL
 
@@ -124,9 +125,14 @@ def _rule_column(
     """Return what a rule gives each response; of several processes one alone asks it, for a user's rule may vary."""
 
     def ask(places: Sequence[int]) -> list[float | None]:
-        return [apply_rule(name, rows[i]["prompt"], texts[i], rows[i]["answer"], numbers) for i in places]
+        return [rule_value(name, rows[i], texts[i], numbers) for i in places]
 
     return deal(len(rows), ask)
+
+
+def rule_value(name: str, row: Mapping[str, Any], text: str, numbers: Mapping[str, float]) -> float | None:
+    """Return what a rule gives a response to a prepared row; None where it does not apply."""
+    return apply_rule(rule_file(name, RULES), row["prompt"], text, row["answer"], numbers)
 
 
 class Sample(NamedTuple):
@@ -187,7 +193,7 @@ def judged_rows(params: Params, rows: Sequence[Mapping[str, Any]]) -> list[Mappi
         row
         for row in rows
         if any(
-            apply_rule(name, row["prompt"], row["chosen"] or "", row["answer"], _own(numbers)) is not None
+            rule_value(name, row, row["chosen"] or "", _own(numbers)) is not None
             for name, numbers in params.rewards.rules.items()
         )
     ]

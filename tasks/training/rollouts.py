@@ -16,7 +16,7 @@ from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig, adamw
 from alignflow.types import Metrics, OnlineAlgorithm, Rollouts, SamplingConfig
 from tasks.data.prepared import read_prompts
-from tasks.params import OnPolicy, Params
+from tasks.params.sections import OnPolicy, Params
 from tasks.running.stage import Stage
 from tasks.training import sampling
 from tasks.training.models import REWARD_MODEL, SFT, config_of, finish, keep_snapshots, open_models

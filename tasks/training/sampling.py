@@ -10,7 +10,7 @@ from alignflow.models.adapters import dense_bytes
 from alignflow.models.load import default_device
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response, generate
-from tasks.params import Params
+from tasks.params.sections import Params
 from tasks.running.hardware import free_memory
 
 
@@ -18,7 +18,7 @@ def check_engine(params: Params) -> None:
     """Look before any model is loaded whether ``sampling.engine`` can work here.
 
     Raises:
-        VLLMError: vLLM or a CUDA device is missing, or several processes want it.
+        VLLMUnavailable: vLLM or a CUDA device is missing, or several processes want it.
     """
     if params.sampling.engine == "vllm":
         from alignflow.sampling.vllm import require

@@ -177,9 +177,9 @@ def test_memory_that_runs_out_in_the_backward_pass_counts_as_well():
 
 
 @pytest.mark.parametrize("loop", [_offline, _online])
-def test_a_row_that_does_not_fit_stops_the_run_and_names_its_tokens_and_what_to_do(loop: Callable[..., Any]):
+def test_a_row_that_does_not_fit_stops_the_run_and_names_its_tokens(loop: Callable[..., Any]):
     models = Small(8)
-    with pytest.raises(DoesNotFit, match=r"ran out on 9 tokens.*gradient_checkpointing: true.*max_prompt_length"):
+    with pytest.raises(DoesNotFit, match="ran out on 9 tokens"):
         loop(models, [])
     close(models.table, models.start, EXACT)
 

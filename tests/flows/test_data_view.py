@@ -7,7 +7,8 @@ import pytest
 
 from flows.data import command
 from tasks.data.check import Checked
-from tasks.params import Data, load
+from tasks.params.read import load
+from tasks.params.sections import Data
 
 ROOT = Path(__file__).resolve().parents[2]
 

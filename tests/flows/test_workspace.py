@@ -7,7 +7,7 @@ import pytest
 from flows import workspace
 from flows.errors import UserError
 from flows.git import tree_of
-from tasks.params import ParamsError
+from tasks.params.read import ParamsError
 
 
 def test_a_workspace_is_an_exact_copy_with_the_overrides_applied(toy):

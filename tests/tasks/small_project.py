@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks import params
+from tasks.params.edit import override
 from tasks.paths import home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def set_up(folder: Path, tiny: Path) -> None:
     """Write model, settings and data into a folder."""
     shutil.copytree(tiny, folder / "base")
     shutil.copy(ROOT / "params.yaml", folder)
-    params.override(folder / "params.yaml", SMALL)
+    override(folder / "params.yaml", SMALL)
     (folder / "data").mkdir()
     rows = [
         {"prompt": f"what is {i}?", "chosen": f"it is {i}.", "rejected": f"who knows {i}", "margin": i / 10}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks import compare, params
+from tasks import compare
 from tasks.comparison.export import metrics, of_policy, scalars
 from tasks.comparison.records import InputError
+from tasks.params.edit import override
 from tasks.policies import POLICIES, training_stages
 from tests.pipeline import read_yaml
 from tests.tasks.comparison.evaluated import (
@@ -54,7 +55,7 @@ def settings(root):
     path.write_text((Path(__file__).parents[2] / "params.yaml").read_text())
     values = {"bootstrap_samples": 500, "confidence": 0.95, "seed": 3, "length_ridge": 0.1, "kl_levels": 2}
     assignments = [f"compare.{key}={value}" for key, value in values.items()]
-    params.override(path, [*assignments, "iterative_dpo.shards=2"])
+    override(path, [*assignments, "iterative_dpo.shards=2"])
 
 
 def written(root):

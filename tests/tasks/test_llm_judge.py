@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasks import params
+from tasks.params.edit import override
 from tasks.paths import home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint) -
 
     def run(*settings: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
         keys = [f"llm_judge.url={endpoint.url}", "llm_judge.model=judge", "llm_judge.retry_seconds=0"]  # type: ignore[attr-defined]
-        params.override(tmp_path / "params.yaml", [*keys, *settings])
+        override(tmp_path / "params.yaml", [*keys, *settings])
         runpy.run_module("tasks.llm_judge", run_name="__main__")
         lines = Path("judgements/llm.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines], json.loads(Path("metrics/llm_judge.json").read_text())

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tasks import params
 from tasks.data import page
 from tasks.data.check import check
+from tasks.params.edit import override
+from tasks.params.read import load
 from tests.tasks.small_project import ROOT, stage, working_in
 
 DATA = ROOT.parent / "shared" / "data"
@@ -31,7 +32,7 @@ def base(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     shutil.copytree(tiny, folder / "base")
     shutil.copy(ROOT / "params.yaml", folder)
-    params.override(folder / "params.yaml", ["base.model=base", "base.quantization=none", *SMALL])
+    override(folder / "params.yaml", ["base.model=base", "base.quantization=none", *SMALL])
     with working_in(folder):
         stage("base")
     return folder
@@ -114,15 +115,15 @@ def test_what_is_broken_stops_the_stage_with_its_rows_and_is_counted_where_it_is
 ):
     bad, text = BREAKAGES[reason]
     write([*GOOD, *bad])
-    params.override(Path("params.yaml"), ["data.max_dropped_fraction=1", f"data.max_fraction.{reason}=0"])
+    override(Path("params.yaml"), ["data.max_dropped_fraction=1", f"data.max_fraction.{reason}=0"])
     said = stopped(capsys)
     assert f"data.max_fraction.{reason} (0)" in said
     assert text in said
     assert "41" in said
-    params.override(Path("params.yaml"), [f"data.max_fraction.{reason}=0.05"])
+    override(Path("params.yaml"), [f"data.max_fraction.{reason}=0.05"])
     found = stage("prepare")
     assert found[f"dropped/{reason}"] == found["dropped"] == (2 if reason == "contradictory" else 1)
-    params.override(Path("params.yaml"), ["data.max_dropped_fraction=0.02"])
+    override(Path("params.yaml"), ["data.max_dropped_fraction=0.02"])
     if reason == "contradictory":
         assert "2 of 41 rows cannot be used, more than data.max_dropped_fraction" in stopped(capsys)
 
@@ -150,7 +151,7 @@ def test_a_setting_that_does_not_fit_is_told(
     place: Path, setting: str, message: str, capsys: pytest.CaptureFixture[str]
 ):
     write(GOOD)
-    params.override(Path("params.yaml"), [setting])
+    override(Path("params.yaml"), [setting])
     assert re.search(message, stopped(capsys))
 
 
@@ -172,7 +173,7 @@ def test_sources_are_mixed_and_each_has_its_version_in_the_report(place: Path):
 def test_a_folder_is_read_whole(place: Path):
     write(GOOD[:20], "data/all/a.jsonl")
     write(GOOD[20:], "data/all/deep/b.jsonl")
-    params.override(Path("params.yaml"), ["data.path=data/all"])
+    override(Path("params.yaml"), ["data.path=data/all"])
     assert stage("prepare")["rows"] == 40
 
 
@@ -185,7 +186,7 @@ def test_plain_dvc_runs_the_stage_again_when_any_local_source_changes(tmp_path: 
     for name in ("a", "b"):
         (project / f"data/mix/{name}.jsonl").write_text("{}\n")
     shutil.copy(ROOT / "params.yaml", project)
-    params.override(project / "params.yaml", ["data.path=data/mix"])
+    override(project / "params.yaml", ["data.path=data/mix"])
     (project / "count.py").write_text("open('runs', 'a').write('x')\nopen('out', 'w').write('y')\n")
     (project / "dvc.yaml").write_text(
         "stages:\n  prepare:\n    cmd: python count.py\n    params: [data]\n"
@@ -225,7 +226,7 @@ class Page(HTMLParser):
 
 def test_the_page_stands_alone_and_shows_what_was_dropped(place: Path):
     write([*GOOD, b"{"])
-    params.override(Path("params.yaml"), ["data.max_dropped_fraction=0.5"])
+    override(Path("params.yaml"), ["data.max_dropped_fraction=0.5"])
     stage("prepare")
     text = Path("data/prepared/report.html").read_text()
     page = Page(text)
@@ -249,7 +250,7 @@ def test_texts_of_the_data_are_never_markup(place: Path):
 
 def test_what_is_found_goes_into_the_record(place: Path):
     write([*GOOD, b"{"])
-    params.override(Path("params.yaml"), ["data.max_dropped_fraction=0.5"])
+    override(Path("params.yaml"), ["data.max_dropped_fraction=0.5"])
     stage("prepare")
     (journal,) = (place / "home/outbox").glob("prepare-*/journal.jsonl")
     notes = [json.loads(line) for line in journal.read_text().splitlines()]
@@ -273,7 +274,7 @@ def test_real_data_is_counted_to_the_last_row(place: Path, name: str):
     if not (DATA / name).exists():
         pytest.skip(f"no {DATA / name}")
     count, form = REAL[name]
-    params.override(
+    override(
         Path("params.yaml"),
         [f"data.path={DATA / name}", "data.max_prompt_length=100000", "data.max_response_length=100000",
          "data.near_duplicate_threshold=0.8", "data.max_dropped_fraction=0.05"],
@@ -287,14 +288,14 @@ def test_real_data_is_counted_to_the_last_row(place: Path, name: str):
         for s in ("train", "judge", "eval")
     ]
     assert sum(map(len, openings)) == len(set().union(*openings))
-    assert list(check(params.load(Path("params.yaml")).data).forms.values()) == [form]
+    assert list(check(load(Path("params.yaml")).data).forms.values()) == [form]
 
 
 def test_a_check_works_without_a_base_model_and_says_what_it_measured(place: Path):
     shutil.rmtree("artifacts")
     write([*GOOD, {**GOOD[0], "chosen": "word " * 300}])
     began = time.monotonic()
-    found = check(params.load(Path("params.yaml")).data)
+    found = check(load(Path("params.yaml")).data)
     assert time.monotonic() - began < 20
     assert found.report["statistics"]["unit"] == "words"
     assert found.report["dropped"] == 0
@@ -307,7 +308,7 @@ def test_a_check_finds_a_side_that_is_left_without_prompts_as_the_stage_does(
     hello = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]
     chats = [{**row, "prompt": [*hello, {"role": "user", "content": row["prompt"]}]} for row in GOOD]
     write(chats)
-    found = check(params.load(Path("params.yaml")).data)
+    found = check(load(Path("params.yaml")).data)
     assert [problem.partition(";")[0].rpartition(" to ")[0] for problem in found.problems] == ["no prompt is left"]
     assert "first messages are alike" in found.problems[0]
     assert found.problems[0] in stopped(capsys)
@@ -317,7 +318,7 @@ def test_the_report_says_as_what_each_source_was_read(place: Path):
     write(GOOD[:20], "data/mix/a.jsonl")
     write([{"question": row["prompt"], "answer": 3} for row in GOOD[20:]], "data/mix/b.jsonl")
     sources = [{"path": f"data/mix/{name}.jsonl", "weight": 1} for name in "ab"]
-    params.override(Path("params.yaml"), ["data.path=data/mix", f"data.sources={json.dumps(sources)}"])
+    override(Path("params.yaml"), ["data.path=data/mix", f"data.sources={json.dumps(sources)}"])
     stage("prepare")
     forms = [(form["name"], form["form"].partition(" ")[0]) for form in report()["forms"]]
     assert forms == [("data/mix/a.jsonl", "preference"), ("data/mix/b.jsonl", "prompt_answer")]
@@ -327,7 +328,7 @@ def test_the_report_says_as_what_each_source_was_read(place: Path):
 def test_a_check_of_a_huge_file_looks_at_its_first_rows(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tasks.data.check.FIRST", 10)
     write(GOOD)
-    found = check(params.load(Path("params.yaml")).data)
+    found = check(load(Path("params.yaml")).data)
     assert (found.report["rows"], found.whole) == (10, False)
 
 

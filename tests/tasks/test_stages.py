@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from alignflow import optim, rewards
+from alignflow import optim
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
 from alignflow.types import Sequences
-from tasks import params
+from tasks.params.edit import override
+from tasks.params.read import load
 from tasks.paths import home
 from tasks.ppo import add_critic
 from tasks.running.stage import Stage
@@ -103,10 +104,10 @@ def test_a_reward_model_of_few_pairs_trains_its_head_alone(place: Path, tmp_path
     kept = tmp_path / "reward_model"
     shutil.copytree("artifacts/reward_model", kept)
     shutil.copy("params.yaml", tmp_path)
-    params.override(Path("params.yaml"), ["reward_model.steps=0", "reward_model.head_steps=0"])
+    override(Path("params.yaml"), ["reward_model.steps=0", "reward_model.head_steps=0"])
     stage("reward_model")
     start = weights("artifacts/reward_model")
-    params.override(Path("params.yaml"), ["reward_model.head_steps=5"])
+    override(Path("params.yaml"), ["reward_model.head_steps=5"])
     assert stage("reward_model")["steps"] == 0
     fitted = weights("artifacts/reward_model")
     head = "base_model.model.score.weight"
@@ -305,7 +306,7 @@ def settings(place: Path) -> Iterator[Callable[..., None]]:
     """Set keys for one test; params and artifacts of the other tests come back after it."""
     kept = Path("params.yaml").read_text()
     shutil.copytree("artifacts", "kept")
-    yield lambda *keys: params.override(Path("params.yaml"), keys)
+    yield lambda *keys: override(Path("params.yaml"), keys)
     Path("params.yaml").write_text(kept)
     shutil.rmtree("artifacts")
     shutil.move("kept", "artifacts")
@@ -341,8 +342,8 @@ def test_rewards_by_rules_alone_leave_out_prompts_to_which_none_applies(
 
 def test_the_critic_of_rewards_by_rules_alone_starts_from_sft_with_value_0_everywhere(settings: Callable[..., None]):
     settings(*MIXED, "rewards.reward_model=0")
-    models = open_roles(params.load(Path("params.yaml")))
-    add_critic(models, params.load(Path("params.yaml")))
+    models = open_roles(load(Path("params.yaml")))
+    add_critic(models, load(Path("params.yaml")))
     own, start = (models.parameters(role, heads=False) for role in ("critic", "policy"))
     assert all(mine.equal(other) for mine, other in zip(own, start, strict=True))
     assert not models.values("critic", some_rows()).any()
@@ -368,7 +369,7 @@ def test_a_rule_that_raises_stops_the_stage_with_one_line(
     settings: Callable[..., None], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     settings("rewards.rules.brevity=1")
-    monkeypatch.setitem(rewards.RULES, "brevity", lambda prompt, response, answer: {}[prompt])
+    monkeypatch.setattr("alignflow.rules.brevity.brevity", lambda prompt, response, answer: {}[prompt])
     with pytest.raises(SystemExit) as failed:
         stage(name, *(["round-1"] if name == "iterative_dpo" else []))
     assert failed.value.code == 1
@@ -391,7 +392,7 @@ def test_what_was_computed_before_a_rule_raised_is_not_lost(
 
     monkeypatch.setattr("tasks.running.stage.SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        patch.setitem(rewards.RULES, "brevity", failing)  # type: ignore[misc]
+        patch.setattr("alignflow.rules.brevity.brevity", failing)
         with pytest.raises(SystemExit):
             stage("ppo")
         assert "the last good state is kept" in capsys.readouterr().out
@@ -414,7 +415,7 @@ def test_a_reward_model_that_tells_nothing_apart_is_refused(
 def test_a_judge_that_leaves_a_row_out_is_refused(
     settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setitem(rewards.RULES, "concise_answer", lambda prompt, response, answer: None)  # type: ignore[misc]
+    monkeypatch.setattr("alignflow.rules.concise_answer.concise_answer", lambda prompt, response, answer: None)
     with pytest.raises(SystemExit) as failed:
         stage("evaluate", "reference")
     assert failed.value.code == 1

@@ -21,8 +21,16 @@ from alignflow.data.encoding import (
     template_notes,
 )
 from alignflow.data.rows import Message
-from alignflow.models.base import BaseIdentity, BaseModelError, identify, read_template, template_names, verify
-from alignflow.models.load import UnsupportedModel, load_base, load_tokenizer
+from alignflow.models.base import (
+    BaseChanged,
+    BaseIdentity,
+    ChatTemplateError,
+    identify,
+    read_template,
+    template_names,
+    verify,
+)
+from alignflow.models.load import TemplateMismatch, load_base, load_tokenizer
 from alignflow.models.roles import SharedBase
 from tests.tiny import EOS, PAD, SHAPE, START, write_tokenizer
 
@@ -337,7 +345,7 @@ def test_an_answer_follows_the_generation_prompt_where_past_ones_do_not(letters:
 )
 def test_a_template_that_cannot_train_answers_is_refused(letters: Path, template: str, message: str):
     tokenizer = opened(letters, template)
-    with pytest.raises(UnsupportedTemplate, match=message + r"(.|\n)*base\.chat_template"):
+    with pytest.raises(UnsupportedTemplate, match=message):
         template_notes(tokenizer)
 
 
@@ -374,7 +382,7 @@ def test_a_text_begins_once_with_the_token_that_the_tokenizer_begins_texts_with(
 
 
 def test_a_template_whose_control_tokens_the_tokenizer_lacks_is_refused_with_their_names(tiny: Path):
-    with pytest.raises(UnsupportedModel, match=r"llama3 writes <\|begin_of_text\|>, .*<\|eot_id\|>.* take plain"):
+    with pytest.raises(TemplateMismatch, match=r"llama3 writes <\|begin_of_text\|>, .*<\|eot_id\|>.* take plain"):
         opened(tiny, name="llama3")
 
 
@@ -384,13 +392,13 @@ def test_a_model_without_template_is_told_what_to_set(tmp_path: Path):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(
-        UnsupportedModel, match=r"set base\.chat_template .*chatml, llama3, plain, zephyr .*\.jinja file"
+        TemplateMismatch, match=r"has no chat template; choose one of chatml, llama3, plain, zephyr .*\.jinja file"
     ):
         load_tokenizer(replace(BASE, load_from=str(tmp_path)))
 
 
 def test_a_template_that_is_neither_a_name_nor_a_file_is_told(tiny: Path):
-    with pytest.raises(BaseModelError, match=r"base\.chat_template: 'chatlm' .* chatml, llama3, plain, zephyr"):
+    with pytest.raises(ChatTemplateError, match=r"chat template 'chatlm' .* chatml, llama3, plain, zephyr"):
         identify(str(tiny), None, converted=tiny, chat_template="chatlm")
 
 
@@ -400,7 +408,7 @@ def test_a_template_file_that_was_edited_since_is_noticed(tiny: Path, tmp_path: 
     identity = identify(str(tiny), None, converted=tiny, chat_template=str(path))
     verify(identity, converted=tiny)
     path.write_text(read_template("zephyr"))
-    with pytest.raises(BaseModelError, match=r"own\.jinja is not what this pipeline started from.*dvc repro"):
+    with pytest.raises(BaseChanged, match=r"own\.jinja is not what this pipeline started from"):
         verify(identity, converted=tiny)
 
 

@@ -7,10 +7,8 @@ from hypothesis import strategies as st
 
 from alignflow.data import formats, sources
 from alignflow.data.gate import (
-    REASONS,
     Finding,
     Limits,
-    check,
     contradictory,
     exceeded,
     mix,
@@ -18,7 +16,6 @@ from alignflow.data.gate import (
     reason_of,
     repeated,
 )
-from alignflow.data.rows import DataError
 from alignflow.data.sources import Fault
 
 
@@ -30,36 +27,25 @@ DUPLICATES = Finding("duplicate", "repeated row", 3, ("4", "7", "9"))
 BROKEN = Finding("broken", "broken JSON", 1, ("2",))
 
 
-def test_nothing_is_said_at_the_limit_and_something_above_it():
+def test_nothing_exceeds_at_the_limit_and_something_above_it():
     """4 of 10 rows are dropped."""
     assert exceeded(10, [DUPLICATES, BROKEN], Limits(0.4, {})) == []
-    (said,) = exceeded(10, [DUPLICATES, BROKEN], Limits(0.39, {}))
-    assert "4 of 10" in said
-    assert "max_dropped_fraction (0.39)" in said
+    assert exceeded(10, [DUPLICATES, BROKEN], Limits(0.39, {})) == [(4, None, 0.39)]
 
 
 def test_a_single_reason_has_its_own_limit():
     assert exceeded(10, [DUPLICATES, BROKEN], Limits(1.0, {"duplicate": 0.3, "broken": 0.1})) == []
-    (said,) = exceeded(10, [DUPLICATES, BROKEN], Limits(1.0, {"duplicate": 0.29, "broken": 0.1}))
-    assert "max_fraction.duplicate (0.29)" in said
+    found = exceeded(10, [DUPLICATES, BROKEN], Limits(1.0, {"duplicate": 0.29, "broken": 0.1}))
+    assert found == [(3, "duplicate", 0.29)]
 
 
 def test_ways_of_being_broken_count_together():
     findings = [BROKEN, Finding("broken", "not UTF-8", 1, ("3",))]
-    assert exceeded(10, findings, Limits(1.0, {"broken": 0.1}))
+    assert exceeded(10, findings, Limits(1.0, {"broken": 0.1})) == [(2, "broken", 0.1)]
 
 
-def test_no_row_and_no_usable_row_stop_whatever_the_limits():
-    assert exceeded(0, [], Limits(1.0, {})) == ["there is no row"]
-    assert exceeded(1, [BROKEN], Limits(1.0, {})) == ["none of 1 rows can be used"]
-
-
-def test_the_message_names_data_rows_and_what_to_do():
-    with pytest.raises(DataError) as stopped:
-        check("some.jsonl", 10, [DUPLICATES, BROKEN], Limits(0.1, {}))
-    said = str(stopped.value)
-    for part in ("some.jsonl", "rows 4, 7, 9", "rows 2", REASONS["duplicate"].advice, REASONS["broken"].advice):
-        assert part in said
+def test_no_usable_row_is_too_few_whatever_the_limits():
+    assert exceeded(1, [BROKEN], Limits(1.0, {})) == [(1, None, 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alignflow.models.checkpointing import checkpoint_layers
-from alignflow.models.load import UnsupportedModel
+from alignflow.models.checkpointing import CannotCheckpoint, checkpoint_layers
 from alignflow.models.roles import SharedBase
 from tests.close import EXACT, close
 from tests.tiny import FAMILIES, four_roles, some_rows, write_model
@@ -114,5 +113,5 @@ def test_without_gradients_nothing_is_computed_twice(tiny: Path):
 
 
 def test_a_model_whose_layers_are_unknown_is_refused():
-    with pytest.raises(UnsupportedModel, match="gradient_checkpointing"):
+    with pytest.raises(CannotCheckpoint, match="marks no layers"):
         checkpoint_layers(nn.Sequential(nn.Linear(2, 2)))

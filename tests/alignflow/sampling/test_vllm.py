@@ -17,7 +17,16 @@ from alignflow import distributed
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.roles import SharedBase
 from alignflow.sampling import vllm
-from alignflow.sampling.vllm import VLLMError, adapter_rank, generate, require, response
+from alignflow.sampling.vllm import (
+    RankTooLarge,
+    VLLMError,
+    VLLMTooShort,
+    VLLMUnavailable,
+    adapter_rank,
+    generate,
+    require,
+    response,
+)
 from tests.close import EXACT, close
 from tests.tiny import disturb, open_base
 
@@ -58,25 +67,25 @@ def test_a_response_that_broke_off_is_not_taken_for_one(tokens: list[int], reaso
 
 
 def test_without_a_cuda_device_the_engine_says_so():
-    with pytest.raises(VLLMError, match=r"sampling\.engine: vllm needs a CUDA device.*take own"):
+    with pytest.raises(VLLMUnavailable, match="vLLM needs a CUDA device, but models are on cpu"):
         require(torch.device("cpu"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 def test_without_the_library_the_engine_says_how_to_get_it():
-    with pytest.raises(VLLMError, match=r"pip install 'alignflow\[vllm\]'"):
+    with pytest.raises(VLLMUnavailable, match=r"pip install 'alignflow\[vllm\]'"):
         require(torch.device("cuda"))
 
 
 def test_several_processes_are_told_to_take_the_own_engine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(distributed, "world", lambda: 2)
-    with pytest.raises(VLLMError, match="works in a single process"):
+    with pytest.raises(VLLMUnavailable, match="works in a single process"):
         require(torch.device("cuda"))
 
 
 def test_an_adapter_s_rank_is_rounded_up_to_one_that_the_library_knows():
     assert [adapter_rank(r) for r in (1, 8, 9, 16, 24, 512)] == [8, 8, 16, 16, 32, 512]
-    with pytest.raises(VLLMError, match=r"lora\.rank .* 513"):
+    with pytest.raises(RankTooLarge, match=r"rank 513, and vLLM takes up to 512"):
         adapter_rank(513)
 
 
@@ -148,13 +157,13 @@ def test_each_row_draws_from_a_stream_of_its_own_and_nothing_narrows_the_distrib
     assert [vars(one) for one in ENGINES[0].asked[0]["settings"]] == expected
 
 
-def test_a_prompt_too_long_for_the_setting_is_told_with_its_key(models: SharedBase):
-    with pytest.raises(VLLMError, match=r"sampling\.vllm_max_length is 16.*needs 17"):
+def test_a_prompt_too_long_for_the_setting_is_told_with_its_length(models: SharedBase):
+    with pytest.raises(VLLMTooShort, match=r"takes 16 tokens, .* needs 17"):
         generate(models, "policy", [[5] * 13], **SETTINGS)
 
 
 def test_an_adapter_of_a_rank_that_is_too_large_is_told_before_anything_starts(models: SharedBase):
     models.shape = AdapterShape(rank=1024, alpha=8, target_modules="all-linear")
-    with pytest.raises(VLLMError, match=r"lora\.rank"):
+    with pytest.raises(RankTooLarge, match="1024"):
         generate(models, "policy", [[5]], **SETTINGS)
     assert not ENGINES

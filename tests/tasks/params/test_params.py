@@ -13,8 +13,11 @@ from alignflow.algorithms.grpo import GRPOConfig
 from alignflow.algorithms.ppo import PPOConfig
 from alignflow.algorithms.reward_model import RewardModelConfig
 from alignflow.optim import OptimisationConfig
-from alignflow.rewards import RULES
-from tasks import params
+from alignflow.rewards import rule_names
+from tasks.params.edit import override
+from tasks.params.read import ParamsError, load
+from tasks.params.sections import Params, Section
+from tasks.paths import RULES
 from tasks.training.models import config_of
 
 FILE = Path(__file__).resolve().parents[3] / "params.yaml"
@@ -33,8 +36,8 @@ def change(path: Path, old: str, new: str) -> Path:
 
 
 def test_the_shipped_file_loads_and_names_rules_that_exist():
-    found = params.load(FILE)
-    assert {*found.evaluate.judges, *found.rewards.rules} <= set(RULES)
+    found = load(FILE)
+    assert {*found.evaluate.judges, *found.rewards.rules} <= set(rule_names(RULES))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def test_the_shipped_file_loads_and_names_rules_that_exist():
     ],
 )
 def test_a_section_fills_the_records_of_the_core(section: str, record: type):
-    settings = getattr(params.load(FILE), section)
+    settings = getattr(load(FILE), section)
     config = config_of(settings, record)
     raw = YAML(typ="safe").load(FILE.read_text())[section]
     assert {f.name: getattr(config, f.name) for f in fields(record)} == {f.name: raw[f.name] for f in fields(record)}
@@ -62,13 +65,13 @@ def test_a_section_fills_the_records_of_the_core(section: str, record: type):
 def test_no_number_has_a_default():
     """Every key of every section must be written in the file."""
 
-    def check(model: type[params.Section], trail: str) -> None:
+    def check(model: type[Section], trail: str) -> None:
         for name, field in model.model_fields.items():
             assert field.is_required(), f"{trail}{name} has a default"
-            if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section):
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
                 check(field.annotation, f"{trail}{name}.")
 
-    check(params.Params, "")
+    check(Params, "")
 
 
 @pytest.mark.parametrize(
@@ -139,14 +142,14 @@ def test_no_number_has_a_default():
     ],
 )
 def test_a_mistake_is_told_with_file_and_key(path: Path, old: str, new: str, message: str):
-    with pytest.raises(params.ParamsError, match=message) as raised:
-        params.load(change(path, old, new))
+    with pytest.raises(ParamsError, match=message) as raised:
+        load(change(path, old, new))
     assert str(path) in str(raised.value)
 
 
 def test_a_missing_file_is_told(tmp_path: Path):
-    with pytest.raises(params.ParamsError, match="not found"):
-        params.load(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match="not found"):
+        load(tmp_path / "params.yaml")
 
 
 def comments(text: str) -> list[str]:
@@ -155,20 +158,18 @@ def comments(text: str) -> list[str]:
 
 def test_an_override_changes_one_value_and_keeps_the_comments(path: Path):
     before = path.read_text()
-    params.override(path, ["dpo.beta=0.25", "ppo.learning_rate=1e-5", "base.model=owner/name", "base.revision=main"])
-    found = params.load(path)
+    override(path, ["dpo.beta=0.25", "ppo.learning_rate=1e-5", "base.model=owner/name", "base.revision=main"])
+    found = load(path)
     assert (found.dpo.beta, found.ppo.learning_rate) == (0.25, 1e-5)
     assert (found.base.model, found.base.revision) == ("owner/name", "main")
     assert comments(path.read_text()) == comments(before)
-    assert found.model_dump(exclude={"dpo", "ppo", "base"}) == params.load(FILE).model_dump(
-        exclude={"dpo", "ppo", "base"}
-    )
+    assert found.model_dump(exclude={"dpo", "ppo", "base"}) == load(FILE).model_dump(exclude={"dpo", "ppo", "base"})
 
 
 def test_new_shards_rewrite_the_rounds(path: Path):
     before = comments(path.read_text())
-    params.override(path, ["iterative_dpo.shards=2"])
-    found = params.load(path).iterative_dpo
+    override(path, ["iterative_dpo.shards=2"])
+    found = load(path).iterative_dpo
     assert {name: r.model_dump() for name, r in found.rounds.items()} == {
         "round-1": {"previous": "artifacts/sft", "shard": 1, "of": 2},
         "round-2": {"previous": "artifacts/iterative_dpo/round-1", "shard": 2, "of": 2},
@@ -178,25 +179,61 @@ def test_new_shards_rewrite_the_rounds(path: Path):
 
 
 def test_a_reward_rule_may_be_added_by_its_name(path: Path):
-    params.override(path, ["rewards.rules.brevity=0.5"])
-    assert params.load(path).rewards.rules["brevity"] == {"weight": 0.5}
-    params.override(path, ["rewards.rules.right_abstain_wrong={weight: 2, right: 1, abstain: 0.1, wrong: -1}"])
-    params.override(path, ["rewards.rules.right_abstain_wrong.wrong=-3"])
-    assert params.load(path).rewards.rules["right_abstain_wrong"]["wrong"] == -3.0
+    override(path, ["rewards.rules.brevity=0.5"])
+    assert load(path).rewards.rules["brevity"] == {"weight": 0.5}
+    override(path, ["rewards.rules.right_abstain_wrong={weight: 2, right: 1, abstain: 0.1, wrong: -1}"])
+    override(path, ["rewards.rules.right_abstain_wrong.wrong=-3"])
+    assert load(path).rewards.rules["right_abstain_wrong"]["wrong"] == -3.0
+
+
+def test_a_rule_of_the_user_s_lies_beside_the_file(path: Path):
+    write_rule(path, "mine", "def mine(prompt, response, answer, *, limit): ...\n")
+    override(path, ["rewards.rules.mine={weight: 1, limit: 40}"])
+    assert load(path).rewards.rules["mine"] == {"weight": 1.0, "limit": 40.0}
+    with pytest.raises(ParamsError, match=r"rewards\.rules: mine takes weight, limit, not weight"):
+        override(path, ["rewards.rules.mine={weight: 1}"])
+    with pytest.raises(ParamsError, match=r"evaluate\.judges: mine takes numbers \(limit\)"):
+        override(path, ["rewards.rules={}", "evaluate.judges=[mine]"])
+    with pytest.raises(ParamsError, match=r"no rule 'mime' in alignflow/rules or rewards; did you mean mine\?"):
+        override(path, ["rewards.rules.mime=1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "brevity",
+            "def brevity(prompt, response, answer): ...\n",
+            r"brevity\.py: alignflow/rules has a rule brevity, too",
+        ),
+        ("mine", "def mine(prompt, response, answer)\n", r"rewards/mine\.py:1: not valid Python"),
+        ("mine", "def other(prompt, response, answer): ...\n", r"rewards/mine\.py: has no function mine"),
+    ],
+)
+def test_a_file_that_cannot_be_the_rule_is_told_with_the_key(path: Path, name: str, text: str, message: str):
+    write_rule(path, name, text)
+    with pytest.raises(ParamsError, match=r"params\.yaml: rewards\.rules: .*" + message):
+        override(path, [f"rewards.rules.{name}=1"])
+
+
+def write_rule(params: Path, name: str, text: str) -> None:
+    folder = params.parent / "rewards"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(text)
 
 
 def test_an_engine_whose_numbers_differ_needs_a_correction(path: Path):
-    with pytest.raises(params.ParamsError, match=r"sampling: importance_cap must be a number.*engine: vllm"):
-        params.override(path, ["sampling.engine=vllm"])
-    params.override(path, ["sampling.engine=vllm", "sampling.importance_cap=2"])
-    assert params.load(path).sampling.engine == "vllm"
+    with pytest.raises(ParamsError, match=r"sampling: importance_cap must be a number.*engine: vllm"):
+        override(path, ["sampling.engine=vllm"])
+    override(path, ["sampling.engine=vllm", "sampling.importance_cap=2"])
+    assert load(path).sampling.engine == "vllm"
 
 
 def test_a_kl_target_needs_a_coefficient_to_move(path: Path):
-    with pytest.raises(params.ParamsError, match=r"ppo: kl_target: .* set kl_coef above 0"):
-        params.override(path, ["ppo.kl_target=6", "ppo.kl_coef=0"])
-    params.override(path, ["ppo.kl_target=6"])
-    assert params.load(path).ppo.kl_target == 6.0
+    with pytest.raises(ParamsError, match=r"ppo: kl_target: .* set kl_coef above 0"):
+        override(path, ["ppo.kl_target=6", "ppo.kl_coef=0"])
+    override(path, ["ppo.kl_target=6"])
+    assert load(path).ppo.kl_target == 6.0
 
 
 @pytest.mark.parametrize(
@@ -213,14 +250,14 @@ def test_a_kl_target_needs_a_coefficient_to_move(path: Path):
 )
 def test_a_wrong_override_is_refused_and_writes_nothing(path: Path, assignment: str, message: str):
     before = path.read_text()
-    with pytest.raises(params.ParamsError, match=message):
-        params.override(path, ["ppo.gamma=0.5", assignment])
+    with pytest.raises(ParamsError, match=message):
+        override(path, ["ppo.gamma=0.5", assignment])
     assert path.read_text() == before
 
 
 def test_a_limit_for_one_reason_may_be_added_by_its_name(path: Path):
-    params.override(path, ["data.max_fraction.duplicate=0.1"])
-    assert params.load(path).data.max_fraction == {"duplicate": 0.1}
+    override(path, ["data.max_fraction.duplicate=0.1"])
+    assert load(path).data.max_fraction == {"duplicate": 0.1}
 
 
 def test_a_source_need_only_name_what_it_has(path: Path):
@@ -229,6 +266,6 @@ def test_a_source_need_only_name_what_it_has(path: Path):
         r"sources: \[\]",
         "sources: [{path: data/preferences.jsonl, weight: 2}, {path: org/name, revision: abc, weight: 1}]",
     )
-    local, hub = params.load(path).data.sources
+    local, hub = load(path).data.sources
     assert (local.weight, local.revision, local.split, local.subset) == (2, None, None, None)
     assert (hub.path, hub.revision) == ("org/name", "abc")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from alignflow.rewards import right_abstain_wrong
-from tasks.params import ParamsError, load, override, scenario
+from alignflow.rules.right_abstain_wrong import right_abstain_wrong
+from tasks.params.edit import override, scenario
+from tasks.params.read import ParamsError, load
 from tests.pipeline import ROOT
 
 SHIPPED = sorted((ROOT / "scenarios").glob("*.yaml"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alignflow.checkpoint import load
-from tasks import params
+from tasks.params.edit import override
 from tasks.running import processes
 from tests.close import close
 from tests.tasks.small_project import ROOT, set_up, stage, weights, working_in
@@ -59,7 +59,7 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     with working_in(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         # 2 and 1 rows in the two optimiser steps of a rollout batch: a process has none at times
-        params.override(Path("params.yaml"), ["ppo.batch_size=3", "ppo.minibatches=2"])
+        override(Path("params.yaml"), ["ppo.batch_size=3", "ppo.minibatches=2"])
         stage("base")
         stage("prepare")
         shutil.copytree(folder, folder / "two")
@@ -97,7 +97,7 @@ def once(two: Path) -> Path:
     for name in ("base", "data", "artifacts/base"):
         shutil.copytree(two / name, folder / name)
     shutil.copy(two / "params.yaml", folder)
-    params.override(folder / "params.yaml", ["memory.share_base=true"])
+    override(folder / "params.yaml", ["memory.share_base=true"])
     command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.running.several", *ONCE]
     subprocess.run(command, cwd=folder, env=environment(folder, QUIET + RUNS_OUT), check=True)
     return folder
@@ -183,7 +183,7 @@ def test_a_stop_saves_once_and_one_process_goes_on_to_the_same_end(place: Path, 
             copy = shutil.copytree if (place / name).is_dir() else shutil.copy
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             copy(place / name, folder / name)
-        params.override(folder / "params.yaml", ["sft.steps=300", "sft.learning_rate=1e-6"])
+        override(folder / "params.yaml", ["sft.steps=300", "sft.learning_rate=1e-6"])
     whole, stopped = folders
     process = start(stopped, environment(stopped))
     assert process.stdout is not None

@@ -11,8 +11,9 @@ from alignflow.models.base import identify
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response
-from alignflow.sampling.vllm import VLLMError
-from tasks.params import load, override
+from alignflow.sampling.vllm import VLLMUnavailable
+from tasks.params.edit import override
+from tasks.params.read import load
 from tasks.running import stage
 from tasks.tools import doctor
 from tasks.training import sampling
@@ -82,7 +83,7 @@ def test_the_free_memory_of_this_machine_is_more_than_nothing():
     assert free is None or 0 < free <= psutil.virtual_memory().total
 
 
-NO_GPU = "sampling.engine: vllm needs a CUDA device, but models are on cpu here; take own in params.yaml"
+NO_GPU = "vLLM needs a CUDA device, but models are on cpu here; set sampling.engine: own to do without it"
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_a_stage_says_at_its_start_that_the_engine_cannot_work_here(
 
 def test_doctor_says_that_the_engine_cannot_work_here(without_gpu: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "LOOKS", {"sampling": doctor.LOOKS["sampling"]})
-    assert doctor.diagnose() == [("sampling", False, f"VLLMError: {NO_GPU}")]
+    assert doctor.diagnose() == [("sampling", False, f"VLLMUnavailable: {NO_GPU}")]
     override(Path("params.yaml"), ["sampling.engine=own"])
     assert doctor.diagnose() == [("sampling", True, "sampling.engine: own can work here")]
 
@@ -115,5 +116,5 @@ def test_an_engine_that_cannot_work_here_is_told_and_never_replaced(tiny: Path, 
     override(tmp_path / "params.yaml", ["sampling.engine=vllm", "sampling.importance_cap=2"])
     models = four_roles(tiny)
     models.base = replace(models.base, device=torch.device("cpu"))
-    with pytest.raises(VLLMError, match=r"sampling\.engine"):
+    with pytest.raises(VLLMUnavailable):
         sampling.sample(models, "policy", [(5, 6)], load(tmp_path / "params.yaml"), seed=0)

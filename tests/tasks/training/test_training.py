@@ -11,9 +11,10 @@ import torch
 from alignflow.loops.order import pair_batches, rows_of_step
 from alignflow.sampling.own import Response
 from alignflow.types import Example, Pair
-from tasks import params
 from tasks.data.prepared import read_prepared, read_prompts
-from tasks.training.rewards import Reward, RewardError, Sample, check_sources, means
+from tasks.params.read import load
+from tasks.params.sections import Params
+from tasks.training.rewards import Reward, RewardError, Sample, check_sources, means, reward
 from tasks.training.rollouts import rollouts
 from tests.close import close
 from tests.toy import CONFIG, Given, enough
@@ -76,12 +77,12 @@ def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
     folder.mkdir(parents=True)
     (folder / "normalization.json").write_text('{"mean": 1.0, "std": 2.0}')
 
-    def reward(learned: float, rules: dict[str, Any], scores: Sequence[float] = (3.0, 0.0)) -> list[Reward]:
-        found = params.load(FILE).model_dump()
+    def earn(learned: float, rules: dict[str, Any], scores: Sequence[float] = (3.0, 0.0)) -> list[Reward]:
+        found = load(FILE).model_dump()
         found["rewards"] = {"reward_model": learned, "rules": rules, "missing_eos_penalty": 0.5}
         return reward(
             Given(scores=torch.tensor(scores)),  # type: ignore[arg-type]
-            params.Params.model_validate(found),
+            Params.model_validate(found),
             ROWS,
             [Example((1,), (2,)), Example((1,), (3,))],
             [Response((2,), False, (-1.0,)), Response((3,), True, (-1.0,))],
@@ -89,7 +90,7 @@ def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
             budget=enough(1000),
         )
 
-    return reward
+    return earn
 
 
 def test_the_reward_is_the_weighted_sum_of_sources_less_the_missing_end(earned: Callable[..., list[Reward]]):
@@ -116,8 +117,8 @@ def test_a_row_to_which_no_source_applies_has_no_reward(earned: Callable[..., li
     assert means(rewards) == {"score/mean": 2.0}
     found = rollouts(
         [
-            Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1, logprobs=(-1.0,)), "", reward)
-            for i, (row, reward) in enumerate(zip(ROWS, rewards, strict=True))
+            Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1, logprobs=(-1.0,)), "", one)
+            for i, (row, one) in enumerate(zip(ROWS, rewards, strict=True))
         ],
         torch.device("cpu"),
     )
@@ -126,10 +127,10 @@ def test_a_row_to_which_no_source_applies_has_no_reward(earned: Callable[..., li
     assert found.truncated.tolist() == [False, True]
 
 
-def rules_alone(rules: dict[str, Any]) -> params.Params:
-    found = params.load(FILE).model_dump()
+def rules_alone(rules: dict[str, Any]) -> Params:
+    found = load(FILE).model_dump()
     found["rewards"] = {"reward_model": 0.0, "rules": rules, "missing_eos_penalty": 0.5}
-    return params.Params.model_validate(found)
+    return Params.model_validate(found)
 
 
 def test_rules_that_apply_to_no_row_of_the_data_are_refused_before_anything_is_sampled():

@@ -1,20 +1,16 @@
-"""Read, check and edit ``params.yaml``: one pydantic model per section, no default for any value."""
+"""The sections of ``params.yaml``: one pydantic model each, no default for any value."""
 
-import difflib
-import json
-import re
-from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from alignflow.data.formats import FORMS
 from alignflow.data.gate import REASONS
-from alignflow.rewards import RULES, numbers_of
+from alignflow.rewards import numbers_of, rule_file, rule_names
+from tasks.params.names import suggest
+from tasks.params.rounds import check_rounds
+from tasks.paths import RULES
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -22,10 +18,6 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
-
-
-class ParamsError(ValueError):
-    """A message for the user that names the file, the key and what to do."""
 
 
 class Section(BaseModel):
@@ -129,7 +121,7 @@ class Data(Section):
     @classmethod
     def _format_is_known(cls, name: str) -> str:
         if name not in ("auto", *FORMS):
-            raise ValueError(f"no format {name!r}{_suggest(name, FORMS)}; known: auto, {', '.join(FORMS)}")
+            raise ValueError(f"no format {name!r}{suggest(name, FORMS)}; known: auto, {', '.join(FORMS)}")
         return name
 
     @field_validator("max_fraction", mode="after")
@@ -137,7 +129,7 @@ class Data(Section):
     def _reasons_are_known(cls, fractions: dict[str, float]) -> dict[str, float]:
         for name in fractions:
             if name not in REASONS:
-                raise ValueError(f"no reason {name!r}{_suggest(name, REASONS)}; known: {', '.join(REASONS)}")
+                raise ValueError(f"no reason {name!r}{suggest(name, REASONS)}; known: {', '.join(REASONS)}")
         return fractions
 
     @model_validator(mode="after")
@@ -189,7 +181,7 @@ class Rewards(Section):
     reward_model: NonNegative
     """Weight of the learned score."""
     rules: dict[str, dict[str, float]]
-    """By name of a rule in alignflow/rewards.py: its ``weight`` and its own numbers. A bare number is a weight."""
+    """By name of a rule, of alignflow/rules or rewards: its ``weight`` and its own numbers. A bare number: weight."""
     missing_eos_penalty: NonNegative
     """Subtracted from the reward of a response that was cut off."""
 
@@ -202,11 +194,11 @@ class Rewards(Section):
 
     @field_validator("rules", mode="after")
     @classmethod
-    def _rules_have_their_numbers(cls, rules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    def _rules_have_their_numbers(
+        cls, rules: dict[str, dict[str, float]], info: ValidationInfo
+    ) -> dict[str, dict[str, float]]:
         for name, keys in rules.items():
-            if name not in RULES:
-                raise ValueError(f"no rule {name!r} in alignflow/rewards.py{_suggest(name, RULES)}")
-            wanted = ["weight", *numbers_of(name)]
+            wanted = ["weight", *_numbers_of(name, info)]
             if sorted(keys) != sorted(wanted):
                 raise ValueError(f"{name} takes {', '.join(wanted)}, not {', '.join(keys) or 'nothing'}")
         return rules
@@ -312,13 +304,7 @@ class IterativeDpo(DpoLoss, Optimisation):
 
     @model_validator(mode="after")
     def _rounds_follow_shards(self) -> Self:
-        wanted = rounds_of(self.shards)
-        have = {name: r.model_dump() for name, r in self.rounds.items()}
-        if have != wanted or self.last != f"round-{self.shards}":
-            raise ValueError(
-                f"rounds and last do not fit shards: {self.shards}; "
-                f"run `alignflow set iterative_dpo.shards={self.shards}` to rewrite them"
-            )
+        check_rounds(self.shards, {name: r.model_dump() for name, r in self.rounds.items()}, self.last)
         return self
 
 
@@ -408,7 +394,7 @@ class Evaluate(Section):
     temperature: NonNegative
     """0 is greedy."""
     judges: list[str]
-    """Names of rules in alignflow/rewards.py that judge but are never trained on, beside the second reward model."""
+    """Names of rules that judge but are never trained on, beside the second reward model; they take no numbers."""
     language_probability: Fraction
     """A text's language counts as known from this probability on. Usual: 0.8 to 0.95."""
     capability_path: Annotated[str, Field(min_length=1)]
@@ -416,6 +402,14 @@ class Evaluate(Section):
     capability_texts: Count
     """Held-out chosen responses whose perplexity is measured."""
     seed: Seed
+
+    @field_validator("judges", mode="after")
+    @classmethod
+    def _judges_take_no_numbers(cls, judges: list[str], info: ValidationInfo) -> list[str]:
+        for judge in judges:
+            if numbers := _numbers_of(judge, info):
+                raise ValueError(f"{judge} takes numbers ({', '.join(numbers)}); take another rule")
+        return judges
 
 
 class LlmJudge(Section):
@@ -480,11 +474,6 @@ class Params(Section):
     @model_validator(mode="after")
     def _judges_are_never_trained_on(self) -> Self:
         for judge in self.evaluate.judges:
-            if judge not in RULES:
-                raise ValueError(f"evaluate.judges: no rule {judge!r} in alignflow/rewards.py{_suggest(judge, RULES)}")
-            if numbers_of(judge):
-                numbers = ", ".join(numbers_of(judge))
-                raise ValueError(f"evaluate.judges: {judge} takes numbers ({numbers}); take another rule")
             if judge in self.rewards.rules:
                 raise ValueError(f"evaluate.judges: {judge} is also a training reward (rewards.rules)")
         return self
@@ -498,150 +487,9 @@ class Params(Section):
         return self
 
 
-def rounds_of(shards: int) -> dict[str, dict[str, str | int]]:
-    """Return the ``iterative_dpo.rounds`` map for m shards: each round starts from the one before."""
-    return {
-        f"round-{i}": {
-            "previous": "artifacts/sft" if i == 1 else f"artifacts/iterative_dpo/round-{i - 1}",
-            "shard": i,
-            "of": shards,
-        }
-        for i in range(1, shards + 1)
-    }
-
-
-def load(path: Path) -> Params:
-    """Read and check ``params.yaml``.
-
-    Raises:
-        ParamsError: the file is missing or not YAML, or a key is unknown, missing or out of range; the
-            message names file and key.
-    """
-    return _validate(_read(path), path)
-
-
-def override(path: Path, assignments: Sequence[str]) -> None:
-    """Apply ``section.key=value`` assignments to the file, keeping its comments; nothing is written on error.
-
-    Setting ``iterative_dpo.shards`` also rewrites the map of rounds.
-
-    Raises:
-        ParamsError: an assignment is malformed, names an unknown key, or gives a value out of range.
-    """
-    tree = _read(path)
-    for assignment in assignments:
-        _assign(tree, assignment)
-    section = tree.get("iterative_dpo")
-    if any(a.startswith("iterative_dpo.shards=") for a in assignments) and isinstance(section["shards"], int):
-        if section["shards"] < 1:
-            raise ParamsError(f"{path}: iterative_dpo.shards: must be at least 1, not {section['shards']}")
-        section["rounds"] = rounds_of(section["shards"])
-        section["last"] = f"round-{section['shards']}"
-    _validate(tree, path)
-    text = StringIO()
-    _yaml().dump(tree, text)
-    path.write_text(text.getvalue())
-
-
-def scenario(path: Path) -> tuple[str, ...]:
-    """Return the assignments that a scenario stands for: a file of sections and keys, written as in ``params.yaml``.
-
-    A key's value replaces the whole of what is there, so a scenario means the same whatever was set before.
-
-    Raises:
-        ParamsError: there is no such file, or it is not one of sections with keys; the message names the nearest and
-            all that there are.
-    """
-    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
-    if path.stem not in known:
-        there = f"; there are: {', '.join(known)}" if known else f"; {path.parent}/ holds none"
-        raise ParamsError(f"no scenario {path.stem!r}{_closest(path.stem, known)}{there}")
-    tree = _read(path)
-    for section, keys in tree.items():
-        if not isinstance(keys, dict):
-            raise ParamsError(f"{path}: {section}: expected keys with values, as in params.yaml, not {keys!r}")
-    return tuple(f"{name}.{key}={json.dumps(value)}" for name, keys in tree.items() for key, value in keys.items())
-
-
-def _closest(name: str, known: Sequence[str], seen: str = "") -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {seen}{near[0]}?" if near else ""
-
-
-def _yaml() -> YAML:
-    yaml = YAML()  # round trip: keeps comments and order
-    yaml.width = 200
-    return yaml
-
-
-def _read(path: Path) -> Any:
-    try:
-        tree = _yaml().load(path.read_text())
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: not found; run from the project's root folder") from None
-    except YAMLError as error:
-        raise ParamsError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ParamsError(f"{path}: expected sections such as `dpo:`, found {type(tree).__name__}")
-    return tree
-
-
-def _assign(tree: Any, assignment: str) -> None:
-    key, separator, text = assignment.partition("=")
-    if not separator or not key:
-        raise ParamsError(f"{assignment!r} is not of the form section.key=value, e.g. dpo.beta=0.2")
-    *parents, leaf = key.split(".")
-    node, seen = tree, ""
-    for part in parents:
-        node = node[_known(part, node, seen)]
-        seen = f"{seen}{part}."
-    open_map = seen in {"rewards.rules.", "data.max_fraction."}  # sections whose keys the user names
-    node[leaf if open_map else _known(leaf, node, seen)] = _value(text)
-
-
-def _known(part: str, node: Any, seen: str) -> str:
-    if not isinstance(node, dict):
-        raise ParamsError(f"params: {seen.rstrip('.')} is a value, not a section; it has no key {part!r}")
-    if part in node:
-        return part
-    raise ParamsError(f"params: no key {seen}{part}{_suggest(part, node, seen)}")
-
-
-def _suggest(part: str, known: Any, seen: str = "") -> str:
-    return _closest(part, list(known), seen) or f"; known here: {', '.join(known)}"
-
-
-def _value(text: str) -> Any:
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):  # YAML 1.2 reads 1e-4 as a text
-        return float(text)
-    try:
-        return YAML(typ="safe").load(text) if text else None
-    except YAMLError:
-        return text
-
-
-def _validate(tree: Any, path: Path) -> Params:
-    try:
-        return Params.model_validate(tree)
-    except ValidationError as error:
-        raise ParamsError("\n".join(_explain(e, path) for e in error.errors())) from None
-
-
-def _explain(error: Any, path: Path) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        parents, leaf = error["loc"][:-1], error["loc"][-1]
-        model: Any = Params
-        for part in parents:
-            if isinstance(part, int):  # place in a list of sections
-                model = next(iter(get_args(model)), None)
-            else:
-                model = model.model_fields[part].annotation if hasattr(model, "model_fields") else None
-        known = list(model.model_fields) if hasattr(model, "model_fields") else []
-        section = "".join(f"{part}." for part in parents)
-        return f"{path}: unknown key {key}{_suggest(str(leaf), known, section)}"
-    if error["type"] == "missing":
-        return f"{path}: missing key {key}"
-    said = error["msg"].removeprefix("Value error, ")
-    where = f"{path}: {key}" if key else str(path)
-    return f"{where}: {said}" + ("" if isinstance(error["input"], dict) else f", got {error['input']!r}")
+def _numbers_of(rule: str, info: ValidationInfo) -> list[str]:
+    """Return the numbers that a rule takes; the folder of the user's own rules lies beside ``params.yaml``."""
+    own = (info.context or {}).get("folder", Path()) / RULES
+    if rule not in rule_names(own):
+        raise ValueError(f"no rule {rule!r} in alignflow/rules or {RULES}{suggest(rule, rule_names(own))}")
+    return numbers_of(rule_file(rule, own))

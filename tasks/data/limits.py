@@ -1,0 +1,54 @@
+"""What stops a run because too many rows cannot be used, and what their owner can do."""
+
+from collections.abc import Mapping, Sequence
+
+from alignflow.data.gate import REASONS, Finding, Limits, exceeded
+from alignflow.data.rows import DataError
+
+ADVICE: Mapping[str, str] = {
+    "broken": "repair or delete these rows; text has to be UTF-8",
+    "wrong_type": "repair these rows, or name their form (data.format); files of several forms go into data.sources",
+    "empty": "fill in or delete these rows",
+    "role_order": "let user and assistant take turns, and end with the user's",
+    "refused": "take another base.chat_template, e.g. plain",
+    "identical": "delete these rows: they say nothing",
+    "prompt_too_long": "raise data.max_prompt_length as far as the model goes",
+    "response_too_long": "raise data.max_response_length as far as the model goes",
+    "contradictory": "delete the judgements that are wrong",
+    "duplicate": "delete the copies",
+    "both_sides": "delete one of the two spellings",
+    "near_duplicate": "delete one of the two, or raise data.near_duplicate_threshold if they are not alike",
+}
+"""What to do about dropped rows, by the keys of ``alignflow.data.gate.REASONS``."""
+
+
+def problems(total: int, findings: Sequence[Finding], limits: Limits) -> list[str]:
+    """Return what is above its limit, each as a sentence; empty when the data may be used."""
+    if not total:
+        return ["there is no row"]
+    said = []
+    for rows, reason, limit in exceeded(total, findings, limits):
+        if reason is not None:
+            key, what = f"data.max_fraction.{reason}", f"{rows} of {total} rows: {REASONS[reason]}"
+        elif rows == total:
+            said.append(f"none of {total} rows can be used")
+            continue
+        else:
+            key, what = "data.max_dropped_fraction", f"{rows} of {total} rows cannot be used"
+        said.append(f"{what}, more than {key} ({limit:g}) allows")
+    return said
+
+
+def check(name: str, total: int, findings: Sequence[Finding], limits: Limits) -> None:
+    """Stop when too many rows are dropped.
+
+    Raises:
+        DataError: with the data's name, the limit, the table of reasons with example rows, and what to do.
+    """
+    said = problems(total, findings, limits)
+    if not said:
+        return
+    table = "".join(f"\n{finding.line}" for finding in findings)
+    advice = "".join(f"\n  {REASONS[reason]}: {ADVICE[reason]}" for reason in dict.fromkeys(f.reason for f in findings))
+    allow = "\nor allow more in params.yaml; `alignflow data check` shows the whole picture" if findings else ""
+    raise DataError(f"{name}: {'; '.join(said)}{':' if table else ''}{table}{advice}{allow}")

@@ -1,0 +1,1 @@
+"""``params.yaml``: its sections, reading it, editing it."""

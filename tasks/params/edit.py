@@ -1,0 +1,88 @@
+"""Edit ``params.yaml`` by ``section.key=value`` and read scenarios, which are lists of such edits."""
+
+import json
+import re
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tasks.params.names import closest, suggest
+from tasks.params.read import ParamsError, read_tree, round_trip, validate
+from tasks.params.rounds import last_of, rounds_of
+
+
+def override(path: Path, assignments: Sequence[str]) -> None:
+    """Apply ``section.key=value`` assignments to the file, keeping its comments; nothing is written on error.
+
+    Setting ``iterative_dpo.shards`` also rewrites the map of rounds.
+
+    Raises:
+        ParamsError: an assignment is malformed, names an unknown key, or gives a value out of range.
+    """
+    tree = read_tree(path)
+    for assignment in assignments:
+        _assign(tree, assignment)
+    section = tree.get("iterative_dpo")
+    if any(a.startswith("iterative_dpo.shards=") for a in assignments) and isinstance(section["shards"], int):
+        if section["shards"] < 1:
+            raise ParamsError(f"{path}: iterative_dpo.shards: must be at least 1, not {section['shards']}")
+        section["rounds"] = rounds_of(section["shards"])
+        section["last"] = last_of(section["shards"])
+    validate(tree, path)
+    text = StringIO()
+    round_trip().dump(tree, text)
+    path.write_text(text.getvalue())
+
+
+def scenario(path: Path) -> tuple[str, ...]:
+    """Return the assignments that a scenario stands for: a file of sections and keys, written as in ``params.yaml``.
+
+    A key's value replaces the whole of what is there, so a scenario means the same whatever was set before.
+
+    Raises:
+        ParamsError: there is no such file, or it is not one of sections with keys; the message names the nearest and
+            all that there are.
+    """
+    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    if path.stem not in known:
+        there = f"; there are: {', '.join(known)}" if known else f"; {path.parent}/ holds none"
+        raise ParamsError(f"no scenario {path.stem!r}{closest(path.stem, known)}{there}")
+    tree = read_tree(path)
+    for section, keys in tree.items():
+        if not isinstance(keys, dict):
+            raise ParamsError(f"{path}: {section}: expected keys with values, as in params.yaml, not {keys!r}")
+    return tuple(f"{name}.{key}={json.dumps(value)}" for name, keys in tree.items() for key, value in keys.items())
+
+
+def _assign(tree: Any, assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key:
+        raise ParamsError(f"{assignment!r} is not of the form section.key=value, e.g. dpo.beta=0.2")
+    *parents, leaf = key.split(".")
+    node, seen = tree, ""
+    for part in parents:
+        node = node[_known(part, node, seen)]
+        seen = f"{seen}{part}."
+    open_map = seen in {"rewards.rules.", "data.max_fraction."}  # sections whose keys the user names
+    node[leaf if open_map else _known(leaf, node, seen)] = _value(text)
+
+
+def _known(part: str, node: Any, seen: str) -> str:
+    if not isinstance(node, dict):
+        raise ParamsError(f"params: {seen.rstrip('.')} is a value, not a section; it has no key {part!r}")
+    if part in node:
+        return part
+    raise ParamsError(f"params: no key {seen}{part}{suggest(part, node, seen)}")
+
+
+def _value(text: str) -> Any:
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):  # YAML 1.2 reads 1e-4 as a text
+        return float(text)
+    try:
+        return YAML(typ="safe").load(text) if text else None
+    except YAMLError:
+        return text
