@@ -15,6 +15,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import comparison, graph, stage, track, workspace
 from flows.errors import UserError
 from flows.git import checkout_root
+from tasks.running.progress import StepProgress
 
 STOP = stage.Stop()
 
@@ -53,9 +54,9 @@ def run_stage(one: graph.Stage, root: Path, env: Mapping[str, str]) -> stage.Res
     """Bring one stage up to date; a failed one is tried once more, and continues from its checkpoint."""
     logger = get_run_logger()
 
-    def say(state: str, text: str) -> None:
+    def say(state: str, text: str, steps: Sequence[StepProgress] = ()) -> None:
         line = text if text.startswith("[") else f"[{one.name}] {text}"
-        logger.info("%s", line, extra={"stage": one.name, "stage_state": state})
+        logger.info("%s", line, extra={"stage": one.name, "stage_state": state, "stage_steps": steps})
 
     try:
         return stage.run(one, root, say, STOP, env=env, server=bool(get_current_settings().api.url))

@@ -83,8 +83,8 @@ def stage(name: Annotated[str, typer.Argument(help="As `dvc stage list` has it, 
     if outdated:
         print(f"[{name}] builds on what is out of date: {', '.join(outdated)}", file=sys.stderr)
 
-    def say(_: str, line: str) -> None:
-        print(line if line.startswith("[") else f"[{name}] {line}", flush=True)
+    def say(_: str, text: str, _steps: object = ()) -> None:
+        print(text if text.startswith("[") else f"[{name}] {text}", flush=True)
 
     stop = stage.Stop()
     with stage.stoppable(stop):

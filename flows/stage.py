@@ -5,25 +5,26 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import Protocol
 
 from flows import device, supervise
 from flows.errors import UserError
 from flows.graph import Stage
 from tasks.paths import home
+from tasks.running import progress
+from tasks.running.progress import StepProgress
 
 GRACE_SECONDS = 20  # for a checkpoint after SIGTERM; Prefect kills a cancelled flow after 30
 TAIL = 12  # last lines of a failed stage that its error shows
-
-Say = Callable[[str, str], None]
-"""``say(state, text)``: a line about the stage; the state is one of the words below."""
 
 WAITING, RUNNING, FAILED = "waiting", "running", "failed"
 RAN, RESTORED, UNCHANGED = "ran", "restored", "unchanged"
@@ -37,6 +38,13 @@ _NOISE = (  # advice of DVC that has no place here
     "\tdvc config",
     "Use `dvc push`",
 )
+
+
+class Say(Protocol):
+    """Takes a line about the stage."""
+
+    def __call__(self, state: str, text: str, steps: Sequence[StepProgress] = (), /) -> None:
+        """Take the stage's state (a word from above), a line of text, and the steps that were done since the last."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +171,31 @@ def _up_to_date(stage: Stage, root: Path) -> bool:
 
 def _reproduce(stage: Stage, root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> str:
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *_pull(root), stage.name]
+    how, tail = RESTORED, deque[str](maxlen=TAIL)
+    say(RUNNING, "starting")
+    with tempfile.NamedTemporaryFile(prefix="alignflow-progress-") as file:
+        reader = progress.Reader(Path(file.name))
+        with _supervised(dvc, root, stop, {**env, progress.VARIABLE: file.name}) as process:
+            assert process.stdout is not None
+            for line in map(str.rstrip, process.stdout):
+                if line.startswith("Running stage"):
+                    how = RAN
+                if line and not line.startswith(_NOISE):
+                    tail.append(line)
+                    say(RUNNING, line, reader.new())
+            status = process.wait()
+    if status:
+        cause = "was stopped" if stop.asked.is_set() else f"failed with exit status {status}"
+        raise StageFailed("\n  ".join([f"{stage.name} {cause}", *tail]))
+    return how
+
+
+@contextmanager
+def _supervised(
+    command: Sequence[str], root: Path, stop: Stop, env: Mapping[str, str]
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-S", supervise.__file__, str(GRACE_SECONDS), *dvc],
+        [sys.executable, "-S", supervise.__file__, str(GRACE_SECONDS), *command],
         cwd=root,
         stdin=subprocess.PIPE,  # the lifeline: it closes when this process is gone
         stdout=subprocess.PIPE,
@@ -174,22 +205,10 @@ def _reproduce(stage: Stage, root: Path, say: Say, stop: Stop, env: Mapping[str,
         bufsize=1,
         env={**os.environ, "PATH": _path(), "PYTHONUNBUFFERED": "1", "ALIGNFLOW_HOME": str(home()), **env},
     )
-    assert process.stdout is not None
     assert process.stdin is not None
-    how, tail = RESTORED, deque[str](maxlen=TAIL)
-    say(RUNNING, "starting")
+    assert process.stdout is not None
     with process.stdin, process.stdout, stop.covers(process):
-        for line in map(str.rstrip, process.stdout):
-            if line.startswith("Running stage"):
-                how = RAN
-            if line and not line.startswith(_NOISE):
-                tail.append(line)
-                say(RUNNING, line)
-        status = process.wait()
-    if status:
-        cause = "was stopped" if stop.asked.is_set() else f"failed with exit status {status}"
-        raise StageFailed("\n  ".join([f"{stage.name} {cause}", *tail]))
-    return how
+        yield process
 
 
 def _path() -> str:

@@ -16,6 +16,7 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
         "params",
         "running.stage",
         "running.processes",
+        "running.progress",
         "running.hardware",
         "tracking.recorder",
         "tracking.outbox",
