@@ -29,19 +29,19 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageView:
     """What is known of a stage so far."""
 
     state: str = "queued"
     last: StepProgress | None = None
     """The last step, with the last known value of each metric."""
 
-    def after(self, state: str, steps: Sequence[StepProgress]) -> "Progress":
+    def after(self, state: str, steps: Sequence[StepProgress]) -> "StageView":
         """Return what is known once these steps were done."""
         last = self.last
         for step in steps:
             last = replace(step, values={**(last.values if last else {}), **step.values})
-        return Progress(state, last)
+        return StageView(state, last)
 
 
 class Board(logging.Handler):
@@ -51,16 +51,16 @@ class Board(logging.Handler):
         super().__init__(logging.INFO)
         self.console = console
         self.live = live
-        self.stages: dict[str, Progress] = {}
+        self.stages: dict[str, StageView] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take in one record; ones of Prefect itself carry no stage and are left out."""
         if (plan := getattr(record, "stage_plan", None)) is not None:
-            self.stages = {name: Progress() for name in plan}
+            self.stages = {name: StageView() for name in plan}
         name = getattr(record, "stage", "")
         line = record.getMessage()
         if name:
-            before = self.stages.get(name, Progress())
+            before = self.stages.get(name, StageView())
             state, steps = getattr(record, "stage_state", before.state), getattr(record, "stage_steps", ())
             self.stages[name] = before.after(state, steps)
         if not self.live and (name or plan is not None):
@@ -101,7 +101,7 @@ def watching(console: "Console") -> Iterator[Board]:
             logger.removeHandler(board)
 
 
-def _cells(seen: Progress) -> "Iterator[ProgressBar | str]":
+def _cells(seen: StageView) -> "Iterator[ProgressBar | str]":
     """Return the columns that a step fills; speed and time left only while the stage runs."""
     from rich.progress_bar import ProgressBar
 

@@ -17,7 +17,7 @@ PIPELINE = "dvc.yaml"
 
 
 @dataclass(frozen=True)
-class Stage:
+class Node:
     """One stage of dvc.yaml."""
 
     name: str
@@ -47,7 +47,7 @@ class Stage:
         return self.name.partition("@")[2]
 
 
-Graph = Mapping[str, Stage]
+Graph = Mapping[str, Node]
 
 
 def read(root: Path) -> Graph:
@@ -57,7 +57,7 @@ def read(root: Path) -> Graph:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
-    stages: dict[str, Stage] = {}
+    stages: dict[str, Node] = {}
     try:
         with Repo(str(root)) as repo:
             index = repo.index.graph
@@ -88,7 +88,7 @@ def output_hashes(root: Path) -> dict[str, dict[str, str]]:
         }
 
 
-def find(stages: Graph, name: str) -> Stage:
+def find(stages: Graph, name: str) -> Node:
     """Return a stage by name.
 
     Raises:
@@ -129,7 +129,7 @@ def above(stages: Graph, name: str) -> set[str]:
     return set().union(*({n} | above(stages, n) for n in stages[name].needs))
 
 
-def missing_inputs(stages: Graph, stage: Stage, root: Path) -> str:
+def missing_inputs(stages: Graph, stage: Node, root: Path) -> str:
     """Return which input keeps a stage from running here, and the command that makes it; empty if none."""
     makers = {out: name for name in stage.needs for out in stages[name].outs}
     for path in stage.deps:
@@ -160,10 +160,10 @@ def _name(node: object) -> str:
     return name if path == PIPELINE else f"{path}:{name}"
 
 
-def _describe(node: object, needs: tuple[str, ...], stale: bool) -> Stage:
+def _describe(node: object, needs: tuple[str, ...], stale: bool) -> Node:
     meta = node.meta or {}  # type: ignore[attr-defined]
     outs = node.outs  # type: ignore[attr-defined]
-    return Stage(
+    return Node(
         name=_name(node),
         needs=needs,
         deps=tuple(d.def_path for d in node.deps if d.hash_name != "params"),  # type: ignore[attr-defined]

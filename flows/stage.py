@@ -18,7 +18,7 @@ from typing import Protocol
 
 from flows import device, supervise
 from flows.errors import UserError
-from flows.graph import Stage
+from flows.graph import Node
 from tasks.paths import home
 from tasks.running import progress
 from tasks.running.progress import StepProgress
@@ -48,7 +48,7 @@ class Say(Protocol):
 
 
 @dataclass(frozen=True)
-class Result:
+class StageResult:
     """How a stage got its outputs: ``ran``, ``restored`` from a cache, or ``unchanged``."""
 
     stage: str
@@ -92,14 +92,14 @@ class Stop:
 
 
 def run(
-    stage: Stage,
+    stage: Node,
     root: Path,
     say: Say,
     stop: Stop,
     *,
     env: Mapping[str, str] | None = None,
     server: bool = False,
-) -> Result:
+) -> StageResult:
     """Bring one stage up to date in a checkout whose upstream stages are.
 
     Raises:
@@ -122,7 +122,7 @@ def run(
         except device.Stopped:
             raise StageFailed(f"{stage.name} was stopped before it began") from None
     say(how, f"{how} ({seconds:.1f} s)" if seconds else how)
-    return Result(stage.name, how, seconds, _metrics(stage, root))
+    return StageResult(stage.name, how, seconds, _metrics(stage, root))
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def stoppable(stop: Stop) -> Iterator[None]:
             signal.signal(number, earlier[number])
 
 
-def _up_to_date(stage: Stage, root: Path) -> bool:
+def _up_to_date(stage: Node, root: Path) -> bool:
     """Ask DVC in this process (0.1 s; a DVC process takes 0.6 s); when it cannot say, the stage runs."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
@@ -169,7 +169,7 @@ def _up_to_date(stage: Stage, root: Path) -> bool:
         return False
 
 
-def _reproduce(stage: Stage, root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> str:
+def _reproduce(stage: Node, root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> str:
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *_pull(root), stage.name]
     how, tail = RESTORED, deque[str](maxlen=TAIL)
     say(RUNNING, "starting")
@@ -216,7 +216,7 @@ def _path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
-def _metrics(stage: Stage, root: Path) -> dict[str, float]:
+def _metrics(stage: Node, root: Path) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for path in stage.metrics:
         numbers |= json.loads((root / path).read_text())

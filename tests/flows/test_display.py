@@ -4,7 +4,7 @@ import logging
 
 from rich.console import Console
 
-from flows.display import Board, Progress
+from flows.display import Board, StageView
 from tasks.running.progress import StepProgress
 
 STEP = StepProgress(12, 40, {"loss": 0.6124, "kl/reference": 0.03, "tokens_per_second": 412.3}, 32.0)
@@ -37,12 +37,12 @@ def test_a_line_of_text_is_never_read_as_a_step():
 
 
 def test_a_line_without_a_step_changes_the_state_and_keeps_the_progress():
-    seen = Progress().after("running", [STEP]).after("failed", ())
+    seen = StageView().after("running", [STEP]).after("failed", ())
     assert (seen.state, seen.last) == ("failed", STEP)
 
 
 def test_of_several_new_steps_the_last_counts_and_a_value_that_it_does_not_have_stays():
-    seen = Progress().after("running", [STEP, StepProgress(13, 40, {"score": 1.0}, 31.0)])
+    seen = StageView().after("running", [STEP, StepProgress(13, 40, {"score": 1.0}, 31.0)])
     seen = seen.after("running", [StepProgress(14, 40, {"loss": 0.5}, 30.0)])
     assert seen.last == StepProgress(
         14, 40, {"loss": 0.5, "kl/reference": 0.03, "tokens_per_second": 412.3, "score": 1.0}, 30.0
