@@ -159,7 +159,7 @@ def _deliver(
     said = comparison.verdict(place.path) if rows else []
     experiment = None
     if workspace.changed(place):
-        workspace.save(place, [r.stage for r in results])
+        workspace.save(place, [r.target for r in results])
         experiment = place.name
     brought = workspace.bring_back(place)
     if experiment and not brought:

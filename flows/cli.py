@@ -70,7 +70,11 @@ def run(
 
 
 @app.command()
-def stage(name: Annotated[str, typer.Argument(help="As `dvc stage list` has it, e.g. dpo.")]) -> None:
+def stage(
+    name: Annotated[
+        str, typer.Argument(help="As `dvc stage list` has it, or its group when that has one stage, e.g. dpo.")
+    ],
+) -> None:
     """Run one stage in this checkout, through DVC."""
     root = _project()
     from flows import graph, stage
@@ -79,12 +83,12 @@ def stage(name: Annotated[str, typer.Argument(help="As `dvc stage list` has it, 
     one = graph.find(stages, name)
     if missing := graph.missing_inputs(stages, one, root):
         raise UserError(missing)
-    outdated = [n for n in stages if n in graph.above(stages, name) and stages[n].stale]
+    outdated = [n for n in stages if n in graph.above(stages, one.name) and stages[n].stale]
     if outdated:
-        print(f"[{name}] builds on what is out of date: {', '.join(outdated)}", file=sys.stderr)
+        print(f"[{one.name}] builds on what is out of date: {', '.join(outdated)}", file=sys.stderr)
 
     def say(_: str, text: str, _steps: object = ()) -> None:
-        print(text if text.startswith("[") else f"[{name}] {text}", flush=True)
+        print(text if text.startswith("[") else f"[{one.name}] {text}", flush=True)
 
     stop = stage.Stop()
     with stage.stoppable(stop):

@@ -52,6 +52,8 @@ class StageResult:
     """How a stage got its outputs: ``ran``, ``restored`` from a cache, or ``unchanged``."""
 
     stage: str
+    target: str
+    """The stage as DVC knows it."""
     how: str
     seconds: float
     """Without waiting for a slot."""
@@ -122,7 +124,7 @@ def run(
         except device.Stopped:
             raise StageFailed(f"{stage.name} was stopped before it began") from None
     say(how, f"{how} ({seconds:.1f} s)" if seconds else how)
-    return StageResult(stage.name, how, seconds, _metrics(stage, root))
+    return StageResult(stage.name, stage.target, how, seconds, _metrics(stage, root))
 
 
 @contextmanager
@@ -170,7 +172,7 @@ def _up_to_date(stage: Node, root: Path) -> bool:
 
 
 def _reproduce(stage: Node, root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> str:
-    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *_pull(root), stage.name]
+    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *_pull(root), stage.target]
     how, tail = RESTORED, deque[str](maxlen=TAIL)
     say(RUNNING, "starting")
     with tempfile.NamedTemporaryFile(prefix="alignflow-progress-") as file:

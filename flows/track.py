@@ -32,10 +32,12 @@ class Parent:
 
         record, hashes = self.recorder.folder, output_hashes(self.place.path)
         for result in results:
+            made = hashes[result.target]
             if result.how == stage.RAN:
-                mlflow.link_ran(record, result.stage, hashes[result.stage])
+                for name in {result.stage, result.target}:  # a stage's process may call itself by either
+                    mlflow.link_ran(record, name, made)
             else:
-                mlflow.link_reused(record, result.stage, result.metrics, hashes[result.stage])
+                mlflow.link_reused(record, result.stage, result.metrics, made)
         page = self.place.path / comparison.PAGE
         if rows and page.exists():
             self.recorder.artifact(page)
