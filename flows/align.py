@@ -15,19 +15,20 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import comparison, graph, stage, track, workspace
 from flows.errors import UserError
 from flows.git import checkout_root
+from tasks.running.progress import StepProgress
 
 STOP = stage.Stop()
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FlowResult:
     """What a flow run did."""
 
     experiment: str | None
     """Name of the DVC experiment; None when nothing differs from what the user had."""
     in_checkout: bool
     """The user's checkout holds the results."""
-    stages: tuple[stage.Result, ...]
+    stages: tuple[stage.StageResult, ...]
     left_out: tuple[str, ...]
     """Reports that ``only`` left out, as they look at stages that are not up to date."""
     reports: tuple[str, ...]
@@ -49,13 +50,13 @@ def _not_stopped(*_: object) -> bool:
     cache_policy=NO_CACHE,  # DVC is the cache
     persist_result=False,
 )
-def run_stage(one: graph.Stage, root: Path, env: Mapping[str, str]) -> stage.Result:
+def run_stage(one: graph.Node, root: Path, env: Mapping[str, str]) -> stage.StageResult:
     """Bring one stage up to date; a failed one is tried once more, and continues from its checkpoint."""
     logger = get_run_logger()
 
-    def say(state: str, text: str) -> None:
+    def say(state: str, text: str, steps: Sequence[StepProgress] = ()) -> None:
         line = text if text.startswith("[") else f"[{one.name}] {text}"
-        logger.info("%s", line, extra={"stage": one.name, "stage_state": state})
+        logger.info("%s", line, extra={"stage": one.name, "stage_state": state, "stage_steps": steps})
 
     try:
         return stage.run(one, root, say, STOP, env=env, server=bool(get_current_settings().api.url))
@@ -65,7 +66,7 @@ def run_stage(one: graph.Stage, root: Path, env: Mapping[str, str]) -> stage.Res
 
 
 @flow(name="align", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
-def align(overrides: tuple[str, ...] = (), only: tuple[str, ...] = (), name: str | None = None) -> Outcome:
+def align(overrides: tuple[str, ...] = (), only: tuple[str, ...] = (), name: str | None = None) -> FlowResult:
     """Run the pipeline of the current checkout.
 
     Args:
@@ -88,29 +89,31 @@ def align(overrides: tuple[str, ...] = (), only: tuple[str, ...] = (), name: str
             _publish(results, rows)
             parent.finish(results, rows)
         reports = [name for name in chosen if stages[name].report]
-        outcome = _deliver(place, results, left_out, reports, rows)
+        result = _deliver(place, results, left_out, reports, rows)
     workspace.discard(checkout, run)
-    return outcome
+    return result
 
 
 def _submit(
     stages: graph.Graph, chosen: Sequence[str], root: Path, env: Mapping[str, str]
-) -> dict[str, PrefectFuture[stage.Result]]:
-    futures: dict[str, PrefectFuture[stage.Result]] = {}
+) -> dict[str, PrefectFuture[stage.StageResult]]:
+    futures: dict[str, PrefectFuture[stage.StageResult]] = {}
     for name in chosen:
         upstream = [futures[n] for n in stages[name].needs if n in futures]
         futures[name] = run_stage.submit(one=stages[name], root=root, env=env, wait_for=upstream, return_state=False)
     return futures
 
 
-def _await(futures: Mapping[str, PrefectFuture[stage.Result]]) -> None:
+def _await(futures: Mapping[str, PrefectFuture[stage.StageResult]]) -> None:
     progress = create_progress_artifact(0.0, key="progress", description="stages done")
     for done, future in enumerate(as_completed(list(futures.values())), start=1):
         future.wait()  # takes over its result, which the server does not keep
         update_progress_artifact(progress, round(100 * done / len(futures), 1))  # type: ignore[arg-type]
 
 
-def _collect(futures: Mapping[str, PrefectFuture[stage.Result]], place: workspace.Workspace) -> list[stage.Result]:
+def _collect(
+    futures: Mapping[str, PrefectFuture[stage.StageResult]], place: workspace.Workspace
+) -> list[stage.StageResult]:
     """Return all results, or raise one error that names every failed stage and what could not run."""
     results, failed, not_run = [], {}, []
     for name, future in futures.items():
@@ -132,13 +135,13 @@ def _collect(futures: Mapping[str, PrefectFuture[stage.Result]], place: workspac
     raise UserError("\n".join(lines))
 
 
-def _compared(stages: graph.Graph, results: Sequence[stage.Result]) -> bool:
+def _compared(stages: graph.Graph, results: Sequence[stage.StageResult]) -> bool:
     """Return whether the comparison was part of this run; otherwise what lies there is an earlier one."""
     made = [out for result in results for out in stages[result.stage].outs]
     return any(graph.within(str(comparison.DATA), out) for out in made)
 
 
-def _publish(results: Sequence[stage.Result], rows: Sequence[comparison.Row]) -> None:
+def _publish(results: Sequence[stage.StageResult], rows: Sequence[comparison.Row]) -> None:
     """Show both tables on the page of the run."""
     table = [{"stage": r.stage, "how": r.how, "seconds": r.seconds, **r.metrics} for r in results]
     create_table_artifact(table, key="stages", description="How each stage ended")
@@ -148,17 +151,17 @@ def _publish(results: Sequence[stage.Result], rows: Sequence[comparison.Row]) ->
 
 def _deliver(
     place: workspace.Workspace,
-    results: Sequence[stage.Result],
+    results: Sequence[stage.StageResult],
     left_out: Sequence[str],
     reports: Sequence[str],
     rows: Sequence[comparison.Row],
-) -> Outcome:
+) -> FlowResult:
     said = comparison.verdict(place.path) if rows else []
     experiment = None
     if workspace.changed(place):
-        workspace.save(place, [r.stage for r in results])
+        workspace.save(place, [r.target for r in results])
         experiment = place.name
     brought = workspace.bring_back(place)
     if experiment and not brought:
         get_run_logger().info("your files are as they were; to take it over: dvc exp apply %s", experiment)
-    return Outcome(experiment, brought, tuple(results), tuple(left_out), tuple(reports), tuple(rows), tuple(said))
+    return FlowResult(experiment, brought, tuple(results), tuple(left_out), tuple(reports), tuple(rows), tuple(said))

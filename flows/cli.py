@@ -17,7 +17,7 @@ from flows.errors import UserError, nearest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flows.align import Outcome
+    from flows.align import FlowResult
 
 app = typer.Typer(
     help="Align a language model from preferences, as versioned, tracked, reproducible stages.",
@@ -65,12 +65,16 @@ def run(
     console = Console()
     console.print("starting Prefect …", style="dim")
     with watching(console):
-        outcome = align(changes, chosen, name)
-    _conclude(console, outcome)
+        result = align(changes, chosen, name)
+    _conclude(console, result)
 
 
 @app.command()
-def stage(name: Annotated[str, typer.Argument(help="As `dvc stage list` has it, e.g. dpo.")]) -> None:
+def stage(
+    name: Annotated[
+        str, typer.Argument(help="As `dvc stage list` has it, or its group when that has one stage, e.g. dpo.")
+    ],
+) -> None:
     """Run one stage in this checkout, through DVC."""
     root = _project()
     from flows import graph, stage
@@ -79,12 +83,12 @@ def stage(name: Annotated[str, typer.Argument(help="As `dvc stage list` has it, 
     one = graph.find(stages, name)
     if missing := graph.missing_inputs(stages, one, root):
         raise UserError(missing)
-    outdated = [n for n in stages if n in graph.above(stages, name) and stages[n].stale]
+    outdated = [n for n in stages if n in graph.above(stages, one.name) and stages[n].stale]
     if outdated:
-        print(f"[{name}] builds on what is out of date: {', '.join(outdated)}", file=sys.stderr)
+        print(f"[{one.name}] builds on what is out of date: {', '.join(outdated)}", file=sys.stderr)
 
-    def say(_: str, line: str) -> None:
-        print(line if line.startswith("[") else f"[{name}] {line}", flush=True)
+    def say(_: str, text: str, _steps: object = ()) -> None:
+        print(text if text.startswith("[") else f"[{one.name}] {text}", flush=True)
 
     stop = stage.Stop()
     with stage.stoppable(stop):
@@ -312,29 +316,29 @@ def _explained(source: str = "") -> Iterator[None]:
         raise UserError(f"{source}{error}") from None
 
 
-def _conclude(console: "Console", outcome: "Outcome") -> None:
+def _conclude(console: "Console", result: "FlowResult") -> None:
     """Show the result of a run and the commands that come next."""
     from flows import comparison, stage
     from tasks.paths import home
 
-    counted = {how: sum(r.how == how for r in outcome.stages) for how in (stage.RAN, stage.RESTORED, stage.UNCHANGED)}
-    console.print(f"\n{len(outcome.stages)} stages: {', '.join(f'{n} {how}' for how, n in counted.items() if n)}")
-    if outcome.left_out:
-        console.print(f"left out, as they look at what is not up to date: {', '.join(outcome.left_out)}")
-        reports = {r.stage: r.metrics for r in outcome.stages if r.stage in outcome.reports}
+    counted = {how: sum(r.how == how for r in result.stages) for how in (stage.RAN, stage.RESTORED, stage.UNCHANGED)}
+    console.print(f"\n{len(result.stages)} stages: {', '.join(f'{n} {how}' for how, n in counted.items() if n)}")
+    if result.left_out:
+        console.print(f"left out, as they look at what is not up to date: {', '.join(result.left_out)}")
+        reports = {r.stage: r.metrics for r in result.stages if r.stage in result.reports}
         console.print(comparison.measured(reports))
-    elif outcome.comparison:
-        console.print(comparison.table(outcome.comparison))
-        console.print("\n".join(["", *outcome.verdict]), highlight=False, markup=False)
-    best = comparison.best(outcome.comparison) if outcome.comparison else ""
+    elif result.comparison:
+        console.print(comparison.table(result.comparison))
+        console.print("\n".join(["", *result.verdict]), highlight=False, markup=False)
+    best = comparison.best(result.comparison) if result.comparison else ""
     database = f"sqlite:///{home() / 'mlflow.db'}"
     tracking = os.environ.get("MLFLOW_TRACKING_URI", database)
-    here = outcome.in_checkout
+    here = result.in_checkout
     steps = [
-        (f"dvc exp apply {outcome.experiment}", "takes the result over; your files are as they were")
-        if outcome.experiment and not here
+        (f"dvc exp apply {result.experiment}", "takes the result over; your files are as they were")
+        if result.experiment and not here
         else None,
-        ("dvc repro", "computes nothing: everything is up to date") if here and not outcome.left_out else None,
+        ("dvc repro", "computes nothing: everything is up to date") if here and not result.left_out else None,
         (str(comparison.PAGE), "answers side by side, curves") if here and best else None,
         (f"alignflow chat {best}", "talk to it; two names: side by side") if here and best else None,
         ("dvc exp show", "experiments, their parameters and metrics"),

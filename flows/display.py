@@ -4,20 +4,19 @@ Fed by the log records of the tasks, so the flow itself knows nothing of a displ
 """
 
 import logging
-import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flows import stage
+from tasks.running.progress import StepProgress, clock, number
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress_bar import ProgressBar
     from rich.table import Table
-
-STEP = re.compile(r"^\[([^\]]+)\] step (\d+)/(\d+)((?: \| .+)*)$")
 
 STYLE = {
     stage.RUNNING: "bold cyan",
@@ -30,23 +29,19 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What is known of a stage from its lines so far."""
+class StageView:
+    """What is known of a stage so far."""
 
     state: str = "queued"
-    step: int = 0
-    steps: int = 0
-    values: Mapping[str, str] = field(default_factory=dict)
-    """By name, as the stage printed them: ``loss``, ``kl/reference``, ``tokens_per_second``, ``left``."""
+    last: StepProgress | None = None
+    """The last step, with the last known value of each metric."""
 
-    def after(self, state: str, line: str) -> "Progress":
-        """Return what is known once this line was read."""
-        found = STEP.match(line)
-        if not found:
-            return replace(self, state=state)
-        parts = [part.rsplit(" ", 1) for part in found[4].split(" | ")[1:]]
-        values = {pair[0]: pair[1] for pair in parts if len(pair) == 2}
-        return Progress(state, int(found[2]), int(found[3]), {**self.values, **values})
+    def after(self, state: str, steps: Sequence[StepProgress]) -> "StageView":
+        """Return what is known once these steps were done."""
+        last = self.last
+        for step in steps:
+            last = replace(step, values={**(last.values if last else {}), **step.values})
+        return StageView(state, last)
 
 
 class Board(logging.Handler):
@@ -56,23 +51,23 @@ class Board(logging.Handler):
         super().__init__(logging.INFO)
         self.console = console
         self.live = live
-        self.stages: dict[str, Progress] = {}
+        self.stages: dict[str, StageView] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take in one record; ones of Prefect itself carry no stage and are left out."""
         if (plan := getattr(record, "stage_plan", None)) is not None:
-            self.stages = {name: Progress() for name in plan}
+            self.stages = {name: StageView() for name in plan}
         name = getattr(record, "stage", "")
         line = record.getMessage()
         if name:
-            before = self.stages.get(name, Progress())
-            self.stages[name] = before.after(getattr(record, "stage_state", before.state), line)
+            before = self.stages.get(name, StageView())
+            state, steps = getattr(record, "stage_state", before.state), getattr(record, "stage_steps", ())
+            self.stages[name] = before.after(state, steps)
         if not self.live and (name or plan is not None):
             self.console.out(f"{time.strftime('%H:%M:%S')} {line}", highlight=False)
 
     def table(self) -> "Table":
         """Draw the stages, one a row."""
-        from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
@@ -80,17 +75,7 @@ class Board(logging.Handler):
         for head in ("stage", "", "progress", "step", "loss / reward", "KL", "tokens/s", "left"):
             drawn.add_column(head, no_wrap=True)
         for name, seen in list(self.stages.items()):
-            busy = seen.state == stage.RUNNING
-            drawn.add_row(
-                name,
-                Text(seen.state, style=STYLE.get(seen.state, "dim")),
-                ProgressBar(total=seen.steps, completed=seen.step, width=20) if seen.steps else "",
-                f"{seen.step}/{seen.steps}" if seen.steps else "",
-                _first(seen.values, "reward/mean", "score/mean", "loss"),
-                _first(seen.values, "kl/reference", "kl/approx"),
-                _first(seen.values, "tokens_per_second") if busy else "",
-                _first(seen.values, "left") if busy else "",
-            )
+            drawn.add_row(name, Text(seen.state, style=STYLE.get(seen.state, "dim")), *_cells(seen))
         return drawn
 
 
@@ -116,5 +101,20 @@ def watching(console: "Console") -> Iterator[Board]:
             logger.removeHandler(board)
 
 
-def _first(values: Mapping[str, str], *names: str) -> str:
-    return next((values[name] for name in names if name in values), "")
+def _cells(seen: StageView) -> "Iterator[ProgressBar | str]":
+    """Return the columns that a step fills; speed and time left only while the stage runs."""
+    from rich.progress_bar import ProgressBar
+
+    if (last := seen.last) is None:
+        return
+    yield ProgressBar(total=last.steps, completed=last.step, width=20)
+    yield f"{last.step}/{last.steps}"
+    yield _first(last.values, "reward/mean", "score/mean", "loss")
+    yield _first(last.values, "kl/reference", "kl/approx")
+    if seen.state == stage.RUNNING:
+        yield _first(last.values, "tokens_per_second")
+        yield clock(last.left_seconds)
+
+
+def _first(values: Mapping[str, float], *names: str) -> str:
+    return next((number(values[name]) for name in names if name in values), "")

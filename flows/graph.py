@@ -4,9 +4,10 @@ Two keys of a stage's ``meta`` in dvc.yaml matter here:
 
 * ``device: true``: it computes on the accelerator, so it waits for a device slot;
 * ``report: true``: it looks at other stages (an evaluation, the comparison), so it runs along when those
-  were selected, without being named.
+  were selected, without being named. ``report: PATH`` says also which output it evaluates.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ PIPELINE = "dvc.yaml"
 
 
 @dataclass(frozen=True)
-class Stage:
+class Node:
     """One stage of dvc.yaml."""
 
     name: str
+    """As users know it: ``dpo`` for ``dpo@policy``, when that is the only item of its group."""
+    target: str
+    """As DVC knows it."""
     needs: tuple[str, ...]
     """The stages whose outputs it reads."""
     deps: tuple[str, ...]
@@ -28,26 +32,28 @@ class Stage:
     metrics: tuple[str, ...]
     device: bool
     report: bool
+    evaluates: tuple[str, ...]
+    """Of a report: the stages that made the output it evaluates."""
     stale: bool
     """It, or something it builds on, would have to run again."""
 
     @property
     def address(self) -> str:
         """Name and file, relative to the root of the project."""
-        return self.name if ":" in self.name else f"{PIPELINE}:{self.name}"
+        return self.target if ":" in self.target else f"{PIPELINE}:{self.target}"
 
     @property
     def group(self) -> str:
         """``iterative_dpo`` for ``iterative_dpo@round-1``; otherwise the name itself."""
-        return self.name.partition("@")[0]
+        return _group(self.target)
 
     @property
     def item(self) -> str:
         """``round-1`` for ``iterative_dpo@round-1``; otherwise empty."""
-        return self.name.partition("@")[2]
+        return self.target.partition("@")[2]
 
 
-Graph = Mapping[str, Stage]
+Graph = Mapping[str, Node]
 
 
 def read(root: Path) -> Graph:
@@ -57,46 +63,55 @@ def read(root: Path) -> Graph:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
-    stages: dict[str, Stage] = {}
+    stages: dict[str, Node] = {}
     try:
         with Repo(str(root)) as repo:
             index = repo.index.graph
             changed = repo.status()
-            written = {node: place for place, node in enumerate(repo.index.stages)}
+            written = {each: place for place, each in enumerate(repo.index.stages)}
+            items = Counter(_group(_target(each)) for each in written if isinstance(each, PipelineStage))
+            names: dict[object, str] = {}
             # where the graph leaves a choice, the order of dvc.yaml
-            for node in networkx.lexicographical_topological_sort(index.reverse(), key=written.get):
-                if isinstance(node, PipelineStage):
-                    needs = tuple(_name(n) for n in index.successors(node) if isinstance(n, PipelineStage))
+            for each in networkx.lexicographical_topological_sort(index.reverse(), key=written.get):
+                if isinstance(each, PipelineStage):
+                    target = _target(each)
+                    names[each] = _group(target) if items[_group(target)] == 1 else target
+                    needs = [stages[names[n]] for n in index.successors(each) if isinstance(n, PipelineStage)]
                     # its address depends on the working folder, as do the keys of the status
-                    stale = node.addressing in changed or any(stages[n].stale for n in needs)
-                    stages[_name(node)] = _describe(node, needs, stale)
+                    stale = each.addressing in changed or any(n.stale for n in needs)
+                    stages[names[each]] = _describe(each, names[each], needs, stale)
     except DvcException as error:
         raise UserError(f"DVC cannot read the pipeline of {root}: {error}") from error
     return stages
 
 
 def output_hashes(root: Path) -> dict[str, dict[str, str]]:
-    """Return what dvc.lock says of each stage's outputs: their hashes by path."""
+    """Return what dvc.lock says of the outputs of each stage, by target: their hashes by path."""
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
     with Repo(str(root)) as repo:
         return {
-            _name(node): {out.def_path: out.hash_info.value for out in node.outs if out.hash_info}
-            for node in repo.index.stages
-            if isinstance(node, PipelineStage)
+            _target(each): {out.def_path: out.hash_info.value for out in each.outs if out.hash_info}
+            for each in repo.index.stages
+            if isinstance(each, PipelineStage)
         }
 
 
-def find(stages: Graph, name: str) -> Stage:
-    """Return a stage by name.
+def find(stages: Graph, name: str) -> Node:
+    """Return a stage by its name, or by its target.
 
     Raises:
-        UserError: there is no such stage; the message names the nearest one.
+        UserError: there is no such stage, and the message names the nearest one; or it is a group of several.
     """
-    if name not in stages:
+    if name in stages:
+        return stages[name]
+    members = [node for node in stages.values() if name in (node.target, node.group)]
+    if not members:
         raise UserError(f"no stage {name}; {nearest(name, stages)}")
-    return stages[name]
+    if len(members) > 1:
+        raise UserError(f"{name} has several stages; name one of {', '.join(node.name for node in members)}")
+    return members[0]
 
 
 def select(stages: Graph, only: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -104,20 +119,23 @@ def select(stages: Graph, only: Sequence[str]) -> tuple[list[str], list[str]]:
 
     A name stands for a stage or for all items of a ``foreach`` group. Each is taken with everything it
     needs. A report on a selected stage comes along when all the work it looks at is selected or up to date:
-    ``--only dpo`` evaluates DPO, and compares it with policies trained earlier, but trains no other policy
-    for the sake of the comparison, and never compares with an outdated one.
+    ``--only dpo`` compares DPO with policies trained earlier, but trains no other policy for the sake of the
+    comparison, and never compares with an outdated one. The evaluation of DPO itself also brings what else it
+    needs, such as the judge model, but no stage that has an evaluation of its own: that is another policy.
     """
     if not only:
         return list(stages), []
     named = {stage for name in only for stage in _members(stages, name)}
     chosen = set(named).union(*(above(stages, name) for name in named))
+    policies = {name for node in stages.values() for name in node.evaluates}
     left_out = []
-    for name, stage in stages.items():
+    for name, node in stages.items():
         upstream = above(stages, name)
-        if name in chosen or not stage.report or not named & upstream:
+        if name in chosen or not node.report or not named & upstream:
             continue
         missing = {n for n in upstream if stages[n].stale and n not in chosen}
-        if all(stages[n].report for n in missing):
+        work = {n for n in missing if not stages[n].report}
+        if not work or (named.intersection(node.evaluates) and not work & policies):
             chosen |= missing | {name}
         else:
             left_out.append(name)
@@ -129,14 +147,13 @@ def above(stages: Graph, name: str) -> set[str]:
     return set().union(*({n} | above(stages, n) for n in stages[name].needs))
 
 
-def missing_inputs(stages: Graph, stage: Stage, root: Path) -> str:
+def missing_inputs(stages: Graph, node: Node, root: Path) -> str:
     """Return which input keeps a stage from running here, and the command that makes it; empty if none."""
-    makers = {out: name for name in stage.needs for out in stages[name].outs}
-    for path in stage.deps:
+    for path in node.deps:
         if not (root / path).exists():
-            maker = next((m for out, m in makers.items() if within(path, out) or within(out, path)), "")
+            maker = next((name for name in node.needs if _makes(stages[name], path)), "")
             hint = f", which stage {maker} makes: `alignflow stage {maker}`" if maker else ""
-            return f"{stage.name} needs {path}{hint}"
+            return f"{node.name} needs {path}{hint}"
     return ""
 
 
@@ -146,30 +163,42 @@ def within(path: str, folder: str) -> bool:
 
 
 def _members(stages: Graph, name: str) -> list[str]:
-    members = [s.name for s in stages.values() if name in (s.name, s.group)]
+    members = [node.name for node in stages.values() if name in (node.name, node.target, node.group)]
     if not members:
-        known = dict.fromkeys([s.group for s in stages.values()] + list(stages))
+        known = dict.fromkeys([node.group for node in stages.values()] + list(stages))
         raise UserError(f"--only: no stage {name}; {nearest(name, known)}")
     return members
 
 
+def _group(target: str) -> str:
+    return target.partition("@")[0]
+
+
 # DVC's objects carry no types
-def _name(node: object) -> str:
-    path: str = node.path_in_repo  # type: ignore[attr-defined]
-    name: str = node.name  # type: ignore[attr-defined]
+def _target(stage: object) -> str:
+    path: str = stage.path_in_repo  # type: ignore[attr-defined]
+    name: str = stage.name  # type: ignore[attr-defined]
     return name if path == PIPELINE else f"{path}:{name}"
 
 
-def _describe(node: object, needs: tuple[str, ...], stale: bool) -> Stage:
-    meta = node.meta or {}  # type: ignore[attr-defined]
-    outs = node.outs  # type: ignore[attr-defined]
-    return Stage(
-        name=_name(node),
-        needs=needs,
-        deps=tuple(d.def_path for d in node.deps if d.hash_name != "params"),  # type: ignore[attr-defined]
+def _describe(stage: object, name: str, needs: Sequence[Node], stale: bool) -> Node:
+    meta = stage.meta or {}  # type: ignore[attr-defined]
+    outs = stage.outs  # type: ignore[attr-defined]
+    report = meta.get("report")
+    evaluated = report if isinstance(report, str) else ""
+    return Node(
+        name=name,
+        target=_target(stage),
+        needs=tuple(node.name for node in needs),
+        deps=tuple(d.def_path for d in stage.deps if d.hash_name != "params"),  # type: ignore[attr-defined]
         outs=tuple(o.def_path for o in outs),
         metrics=tuple(o.def_path for o in outs if o.metric),
         device=bool(meta.get("device")),
-        report=bool(meta.get("report")),
+        report=bool(report),
+        evaluates=tuple(node.name for node in needs if evaluated and _makes(node, evaluated)),
         stale=stale,
     )
+
+
+def _makes(node: Node, path: str) -> bool:
+    return any(within(path, out) or within(out, path) for out in node.outs)

@@ -5,25 +5,26 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import Protocol
 
 from flows import device, supervise
 from flows.errors import UserError
-from flows.graph import Stage
+from flows.graph import Node
 from tasks.paths import home
+from tasks.running import progress
+from tasks.running.progress import StepProgress
 
 GRACE_SECONDS = 20  # for a checkpoint after SIGTERM; Prefect kills a cancelled flow after 30
 TAIL = 12  # last lines of a failed stage that its error shows
-
-Say = Callable[[str, str], None]
-"""``say(state, text)``: a line about the stage; the state is one of the words below."""
 
 WAITING, RUNNING, FAILED = "waiting", "running", "failed"
 RAN, RESTORED, UNCHANGED = "ran", "restored", "unchanged"
@@ -39,11 +40,20 @@ _NOISE = (  # advice of DVC that has no place here
 )
 
 
+class Say(Protocol):
+    """Takes a line about the stage."""
+
+    def __call__(self, state: str, text: str, steps: Sequence[StepProgress] = (), /) -> None:
+        """Take the stage's state (a word from above), a line of text, and the steps that were done since the last."""
+
+
 @dataclass(frozen=True)
-class Result:
+class StageResult:
     """How a stage got its outputs: ``ran``, ``restored`` from a cache, or ``unchanged``."""
 
     stage: str
+    target: str
+    """The stage as DVC knows it."""
     how: str
     seconds: float
     """Without waiting for a slot."""
@@ -84,14 +94,14 @@ class Stop:
 
 
 def run(
-    stage: Stage,
+    stage: Node,
     root: Path,
     say: Say,
     stop: Stop,
     *,
     env: Mapping[str, str] | None = None,
     server: bool = False,
-) -> Result:
+) -> StageResult:
     """Bring one stage up to date in a checkout whose upstream stages are.
 
     Raises:
@@ -114,7 +124,7 @@ def run(
         except device.Stopped:
             raise StageFailed(f"{stage.name} was stopped before it began") from None
     say(how, f"{how} ({seconds:.1f} s)" if seconds else how)
-    return Result(stage.name, how, seconds, _metrics(stage, root))
+    return StageResult(stage.name, stage.target, how, seconds, _metrics(stage, root))
 
 
 @contextmanager
@@ -147,7 +157,7 @@ def stoppable(stop: Stop) -> Iterator[None]:
             signal.signal(number, earlier[number])
 
 
-def _up_to_date(stage: Stage, root: Path) -> bool:
+def _up_to_date(stage: Node, root: Path) -> bool:
     """Ask DVC in this process (0.1 s; a DVC process takes 0.6 s); when it cannot say, the stage runs."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
@@ -161,10 +171,33 @@ def _up_to_date(stage: Stage, root: Path) -> bool:
         return False
 
 
-def _reproduce(stage: Stage, root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> str:
-    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *_pull(root), stage.name]
+def _reproduce(stage: Node, root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> str:
+    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *_pull(root), stage.target]
+    how, tail = RESTORED, deque[str](maxlen=TAIL)
+    say(RUNNING, "starting")
+    with tempfile.NamedTemporaryFile(prefix="alignflow-progress-") as file:
+        reader = progress.Reader(Path(file.name))
+        with _supervised(dvc, root, stop, {**env, progress.VARIABLE: file.name}) as process:
+            assert process.stdout is not None
+            for line in map(str.rstrip, process.stdout):
+                if line.startswith("Running stage"):
+                    how = RAN
+                if line and not line.startswith(_NOISE):
+                    tail.append(line)
+                    say(RUNNING, line, reader.new())
+            status = process.wait()
+    if status:
+        cause = "was stopped" if stop.asked.is_set() else f"failed with exit status {status}"
+        raise StageFailed("\n  ".join([f"{stage.name} {cause}", *tail]))
+    return how
+
+
+@contextmanager
+def _supervised(
+    command: Sequence[str], root: Path, stop: Stop, env: Mapping[str, str]
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-S", supervise.__file__, str(GRACE_SECONDS), *dvc],
+        [sys.executable, "-S", supervise.__file__, str(GRACE_SECONDS), *command],
         cwd=root,
         stdin=subprocess.PIPE,  # the lifeline: it closes when this process is gone
         stdout=subprocess.PIPE,
@@ -174,22 +207,10 @@ def _reproduce(stage: Stage, root: Path, say: Say, stop: Stop, env: Mapping[str,
         bufsize=1,
         env={**os.environ, "PATH": _path(), "PYTHONUNBUFFERED": "1", "ALIGNFLOW_HOME": str(home()), **env},
     )
-    assert process.stdout is not None
     assert process.stdin is not None
-    how, tail = RESTORED, deque[str](maxlen=TAIL)
-    say(RUNNING, "starting")
+    assert process.stdout is not None
     with process.stdin, process.stdout, stop.covers(process):
-        for line in map(str.rstrip, process.stdout):
-            if line.startswith("Running stage"):
-                how = RAN
-            if line and not line.startswith(_NOISE):
-                tail.append(line)
-                say(RUNNING, line)
-        status = process.wait()
-    if status:
-        cause = "was stopped" if stop.asked.is_set() else f"failed with exit status {status}"
-        raise StageFailed("\n  ".join([f"{stage.name} {cause}", *tail]))
-    return how
+        yield process
 
 
 def _path() -> str:
@@ -197,7 +218,7 @@ def _path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
-def _metrics(stage: Stage, root: Path) -> dict[str, float]:
+def _metrics(stage: Node, root: Path) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for path in stage.metrics:
         numbers |= json.loads((root / path).read_text())

@@ -26,16 +26,18 @@ class Parent:
         """What tells a stage's process where it belongs."""
         return {"ALIGNFLOW_PARENT": str(self.recorder.folder)}
 
-    def finish(self, results: Sequence[stage.Result], rows: Sequence[comparison.Row]) -> None:
+    def finish(self, results: Sequence[stage.StageResult], rows: Sequence[comparison.Row]) -> None:
         """Add what no stage process could: the stages that DVC did not have to run, and the comparison."""
         from tasks.tracking import mlflow
 
         record, hashes = self.recorder.folder, output_hashes(self.place.path)
         for result in results:
+            made = hashes[result.target]
             if result.how == stage.RAN:
-                mlflow.link_ran(record, result.stage, hashes[result.stage])
+                for name in {result.stage, result.target}:  # a stage's process may call itself by either
+                    mlflow.link_ran(record, name, made)
             else:
-                mlflow.link_reused(record, result.stage, result.metrics, hashes[result.stage])
+                mlflow.link_reused(record, result.stage, result.metrics, made)
         page = self.place.path / comparison.PAGE
         if rows and page.exists():
             self.recorder.artifact(page)

@@ -21,6 +21,7 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
         "running.stage",
         "running.advice",
         "running.processes",
+        "running.progress",
         "running.hardware",
         "tracking.recorder",
         "tracking.outbox",

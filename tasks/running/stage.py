@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from tasks.params.read import load
 from tasks.params.sections import Params
 from tasks.paths import PREPARED, home, stage_file
-from tasks.running import processes
+from tasks.running import processes, progress
 from tasks.running.advice import explained
 from tasks.tracking import recorder as tracking
 
@@ -65,15 +65,15 @@ class Stage:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show, keep and track the metrics of an optimiser step."""
+        from alignflow import distributed
+
         self.history.append({"step": step, **metrics})
         self.record.log(step, metrics)
         done = [row for row in self.history if "tokens_per_second" in row]
         spent = sum(row["tokens"] / max(row["tokens_per_second"], 1e-9) for row in done)
         left = spent / max(len(done), 1) * (self.total_steps - step)
-        shown = [f"{key} {_short(metrics[key])}" for key in SHOWN if key in metrics]
-        self.say(
-            " | ".join([f"step {step}/{self.total_steps}", *shown, f"left {int(left // 60)}:{int(left % 60):02d}"])
-        )
+        if distributed.is_main():
+            progress.write(progress.StepProgress(step, self.total_steps, metrics, left), self.say)
 
     def keep(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Save the training state now and then, and before stopping; all processes stop together."""
@@ -121,18 +121,6 @@ class Stage:
             "train_seconds": time.monotonic() - self.began,
             "peak_memory_gib": peak_memory_gib(),
         }
-
-
-SHOWN = (
-    "loss",
-    "reward/mean",
-    "score/mean",
-    "rewards/accuracy",
-    "rewards/margin",
-    "kl/reference",
-    "truncated_fraction",
-    "tokens_per_second",
-)
 
 
 def run(
@@ -325,10 +313,6 @@ def _is_users(error: Exception) -> bool:
 def _fail(name: str, error: Exception) -> NoReturn:
     print(f"[{name}] error: {explained(error)}", file=sys.stderr, flush=True)
     sys.exit(1)
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def quiet() -> None:

@@ -16,6 +16,7 @@ STAGES = [
     "evaluate@iterative_dpo",
     "iterative_dpo@round-1",
     "iterative_dpo@round-2",
+    "judge_model",
     "sft",
 ]
 

@@ -41,24 +41,24 @@ def test_a_first_run_in_a_fresh_clone_leaves_nothing_for_dvc_to_do(first_run):
 
 def test_a_second_run_computes_nothing_and_brings_deleted_outputs_back(toy):
     toy.do("rm", "-r", "artifacts")
-    outcome = run()
+    result = run()
     assert toy.events("began") == []
-    assert {r.how for r in outcome.stages} == {"unchanged"}
-    assert sorted(r.stage for r in outcome.stages) == STAGES
-    assert outcome.experiment is None
-    assert outcome.in_checkout
+    assert {r.how for r in result.stages} == {"unchanged"}
+    assert sorted(r.stage for r in result.stages) == STAGES
+    assert result.experiment is None
+    assert result.in_checkout
     assert list((toy.root / ".alignflow/runs").iterdir()) == []
     assert toy.stale() == ""
 
 
 def test_an_override_computes_what_it_changes_and_leaves_the_users_files_alone(toy):
     before, status = toy.files(), toy.status()
-    outcome = run(overrides=("dpo.beta=0.2",), name="stronger")
+    result = run(overrides=("dpo.beta=0.2",), name="stronger")
     assert toy.events("began") == ["dpo", "evaluate@dpo", "compare"]
     assert toy.files() == before
     assert toy.status() == status
     assert toy.stale() == ""
-    assert (outcome.experiment, outcome.in_checkout) == ("stronger", False)
+    assert (result.experiment, result.in_checkout) == ("stronger", False)
     assert "stronger" in toy.experiments()
     toy.forget()
     toy.do("dvc", "exp", "apply", "stronger")
@@ -106,11 +106,11 @@ def test_uncommitted_and_untracked_code_is_run_and_the_index_stays_as_it_was(toy
     (toy.root / "staged.txt").write_text("staged")
     toy.do("git", "add", "staged.txt")
     status = toy.status()
-    outcome = run()
+    result = run()
     assert toy.events("ended") == ["dpo"]  # its output is the same, so nothing downstream
     assert toy.status() == status
     assert toy.stale() == ""
-    saved = f"refs/exps/*/*/{outcome.experiment}"
+    saved = f"refs/exps/*/*/{result.experiment}"
     (commit,) = toy.do("git", "for-each-ref", "--format=%(objectname)", saved).split()
     assert "ran" in toy.do("git", "show", f"{commit}:extra.py")
     assert "extra.py" in toy.do("git", "show", f"{commit}:dvc.yaml")
@@ -130,23 +130,23 @@ def test_a_checkout_that_the_user_changed_meanwhile_is_left_alone(toy):
     editor = threading.Thread(target=edit)
     editor.start()
     lock = (toy.root / "dvc.lock").read_bytes()
-    outcome = run()
+    result = run()
     editor.join()
-    assert not outcome.in_checkout
-    assert outcome.experiment in toy.experiments()
+    assert not result.in_checkout
+    assert result.experiment in toy.experiments()
     assert (toy.root / "dvc.lock").read_bytes() == lock
     assert "beta: 0.7" in params.read_text()
     # the run used, and recorded, what was there when it began
-    (saved,) = toy.do("git", "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{outcome.experiment}").split()
+    (saved,) = toy.do("git", "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{result.experiment}").split()
     assert "0.7" not in toy.do("git", "show", f"{saved}:dvc.lock")
 
 
 def test_only_the_named_branch_runs_and_stages_it_did_not_touch_stay_outdated(toy):
     params = toy.root / "params.yaml"
     params.write_text(params.read_text().replace("beta: 0.1", "beta: 0.5"))  # of dpo and of iterative_dpo
-    outcome = run(only=("dpo",))
+    result = run(only=("dpo",))
     assert toy.events("began") == ["dpo", "evaluate@dpo"]
-    assert outcome.left_out == ("compare",)
+    assert result.left_out == ("compare",)
     assert "iterative_dpo@round-1" in toy.stale()
     assert "evaluate@dpo" not in toy.stale()
 

@@ -14,7 +14,9 @@ def test_stages_come_from_dvc_with_what_they_need_before_them(cloned):
     for name, stage in stages.items():
         assert set(stage.needs) <= seen
         seen.add(name)
-    assert set(stages["evaluate@iterative_dpo"].needs) == {"iterative_dpo@round-2"}
+    assert set(stages["evaluate@iterative_dpo"].needs) == {"iterative_dpo@round-2", "judge_model"}
+    assert stages["evaluate@iterative_dpo"].evaluates == ("iterative_dpo@round-2",)
+    assert stages["compare"].evaluates == ()
     assert stages["dpo"].device
     assert not stages["compare"].device
     assert stages["dpo"].metrics == ("metrics/dpo.json",)
@@ -23,8 +25,68 @@ def test_stages_come_from_dvc_with_what_they_need_before_them(cloned):
 
 def test_only_takes_a_branch_with_its_needs_and_its_evaluation_but_trains_nothing_for_a_comparison(cloned):
     chosen, left_out = graph.select(graph.read(cloned.root), ["dpo"])
-    assert chosen == ["sft", "dpo", "evaluate@dpo"]
+    assert chosen == ["sft", "judge_model", "dpo", "evaluate@dpo"]  # DPO itself needs no judge model
     assert left_out == ["compare"]
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ("sft", ["sft"]),  # an evaluation builds on it, but evaluates another stage
+        ("judge_model", ["sft", "judge_model"]),
+        ("iterative_dpo", ["sft", "judge_model", "iterative_dpo@round-1", "iterative_dpo@round-2"]),
+    ],
+)
+def test_only_brings_what_an_evaluation_needs_for_the_evaluated_stage_alone(cloned, only, expected):
+    chosen, _ = graph.select(graph.read(cloned.root), [only])
+    assert [name for name in chosen if name != "evaluate@iterative_dpo"] == expected
+    assert ("evaluate@iterative_dpo" in chosen) == (only == "iterative_dpo")
+
+
+def test_an_evaluation_that_needs_another_policy_does_not_train_it():
+    stages = nodes(
+        sft=(),
+        dpo=("sft",),
+        judge=("sft",),
+        **{"evaluate@sft": ("sft", "judge"), "evaluate@dpo": ("dpo", "judge"), "evaluate@base": ("base", "sft")},
+        base=(),
+    )
+    assert graph.select(stages, ["base"]) == (["base"], ["evaluate@base"])
+    assert graph.select(stages, ["sft"]) == (["sft", "judge", "evaluate@sft"], ["evaluate@dpo", "evaluate@base"])
+
+
+def nodes(**needs):
+    """Return a graph of stages that are out of date; ``evaluate@NAME`` evaluates NAME."""
+    return {
+        name: graph.Node(
+            name=name,
+            target=name,
+            needs=above,
+            deps=(),
+            outs=(),
+            metrics=(),
+            device=False,
+            report="@" in name,
+            evaluates=(name.partition("@")[2],) if "@" in name else (),
+            stale=True,
+        )
+        for name, above in needs.items()
+    }
+
+
+def test_the_only_item_of_a_group_goes_by_the_name_of_the_group_and_dvc_by_its_own(cloned):
+    stages = graph.read(cloned.root)
+    dpo = stages["dpo"]
+    assert (dpo.name, dpo.target, dpo.group, dpo.item) == ("dpo", "dpo@policy", "dpo", "policy")
+    assert dpo.address == "dvc.yaml:dpo@policy"
+    assert stages["evaluate@dpo"].needs == ("dpo", "judge_model")
+    assert graph.find(stages, "dpo") is graph.find(stages, "dpo@policy") is dpo
+    assert graph.select(stages, ["dpo@policy"]) == graph.select(stages, ["dpo"])
+
+
+def test_a_group_of_several_stages_is_no_stage_and_is_answered_with_its_stages(cloned):
+    with pytest.raises(UserError, match="iterative_dpo has several stages; name one of iterative_dpo@round-1, "):
+        graph.find(graph.read(cloned.root), "iterative_dpo")
 
 
 def test_only_with_every_method_includes_the_comparison(cloned):

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import yaml
 
+from tasks.running.progress import StepProgress
+from tasks.running.progress import write as report
+
 orders = Path(os.environ["TOY_ORDERS"])
 name = sys.argv[1]
 arguments = [*sys.argv[2:], "--"]
@@ -23,8 +26,8 @@ def write(event: str) -> None:
         diary.write(f"{event} {name} {os.getpid()}\n")
 
 
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+def say(text: str) -> None:
+    sys.stdout.write(f"[{name}] {text}\n")
     sys.stdout.flush()
 
 
@@ -35,7 +38,7 @@ def stop(*_: object) -> None:
 
 signal.signal(signal.SIGTERM, stop)
 write("began")
-say(f"[{name}] step 1/2 | loss 0.5 | kl/reference 0.01 | tokens_per_second 400 | left 0:01")
+report(StepProgress(1, 2, {"loss": 0.5, "kl/reference": 0.01, "tokens_per_second": 400.0}, 1.0), say)
 fail = orders / f"fail {name}"
 if fail.exists():
     left = int(fail.read_text()) - 1
@@ -57,5 +60,5 @@ for out in map(Path, outs):
     else:
         out.mkdir(exist_ok=True)
         (out / "weights").write_text("\n".join(weights))
-say(f"[{name}] step 2/2 | loss 0.25 | kl/reference 0.02 | tokens_per_second 400 | left 0:00")
+report(StepProgress(2, 2, {"loss": 0.25, "kl/reference": 0.02, "tokens_per_second": 400.0}, 0.0), say)
 write("ended")
