@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.comparison import charts, samples, svg, wording
+from tasks.comparison import charts, side_by_side, svg, wording
 from tasks.comparison.compute import JUDGE_MODEL, PROXY, Comparison, judge_title
 from tasks.comparison.read_evaluations import OUTCOMES
 from tasks.comparison.verdict import Verdict, settles
@@ -32,12 +32,12 @@ def render(comparison: Comparison, verdict: Verdict) -> str:
         "span": wording.span,
         "p_value": wording.p_value,
         "duration": wording.duration,
-        "shorten": samples.shorten,
+        "shorten": side_by_side.shorten,
         "judge": judge_title,
         "capital": wording.capital,
         "unbroken": unbroken,
     }
-    chosen = samples.choose(comparison)
+    chosen = side_by_side.choose(comparison)
     return environment.get_template("comparison.html.j2").render(
         verdict=verdict,
         comparison=comparison,

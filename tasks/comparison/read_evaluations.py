@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from alignflow.evaluation.trajectories import Trajectory
 from alignflow.evaluation.win_rates import Floats, PromptMismatchError, same_order
-from tasks.comparison.records import InputError, listed, record, rows
+from tasks.comparison.inputs import InputError, listed, record, rows
 from tasks.policies import POLICIES, REFERENCE
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]

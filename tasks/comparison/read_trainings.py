@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from tasks.comparison.records import InputError, record, text
+from tasks.comparison.inputs import InputError, record, text
 from tasks.paths import stage_file
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]

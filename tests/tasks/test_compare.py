@@ -11,7 +11,7 @@ import pytest
 
 from tasks import compare, params
 from tasks.comparison.export import metrics, of_policy, scalars
-from tasks.comparison.records import InputError
+from tasks.comparison.inputs import InputError
 from tasks.policies import POLICIES, training_stages
 from tests.pipeline import read_yaml
 from tests.tasks.comparison.evaluated import (
