@@ -32,7 +32,7 @@ class Outcome:
     """Reports that ``only`` left out, as they look at stages that are not up to date."""
     reports: tuple[str, ...]
     """Reports among the stages."""
-    comparison: tuple[summary.Row, ...]
+    comparison: tuple[summary.PolicyRow, ...]
     verdict: tuple[str, ...]
     """The comparison in words, one statement a line."""
 
@@ -138,7 +138,7 @@ def _compared(stages: graph.Graph, results: Sequence[stage.Result]) -> bool:
     return any(graph.within(str(summary.DATA), out) for out in made)
 
 
-def _publish(results: Sequence[stage.Result], rows: Sequence[summary.Row]) -> None:
+def _publish(results: Sequence[stage.Result], rows: Sequence[summary.PolicyRow]) -> None:
     """Show both tables on the page of the run."""
     table = [{"stage": r.stage, "how": r.how, "seconds": r.seconds, **r.metrics} for r in results]
     create_table_artifact(table, key="stages", description="How each stage ended")
@@ -151,7 +151,7 @@ def _deliver(
     results: Sequence[stage.Result],
     left_out: Sequence[str],
     reports: Sequence[str],
-    rows: Sequence[summary.Row],
+    rows: Sequence[summary.PolicyRow],
 ) -> Outcome:
     said = summary.verdict(place.path) if rows else []
     experiment = None

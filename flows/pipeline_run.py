@@ -26,7 +26,7 @@ class Parent:
         """What tells a stage's process where it belongs."""
         return {"ALIGNFLOW_PARENT": str(self.recorder.folder)}
 
-    def finish(self, results: Sequence[stage.Result], rows: Sequence[summary.Row]) -> None:
+    def finish(self, results: Sequence[stage.Result], rows: Sequence[summary.PolicyRow]) -> None:
         """Add what no stage process could: the stages that DVC did not have to run, and the comparison."""
         from tasks.tracking import mlflow
 

@@ -25,7 +25,7 @@ from alignflow.evaluation.win_rates import (
 from tasks.comparison.read_evaluations import (
     OUTCOMES,
     Answer,
-    Answers,
+    AnswersByPrompt,
     Quality,
     read_answers,
     read_judgements,
@@ -54,7 +54,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PolicyResult:
     """How one policy did on the held-out prompts, and what it cost."""
 
     policy: str
@@ -92,7 +92,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Progress:
+class PolicyTrajectory:
     """One policy along its training."""
 
     labels: tuple[str, ...]
@@ -108,8 +108,8 @@ class Progress:
 class Comparison:
     """Everything that the page and the tables are made of."""
 
-    outcomes: Mapping[str, Outcome]
-    answers: Mapping[str, Answers]
+    results: Mapping[str, PolicyResult]
+    answers: Mapping[str, AnswersByPrompt]
     """By policy; entry i of every policy answers the same prompt."""
     judges: tuple[str, ...]
     """The proxy, then every independent judge but an LLM: those that score a single answer."""
@@ -117,7 +117,7 @@ class Comparison:
     """By judge, the first policy of a pair against the second, with Holm's correction over all pairs."""
     agreements: Mapping[tuple[str, str], Agreement]
     """Between judges, over all trained policies' prompts."""
-    progress: Mapping[str, Progress]
+    trajectories: Mapping[str, PolicyTrajectory]
     """By policy, those that left snapshots."""
     equal_kl: Mapping[str, EqualKl]
     """By judge; empty when fewer than two policies left snapshots away from the reference."""
@@ -126,17 +126,17 @@ class Comparison:
     method: Method
 
     @property
-    def reference(self) -> Outcome:
+    def reference(self) -> PolicyResult:
         """The policy that all others are compared with."""
-        return self.outcomes[REFERENCE]
+        return self.results[REFERENCE]
 
     @property
-    def candidates(self) -> tuple[Outcome, ...]:
+    def candidates(self) -> tuple[PolicyResult, ...]:
         """The policies that were trained to beat the reference."""
-        return tuple(o for o in self.outcomes.values() if o.cost and o.policy != REFERENCE)
+        return tuple(o for o in self.results.values() if o.cost and o.policy != REFERENCE)
 
     @property
-    def compared(self) -> tuple[Outcome, ...]:
+    def compared(self) -> tuple[PolicyResult, ...]:
         """The reference and the candidates: the rows of ``reports/comparison.json``."""
         return (self.reference, *self.candidates)
 
@@ -186,13 +186,13 @@ def compare(root: Path, rounds: Sequence[str], method: Method) -> Comparison:
     }
     trained = [policy for policy in stages if policy != REFERENCE]
     rates = _rates(against, trained, method.resampling)
-    progress = {
-        policy: _progress(labels, path, judges, method.resampling)
+    trajectories = {
+        policy: _trajectory(labels, path, judges, method.resampling)
         for policy, (labels, path) in read_trajectories(root, trained, answers[REFERENCE]).items()
     }
     return Comparison(
-        outcomes={
-            policy: _outcome(
+        results={
+            policy: _result(
                 policy,
                 rows,
                 answers[REFERENCE],
@@ -208,8 +208,8 @@ def compare(root: Path, rounds: Sequence[str], method: Method) -> Comparison:
         judges=judges,
         round_robin={judge: _round_robin(answers, judge, method.resampling) for judge in judges},
         agreements=_agreements(against, trained),
-        progress=progress,
-        equal_kl=_equal_kl(progress, judges, method),
+        trajectories=trajectories,
+        equal_kl=_equal_kl(trajectories, judges, method),
         reward_models={
             name: read_reward_report(root, name)
             for name in ("reward_model", *([JUDGE_MODEL] if JUDGE_MODEL in judges else []))
@@ -219,17 +219,17 @@ def compare(root: Path, rounds: Sequence[str], method: Method) -> Comparison:
     )
 
 
-def values(answers: Answers, judge: str) -> Floats:
+def values(answers: AnswersByPrompt, judge: str) -> Floats:
     """Return what one judge gave each answer. (P, k)"""
     return _each(answers, lambda row: row.score if judge == PROXY else row.judges[judge])
 
 
-def _each(answers: Answers, read: Callable[[Answer], float]) -> Floats:
+def _each(answers: AnswersByPrompt, read: Callable[[Answer], float]) -> Floats:
     """Return a value of each answer. (P, k)"""
     return np.array([[read(row) for row in rows] for rows in answers], dtype=np.float64)
 
 
-def _outcomes(answers: Answers, others: Answers, judge: str) -> Floats:
+def _outcomes(answers: AnswersByPrompt, others: AnswersByPrompt, judge: str) -> Floats:
     """Compare by one judge every pair of answers to each prompt; equal texts tie, however their batches rounded.
 
     (P, pairs), the pair of both first answers first.
@@ -241,7 +241,7 @@ def _outcomes(answers: Answers, others: Answers, judge: str) -> Floats:
     return np.where(same, 0.5, each).reshape(len(each), -1)
 
 
-def _longer(answers: Answers, others: Answers) -> Floats:
+def _longer(answers: AnswersByPrompt, others: AnswersByPrompt) -> Floats:
     """Return by how many tokens the first answer of each pair is longer, in the order of `_outcomes`. (P, pairs)"""
     mine, theirs = (_each(each, attrgetter("response_length")) for each in (answers, others))
     return (mine[:, :, None] - theirs[:, None, :]).reshape(len(mine), -1)
@@ -267,7 +267,9 @@ def _rates(
     return rates
 
 
-def _round_robin(answers: Mapping[str, Answers], judge: str, resampling: Resampling) -> dict[tuple[str, str], WinRate]:
+def _round_robin(
+    answers: Mapping[str, AnswersByPrompt], judge: str, resampling: Resampling
+) -> dict[tuple[str, str], WinRate]:
     """Compare every policy with every other by one judge; a pair stands in both directions."""
     there = {(one, other): _outcomes(answers[one], answers[other], judge) for one, other in combinations(POLICIES, 2)}
     met = {f"{one} {other}": rate_of(each, resampling) for (one, other), each in there.items()}
@@ -296,9 +298,11 @@ def _agreements(
     return found
 
 
-def _progress(labels: tuple[str, ...], path: Trajectory, judges: Sequence[str], resampling: Resampling) -> Progress:
+def _trajectory(
+    labels: tuple[str, ...], path: Trajectory, judges: Sequence[str], resampling: Resampling
+) -> PolicyTrajectory:
     falls = {judge: over_optimised(path, PROXY, judge, resampling) for judge in judges if judge != PROXY}
-    return Progress(
+    return PolicyTrajectory(
         labels=labels,
         path=path,
         gains={judge: tuple(mean(v - each[0], resampling) for v in each) for judge, each in path.values.items()},
@@ -306,20 +310,22 @@ def _progress(labels: tuple[str, ...], path: Trajectory, judges: Sequence[str], 
     )
 
 
-def _equal_kl(progress: Mapping[str, Progress], judges: Sequence[str], method: Method) -> dict[str, EqualKl]:
-    paths = {policy: each.path for policy, each in progress.items()}
+def _equal_kl(
+    trajectories: Mapping[str, PolicyTrajectory], judges: Sequence[str], method: Method
+) -> dict[str, EqualKl]:
+    paths = {policy: each.path for policy, each in trajectories.items()}
     found = {judge: at_equal_kl(paths, judge, method.kl_levels, method.resampling) for judge in judges}
     return {judge: each for judge, each in found.items() if each}
 
 
-def _traits(answers: Answers) -> dict[str, Floats]:
+def _traits(answers: AnswersByPrompt) -> dict[str, Floats]:
     """Return for each of `TRAITS` the mean over each prompt's answers, NaN where it is not known. (P,) each"""
     read = {name: _each(answers, attrgetter(name)).mean(1) for name in TRAITS[:-1]}
     drifted = [[row.drifted for row in rows if row.drifted is not None] for rows in answers]
     return read | {TRAITS[-1]: np.array([np.mean(known) if known else np.nan for known in drifted])}
 
 
-def _shares(answers: Answers) -> dict[str, Floats]:
+def _shares(answers: AnswersByPrompt) -> dict[str, Floats]:
     """Return which share of each rule task's answers ended that way; empty without such prompts. (questions,) each"""
     ends = [[str(row.outcome) for row in rows] for rows in answers if rows[0].outcome]
     return {name: np.array([mine.count(name) / len(mine) for mine in ends]) for name in OUTCOMES} if ends else {}
@@ -331,23 +337,23 @@ def _means(each: Mapping[str, Floats], resampling: Resampling) -> dict[str, Mean
     return {name: mean(array, resampling) for name, array in known.items() if array.size}
 
 
-def _outcome(
+def _result(
     policy: str,
-    answers: Answers,
-    reference: Answers,
+    answers: AnswersByPrompt,
+    reference: AnswersByPrompt,
     rates: Mapping[str, WinRate],
     against: Mapping[str, Floats],
     quality: Quality,
     cost: Cost | None,
     method: Method,
-) -> Outcome:
+) -> PolicyResult:
     traits, before = _traits(answers), _traits(reference)
     extra = _longer(answers, reference)
     paired = {name: traits[name] - before[name] for name in TRAITS} | {
         name: share - other
         for (name, share), other in zip(_shares(answers).items(), _shares(reference).values(), strict=True)
     }
-    return Outcome(
+    return PolicyResult(
         policy=policy,
         rates=rates,
         equal_length={

@@ -10,10 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from alignflow.evaluation.trajectories import Trajectory
 from alignflow.evaluation.win_rates import Floats, PromptMismatchError, same_order
-from tasks.comparison.inputs import InputError, listed, record, rows
+from tasks.comparison.inputs import InputError, Share, listed, record, rows
 from tasks.policies import POLICIES, REFERENCE
 
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 OUTCOMES = ("right", "abstain", "wrong")
 """Of a rule task's row, the best first."""
 
@@ -64,7 +63,7 @@ class Quality(BaseModel):
     """Accuracy of the small fixed set."""
 
 
-class Snapshot(BaseModel):
+class SnapshotValues(BaseModel):
     """One entry of ``evaluations/<policy>/trajectory.json``: a value a prompt, always the same first prompts.
 
     Each the mean over the prompt's answers.
@@ -101,11 +100,11 @@ class Judgement(BaseModel):
     """1 for a win, ½ for a tie, 0 for a loss, of both first answers to the prompt."""
 
 
-Answers = tuple[tuple[Answer, ...], ...]
+AnswersByPrompt = tuple[tuple[Answer, ...], ...]
 """Of one policy: by prompt, the answers in order of their samples, as many to each prompt."""
 
 
-def read_answers(root: Path) -> dict[str, Answers]:
+def read_answers(root: Path) -> dict[str, AnswersByPrompt]:
     """Read every policy's answers, brought into the reference's order of prompts.
 
     Raises:
@@ -157,7 +156,7 @@ def _by_prompt(path: Path, answers: Sequence[Answer]) -> dict[str, tuple[Answer,
 
 
 def read_trajectories(
-    root: Path, policies: Sequence[str], reference: Answers
+    root: Path, policies: Sequence[str], reference: AnswersByPrompt
 ) -> dict[str, tuple[tuple[str, ...], Trajectory]]:
     """Read the snapshots of all policies that have any: their labels and values, the reference first.
 
@@ -212,9 +211,9 @@ def _trajectory_file(root: Path, policy: str) -> Path:
     return root / "evaluations" / policy / "trajectory.json"
 
 
-def _trajectory(root: Path, policy: str, reference: Answers) -> tuple[tuple[str, ...], Trajectory] | None:
+def _trajectory(root: Path, policy: str, reference: AnswersByPrompt) -> tuple[tuple[str, ...], Trajectory] | None:
     path = _trajectory_file(root, policy)
-    snapshots = listed(path, f"evaluate@{policy}", Snapshot)
+    snapshots = listed(path, f"evaluate@{policy}", SnapshotValues)
     if not snapshots:
         return None
     size, names = len(snapshots[0].kl), list(reference[0][0].judges)
