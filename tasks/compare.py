@@ -10,9 +10,12 @@ from pathlib import Path
 from alignflow.evaluation.win_rates import Resampling
 from tasks import params
 from tasks.comparison import export, page
-from tasks.comparison.compute import PROXY, Comparison, Method, compare
+from tasks.comparison.compute import compare
+from tasks.comparison.results import Comparison, Method
 from tasks.comparison.verdict import Verdict, verdict
 from tasks.comparison.wording import between, duration, number, percent, signed
+from tasks.judges import PROXY
+from tasks.policies import POLICIES, chosen
 from tasks.running.stage import Stage, run
 from tasks.tracking import recorder
 
@@ -31,7 +34,7 @@ def write_reports(root: Path) -> tuple[Comparison, Verdict]:
         length_ridge=section.length_ridge,
         kl_levels=section.kl_levels,
     )
-    comparison = compare(root, tuple(settings.iterative_dpo.rounds), method)
+    comparison = compare(root, chosen(POLICIES), tuple(settings.iterative_dpo.rounds), method)
     said = verdict(comparison)
     _write(root / "reports" / "comparison.json", _json(rows(comparison, said)))
     _write(root / "reports" / "verdict.json", _json(export.summary(comparison, said)))

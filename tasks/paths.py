@@ -8,6 +8,7 @@ from pathlib import Path
 IDENTITY = Path("artifacts/base/identity.json")
 CONVERTED = Path("models")
 PREPARED = Path("data/prepared")
+REWARD_MODEL = Path("artifacts/reward_model")
 
 
 @cache

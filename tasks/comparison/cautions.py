@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from tasks.comparison.compute import PROXY, Comparison, PolicyResult, judge_title
+from tasks.comparison.results import Comparison, PolicyResult
 from tasks.comparison.wording import between, listing, number, percent, points
+from tasks.judges import PROXY, judge_title
 
 LONGER = 1.25
 """Mean length relative to the reference above which a reader should think of length bias."""

@@ -6,10 +6,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from tasks.comparison.compute import PROXY, Comparison, PolicyResult, PolicyTrajectory, judge_title
 from tasks.comparison.read_trainings import AccuracyBin, Curve, RewardReport
+from tasks.comparison.results import Comparison, PolicyResult, PolicyTrajectory
 from tasks.comparison.svg import ACCENT, INK, MUTED, PAPER, POLICY_COLOURS, POLICY_MARKERS, draw, name_ends
 from tasks.comparison.wording import capital
+from tasks.judges import PROXY, judge_title
 from tasks.policies import TITLES
 
 LEARNING_METRICS = (

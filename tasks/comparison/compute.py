@@ -1,7 +1,6 @@
 """Turn answers, snapshots and costs into everything that the verdict, the page and the tables are made of."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from operator import attrgetter
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from alignflow.evaluation.length_control import length_controlled
-from alignflow.evaluation.trajectories import EqualKl, Fall, Trajectory, at_equal_kl, over_optimised
+from alignflow.evaluation.trajectories import EqualKl, Trajectory, at_equal_kl, over_optimised
 from alignflow.evaluation.win_rates import (
     Agreement,
     Floats,
@@ -32,156 +31,32 @@ from tasks.comparison.read_evaluations import (
     read_quality,
     read_trajectories,
 )
-from tasks.comparison.read_trainings import Cost, Curve, RewardReport, read_cost, read_curve, read_reward_report
-from tasks.policies import POLICIES, REFERENCE, TITLES, training_stages
-
-PROXY = "score"
-"""The judge that training maximised; every other one is independent of it."""
-JUDGE_MODEL = "judge_model"
-LLM = "llm"
-JUDGE_TITLES = {PROXY: "training reward", JUDGE_MODEL: "second reward model", LLM: "LLM judge"}
+from tasks.comparison.read_trainings import Cost, read_cost, read_curve, read_reward_report
+from tasks.comparison.results import TRAITS, Comparison, Method, PolicyResult, PolicyTrajectory
+from tasks.judges import PROXY, Kind, in_order, judge_of, of_kind
+from tasks.policies import REFERENCE, training_stages
 
 
-@dataclass(frozen=True)
-class Method:
-    """How the comparison is computed."""
-
-    resampling: Resampling
-    length_ridge: float
-    """Of the length-controlled win rate."""
-    kl_levels: int
-    """At how many levels of KL algorithms are compared."""
-
-
-@dataclass(frozen=True)
-class PolicyResult:
-    """How one policy did on the held-out prompts, and what it cost."""
-
-    policy: str
-    rates: Mapping[str, WinRate]
-    """Against the reference, by judge, the proxy first; of trained policies with Holm's correction over all of
-    them, judge by judge."""
-    equal_length: Mapping[str, Mean]
-    """Length-controlled win rate against the reference, by judge."""
-    means: Mapping[str, Mean]
-    """What each judge gave."""
-    traits: Mapping[str, Mean]
-    """`TRAITS` of its answers."""
-    changes: Mapping[str, Mean]
-    """Of traits, and of shares on rule tasks, paired by prompt with the reference."""
-    shares: Mapping[str, Mean]
-    """Right, abstain and wrong; empty without questions whose answer is known."""
-    quality: Quality
-    cost: Cost | None
-    """None for a policy that was not trained here (base)."""
-
-    @property
-    def title(self) -> str:
-        """The policy's name as a reader sees it."""
-        return TITLES[self.policy]
-
-    @property
-    def score(self) -> WinRate:
-        """Against the reference, by the proxy."""
-        return self.rates[PROXY]
-
-    @property
-    def judged(self) -> Mapping[str, WinRate]:
-        """Against the reference, by each independent judge."""
-        return {judge: rate for judge, rate in self.rates.items() if judge != PROXY}
-
-
-@dataclass(frozen=True)
-class PolicyTrajectory:
-    """One policy along its training."""
-
-    labels: tuple[str, ...]
-    """Of the snapshots, the reference first."""
-    path: Trajectory
-    gains: Mapping[str, tuple[Mean, ...]]
-    """Over the reference, by judge, a value a snapshot, paired by prompt."""
-    falls: Mapping[str, Fall]
-    """Over-optimisation, by the judge that shows it."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Everything that the page and the tables are made of."""
-
-    results: Mapping[str, PolicyResult]
-    answers: Mapping[str, AnswersByPrompt]
-    """By policy; entry i of every policy answers the same prompt."""
-    judges: tuple[str, ...]
-    """The proxy, then every independent judge but an LLM: those that score a single answer."""
-    round_robin: Mapping[str, Mapping[tuple[str, str], WinRate]]
-    """By judge, the first policy of a pair against the second, with Holm's correction over all pairs."""
-    agreements: Mapping[tuple[str, str], Agreement]
-    """Between judges, over all trained policies' prompts."""
-    trajectories: Mapping[str, PolicyTrajectory]
-    """By policy, those that left snapshots."""
-    equal_kl: Mapping[str, EqualKl]
-    """By judge; empty when fewer than two policies left snapshots away from the reference."""
-    reward_models: Mapping[str, RewardReport]
-    curves: Mapping[str, Curve]
-    method: Method
-
-    @property
-    def reference(self) -> PolicyResult:
-        """The policy that all others are compared with."""
-        return self.results[REFERENCE]
-
-    @property
-    def candidates(self) -> tuple[PolicyResult, ...]:
-        """The policies that were trained to beat the reference."""
-        return tuple(o for o in self.results.values() if o.cost and o.policy != REFERENCE)
-
-    @property
-    def compared(self) -> tuple[PolicyResult, ...]:
-        """The reference and the candidates: the rows of ``reports/comparison.json``."""
-        return (self.reference, *self.candidates)
-
-    @property
-    def confidence(self) -> float:
-        """Of all intervals and tests."""
-        return self.method.resampling.confidence
-
-    @property
-    def rule_rows(self) -> int:
-        """Prompts that are questions whose answer is known."""
-        return sum(rows[0].outcome is not None for rows in self.answers[REFERENCE])
-
-    @property
-    def samples(self) -> int:
-        """Answers to each prompt."""
-        return len(self.answers[REFERENCE][0])
-
-    def head_to_head(self, policy: str, other: str, judge: str) -> WinRate:
-        """Compare two policies with each other, in the order of the table of policies."""
-        return self.round_robin[judge][policy, other]
-
-
-TRAITS = ("kl", "response_length", "truncated", "repetition", "language_drift")
-"""What is read off every single answer; ``language_drift`` where both languages are known."""
-
-
-def judge_title(judge: str) -> str:
-    """Return a judge's name as a reader sees it."""
-    return JUDGE_TITLES.get(judge, f"rule {judge}")
-
-
-def compare(root: Path, rounds: Sequence[str], method: Method) -> Comparison:
+def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: Method) -> Comparison:
     """Read the stages' files under ``root`` and compare every policy with the reference and with each other.
+
+    Args:
+        root: of the project.
+        policies: which are compared, the reference among them, in the order of their table.
+        rounds: of iterative DPO.
+        method: how.
 
     Raises:
         InputError: A file is missing, broken or does not fit the others.
     """
-    stages = training_stages(rounds)
-    answers = read_answers(root)
-    judges = (PROXY, *sorted(answers[REFERENCE][0][0].judges, key=lambda name: name != JUDGE_MODEL))
-    llm = read_judgements(root, [rows[0].prompt_id for rows in answers[REFERENCE]])
+    stages = training_stages(policies, rounds)
+    answers = read_answers(root, policies)
+    judges = in_order([PROXY, *answers[REFERENCE][0][0].judges])
+    prompt_ids = [rows[0].prompt_id for rows in answers[REFERENCE]]
+    asked = {name: read_judgements(root, name, policies, prompt_ids) for name in of_kind(Kind.LLM)}
     against = {
         policy: {judge: _outcomes(rows, answers[REFERENCE], judge) for judge in judges}
-        | ({LLM: llm[policy]} if policy in llm else {})
+        | {name: by_policy[policy] for name, by_policy in asked.items() if policy in by_policy}
         for policy, rows in answers.items()
     }
     trained = [policy for policy in stages if policy != REFERENCE]
@@ -211,8 +86,7 @@ def compare(root: Path, rounds: Sequence[str], method: Method) -> Comparison:
         trajectories=trajectories,
         equal_kl=_equal_kl(trajectories, judges, method),
         reward_models={
-            name: read_reward_report(root, name)
-            for name in ("reward_model", *([JUDGE_MODEL] if JUDGE_MODEL in judges else []))
+            judge: read_reward_report(root, folder) for judge in judges if (folder := judge_of(judge).folder)
         },
         curves={policy: read_curve(root, names) for policy, names in stages.items()},
         method=method,
@@ -271,7 +145,7 @@ def _round_robin(
     answers: Mapping[str, AnswersByPrompt], judge: str, resampling: Resampling
 ) -> dict[tuple[str, str], WinRate]:
     """Compare every policy with every other by one judge; a pair stands in both directions."""
-    there = {(one, other): _outcomes(answers[one], answers[other], judge) for one, other in combinations(POLICIES, 2)}
+    there = {(one, other): _outcomes(answers[one], answers[other], judge) for one, other in combinations(answers, 2)}
     met = {f"{one} {other}": rate_of(each, resampling) for (one, other), each in there.items()}
     back = {f"{one} {other}": rate_of(1 - each, resampling) for (one, other), each in there.items()}
     there_rates, back_rates = corrected(met), corrected(back)
@@ -365,7 +239,10 @@ def _result(
             )
             for judge, each in against.items()
         },
-        means=_means({judge: values(answers, judge).mean(1) for judge in against if judge != LLM}, method.resampling),
+        means=_means(
+            {judge: values(answers, judge).mean(1) for judge in against if judge_of(judge).kind is not Kind.LLM},
+            method.resampling,
+        ),
         traits=_means(traits, method.resampling),
         changes=_means(paired, method.resampling),
         shares=_means(_shares(answers), method.resampling),

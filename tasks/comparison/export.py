@@ -6,10 +6,10 @@ Every key is documented in docs/metrics.md.
 from collections.abc import Mapping
 
 from alignflow.evaluation.win_rates import Mean, WinRate
-from tasks.comparison.compute import JUDGE_MODEL, PROXY, Comparison, PolicyResult
 from tasks.comparison.read_evaluations import OUTCOMES
+from tasks.comparison.results import Comparison, PolicyResult
 from tasks.comparison.verdict import PolicyVerdict, Verdict
-from tasks.policies import POLICIES
+from tasks.judges import PROXY, Kind, judge_of
 
 Json = Mapping[str, object]
 
@@ -43,7 +43,7 @@ def row(result: PolicyResult, comparison: Comparison, verdict: PolicyVerdict | N
         "changes": {name: _mean(each) for name, each in result.changes.items()},
         "quality": result.quality.model_dump(),
         "round_robin": {
-            judge: {other: _rate(met[result.policy, other]) for other in POLICIES if other != result.policy}
+            judge: {other: _rate(met[result.policy, other]) for other in comparison.policies if other != result.policy}
             for judge, met in comparison.round_robin.items()
         },
         "equal_kl": {
@@ -124,8 +124,10 @@ def round_robin(comparison: Comparison) -> list[dict[str, object]]:
 
 
 def _gold(result: PolicyResult) -> float | None:
-    """Return the mean of the first rule among the judges, of the second reward model without one."""
-    judges = sorted((judge for judge in result.means if judge != PROXY), key=lambda judge: judge == JUDGE_MODEL)
+    """Return the mean of the first rule among the judges, of the first independent reward model without one."""
+    judges = sorted(
+        (judge for judge in result.means if judge != PROXY), key=lambda judge: judge_of(judge).kind is not Kind.RULE
+    )
     return result.means[judges[0]].value if judges else None
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.comparison import charts, side_by_side, svg, wording
-from tasks.comparison.compute import JUDGE_MODEL, PROXY, Comparison, judge_title
 from tasks.comparison.read_evaluations import OUTCOMES
+from tasks.comparison.results import Comparison
 from tasks.comparison.verdict import Verdict, settles
-from tasks.policies import POLICIES, REFERENCE, TITLES
-
-REWARD_MODELS = {"reward_model": "The reward model of training", JUDGE_MODEL: "The second reward model"}
+from tasks.judges import JUDGES, PROXY, judge_title
+from tasks.policies import REFERENCE, TITLES
 
 
 def render(comparison: Comparison, verdict: Verdict) -> str:
@@ -41,14 +40,14 @@ def render(comparison: Comparison, verdict: Verdict) -> str:
     return environment.get_template("comparison.html.j2").render(
         verdict=verdict,
         comparison=comparison,
-        colours=svg.theme(),
-        policies=list(POLICIES),
+        colours=svg.theme(comparison.policies),
+        policies=comparison.policies,
         titles=TITLES,
         reference=REFERENCE,
         proxy=PROXY,
         shares=OUTCOMES,
         judges=list(dict.fromkeys(judge for o in comparison.results.values() for judge in o.rates)),
-        reward_models=REWARD_MODELS,
+        reward_models={name: JUDGES[name].model_title for name in comparison.reward_models},
         settles=settles,
         samples=chosen,
         random_samples=sum(sample.reason == "Random" for sample in chosen),

@@ -92,13 +92,13 @@ def read_cost(root: Path, stages: Iterable[str]) -> Cost:
     )
 
 
-def read_reward_report(root: Path, stage: str) -> RewardReport:
-    """Read the report on a reward model, ``reward_model`` or ``judge_model``.
+def read_reward_report(root: Path, folder: Path) -> RewardReport:
+    """Read the report on the reward model in a folder that its stage, of the same name, makes.
 
     Raises:
         InputError: The file is missing or broken, or lacks a key.
     """
-    return record(root / "artifacts" / stage / "report.json", stage, RewardReport)
+    return record(root / folder / "report.json", folder.name, RewardReport)
 
 
 def read_curve(root: Path, stages: Iterable[str]) -> Curve:

@@ -8,9 +8,11 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from alignflow.evaluation.win_rates import Floats
-from tasks.comparison.compute import PROXY, Comparison, judge_title, values
+from tasks.comparison.compute import values
 from tasks.comparison.read_evaluations import Answer
+from tasks.comparison.results import Comparison
 from tasks.comparison.wording import signed
+from tasks.judges import PROXY, judge_title
 from tasks.policies import REFERENCE
 
 RANDOM_SAMPLES = 3

@@ -5,8 +5,9 @@ from enum import Enum
 
 from alignflow.evaluation.win_rates import WinRate
 from tasks.comparison.cautions import cautions, rule_outcomes
-from tasks.comparison.compute import Comparison, PolicyResult, judge_title
+from tasks.comparison.results import Comparison, PolicyResult
 from tasks.comparison.wording import between, listing, number, p_value, percent, signed, span
+from tasks.judges import judge_title
 from tasks.policies import TITLES
 
 

@@ -232,13 +232,13 @@ def test_without_a_second_reward_model_its_report_is_not_asked_for(root):
         rows = [row | {"judges": {"concise_answer": row["judges"]["concise_answer"]}} for row in answers(policy)]
         write_answers(root, policy, rows)
     (root / "artifacts" / "judge_model" / "report.json").unlink()
-    assert list(compared(root).reward_models) == ["reward_model"]
+    assert list(compared(root).reward_models) == ["score"]
 
 
 def test_policies_are_those_that_dvc_evaluates_and_their_stages_exist():
     dvc = read_yaml("dvc.yaml")["stages"]
     assert list(dvc["evaluate"]["foreach"]) == list(POLICIES)
-    for stages in training_stages(["round-1"]).values():
+    for stages in training_stages(list(POLICIES), ["round-1"]).values():
         assert all(stage.partition("@")[0] in dvc for stage in stages)
 
 
