@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import comparison, graph, stage, track, workspace
+from flows import graph, pipeline_run, stage, summary, workspace
 from flows.errors import UserError
 from flows.git import checkout_root
 from tasks.running.progress import StepProgress
@@ -33,7 +33,7 @@ class FlowResult:
     """Reports that ``only`` left out, as they look at stages that are not up to date."""
     reports: tuple[str, ...]
     """Reports among the stages."""
-    comparison: tuple[comparison.Row, ...]
+    comparison: tuple[summary.PolicyRow, ...]
     verdict: tuple[str, ...]
     """The comparison in words, one statement a line."""
 
@@ -81,11 +81,11 @@ def align(overrides: tuple[str, ...] = (), only: tuple[str, ...] = (), name: str
         stages = graph.read(place.path)
         chosen, left_out = graph.select(stages, only)
         get_run_logger().info("%d stages in %s", len(chosen), place.folder, extra={"stage_plan": chosen})
-        with track.pipeline(place, run, only) as parent:
+        with pipeline_run.pipeline(place, run, only) as parent:
             futures = _submit(stages, chosen, place.path, parent.env)
             _await(futures)
             results = _collect(futures, place)
-            rows = comparison.read(place.path) if _compared(stages, results) else []
+            rows = summary.read(place.path) if _compared(stages, results) else []
             _publish(results, rows)
             parent.finish(results, rows)
         reports = [name for name in chosen if stages[name].report]
@@ -138,15 +138,15 @@ def _collect(
 def _compared(stages: graph.Graph, results: Sequence[stage.StageResult]) -> bool:
     """Return whether the comparison was part of this run; otherwise what lies there is an earlier one."""
     made = [out for result in results for out in stages[result.stage].outs]
-    return any(graph.within(str(comparison.DATA), out) for out in made)
+    return any(graph.within(str(summary.DATA), out) for out in made)
 
 
-def _publish(results: Sequence[stage.StageResult], rows: Sequence[comparison.Row]) -> None:
+def _publish(results: Sequence[stage.StageResult], rows: Sequence[summary.PolicyRow]) -> None:
     """Show both tables on the page of the run."""
     table = [{"stage": r.stage, "how": r.how, "seconds": r.seconds, **r.metrics} for r in results]
     create_table_artifact(table, key="stages", description="How each stage ended")
     if rows:
-        create_table_artifact([comparison.flat(r) for r in rows], key="comparison", description="Policies compared")
+        create_table_artifact([summary.flat(r) for r in rows], key="comparison", description="Policies compared")
 
 
 def _deliver(
@@ -154,9 +154,9 @@ def _deliver(
     results: Sequence[stage.StageResult],
     left_out: Sequence[str],
     reports: Sequence[str],
-    rows: Sequence[comparison.Row],
+    rows: Sequence[summary.PolicyRow],
 ) -> FlowResult:
-    said = comparison.verdict(place.path) if rows else []
+    said = summary.verdict(place.path) if rows else []
     experiment = None
     if workspace.changed(place):
         workspace.save(place, [r.target for r in results])

@@ -112,14 +112,14 @@ def report() -> None:
     root = _project()
     from rich.console import Console
 
-    from flows import comparison
+    from flows import summary
 
-    rows = comparison.read(root)
+    rows = summary.read(root)
     if not rows:
-        raise UserError(f"{root / comparison.DATA} is missing; `alignflow run` makes it")
-    Console().print(comparison.table(rows))
-    print("\n".join(["", *comparison.verdict(root), ""]))
-    print(f"with sample answers and curves: {root / comparison.PAGE}")
+        raise UserError(f"{root / summary.DATA} is missing; `alignflow run` makes it")
+    Console().print(summary.table(rows))
+    print("\n".join(["", *summary.verdict(root), ""]))
+    print(f"with sample answers and curves: {root / summary.PAGE}")
 
 
 @app.command()
@@ -128,13 +128,13 @@ def chat(
 ) -> None:
     """Talk to a trained policy (by default the best one), or to two side by side."""
     root = _project()
-    from flows import comparison, graph
+    from flows import graph, summary
 
     stages = graph.read(root)
     known = {s.item: s for s in stages.values() if s.group == "evaluate"}
     asked = list(policies or [])
-    if not asked and (rows := comparison.read(root)):
-        asked = [comparison.best(rows)]
+    if not asked and (rows := summary.read(root)):
+        asked = [summary.best(rows)]
     if not asked:
         raise UserError(f"which policy? One or two of {', '.join(known)}")
     if len(asked) > 2:
@@ -318,7 +318,7 @@ def _explained(source: str = "") -> Iterator[None]:
 
 def _conclude(console: "Console", result: "FlowResult") -> None:
     """Show the result of a run and the commands that come next."""
-    from flows import comparison, stage
+    from flows import stage, summary
     from tasks.paths import home
 
     counted = {how: sum(r.how == how for r in result.stages) for how in (stage.RAN, stage.RESTORED, stage.UNCHANGED)}
@@ -326,11 +326,11 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
     if result.left_out:
         console.print(f"left out, as they look at what is not up to date: {', '.join(result.left_out)}")
         reports = {r.stage: r.metrics for r in result.stages if r.stage in result.reports}
-        console.print(comparison.measured(reports))
+        console.print(summary.measured(reports))
     elif result.comparison:
-        console.print(comparison.table(result.comparison))
+        console.print(summary.table(result.comparison))
         console.print("\n".join(["", *result.verdict]), highlight=False, markup=False)
-    best = comparison.best(result.comparison) if result.comparison else ""
+    best = summary.best(result.comparison) if result.comparison else ""
     database = f"sqlite:///{home() / 'mlflow.db'}"
     tracking = os.environ.get("MLFLOW_TRACKING_URI", database)
     here = result.in_checkout
@@ -339,7 +339,7 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
         if result.experiment and not here
         else None,
         ("dvc repro", "computes nothing: everything is up to date") if here and not result.left_out else None,
-        (str(comparison.PAGE), "answers side by side, curves") if here and best else None,
+        (str(summary.PAGE), "answers side by side, curves") if here and best else None,
         (f"alignflow chat {best}", "talk to it; two names: side by side") if here and best else None,
         ("dvc exp show", "experiments, their parameters and metrics"),
         (f"mlflow ui --backend-store-uri {tracking}", "curves, completions, models")

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from alignflow.evaluation.win_rates import Resampling
 from tasks.comparison import export, page
-from tasks.comparison.compute import PROXY, Comparison, Method, compare
+from tasks.comparison.compute import compare
+from tasks.comparison.results import Comparison, Method
 from tasks.comparison.verdict import Verdict, verdict
 from tasks.comparison.wording import between, duration, number, percent, signed
+from tasks.judges import PROXY
 from tasks.params.read import load
+from tasks.policies import POLICIES, chosen
 from tasks.running.stage import Stage, run
 from tasks.tracking import recorder
 
@@ -31,7 +34,7 @@ def write_reports(root: Path) -> tuple[Comparison, Verdict]:
         length_ridge=section.length_ridge,
         kl_levels=section.kl_levels,
     )
-    comparison = compare(root, tuple(settings.iterative_dpo.rounds), method)
+    comparison = compare(root, chosen(POLICIES), tuple(settings.iterative_dpo.rounds), method)
     said = verdict(comparison)
     _write(root / "reports" / "comparison.json", _json(rows(comparison, said)))
     _write(root / "reports" / "verdict.json", _json(export.summary(comparison, said)))
@@ -41,8 +44,8 @@ def write_reports(root: Path) -> tuple[Comparison, Verdict]:
 
 def rows(comparison: Comparison, said: Verdict) -> list[dict[str, object]]:
     """Return the entries of ``reports/comparison.json``."""
-    findings = {finding.outcome.policy: finding for finding in said.findings}
-    return [export.row(outcome, comparison, findings.get(outcome.policy)) for outcome in comparison.compared]
+    verdicts = {one.result.policy: one for one in said.policies}
+    return [export.row(result, comparison, verdicts.get(result.policy)) for result in comparison.compared]
 
 
 def table(comparison: Comparison) -> str:
@@ -50,21 +53,21 @@ def table(comparison: Comparison) -> str:
     judges = [judge for judge in comparison.judges if judge != PROXY]
     head = ("policy", "wins", "interval", *judges, "equal length", "score", "KL", "tokens", "cut off", "time", "GiB")
     lines = [head]
-    for outcome in comparison.compared:
-        assert outcome.cost is not None, outcome.policy
+    for result in comparison.compared:
+        assert result.cost is not None, result.policy
         lines.append(
             (
-                outcome.title,
-                percent(outcome.score.rate),
-                between(outcome.score.interval),
-                *(percent(outcome.rates[judge].rate) for judge in judges),
-                percent(outcome.equal_length[PROXY].value),
-                signed(outcome.means[PROXY].value),
-                number(outcome.traits["kl"].value),
-                f"{outcome.traits['response_length'].value:.0f}",
-                percent(outcome.traits["truncated"].value),
-                duration(outcome.cost.train_seconds),
-                number(outcome.cost.peak_memory_gib),
+                result.title,
+                percent(result.score.rate),
+                between(result.score.interval),
+                *(percent(result.rates[judge].rate) for judge in judges),
+                percent(result.equal_length[PROXY].value),
+                signed(result.means[PROXY].value),
+                number(result.traits["kl"].value),
+                f"{result.traits['response_length'].value:.0f}",
+                percent(result.traits["truncated"].value),
+                duration(result.cost.train_seconds),
+                number(result.cost.peak_memory_gib),
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -84,9 +87,9 @@ def work(stage: Stage) -> Mapping[str, float]:
     stage.record.artifact(Path("reports"))
     stage.record.table("comparison", [export.scalars(row) for row in rows(comparison, said)])
     stage.record.table("round_robin", export.round_robin(comparison))
-    for outcome in comparison.outcomes.values():
+    for result in comparison.results.values():
         # the same keys in every run, so that MLflow's compare view puts the policies beside each other
-        recorder.nested(stage.record, f"compare/{outcome.policy}", export.of_policy(outcome))
+        recorder.nested(stage.record, f"compare/{result.policy}", export.of_policy(result))
     return export.metrics(comparison)
 
 

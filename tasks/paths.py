@@ -10,6 +10,7 @@ CONVERTED = Path("models")
 PREPARED = Path("data/prepared")
 RULES = Path("rewards")
 """The user's own rules."""
+REWARD_MODEL = Path("artifacts/reward_model")
 
 
 @cache

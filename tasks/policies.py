@@ -1,6 +1,6 @@
 """The policies that are evaluated and compared: the one place that lists them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -30,10 +30,25 @@ POLICIES: Mapping[str, Policy] = {
 TITLES: Mapping[str, str] = {name: policy.title for name, policy in POLICIES.items()}
 
 
-def training_stages(rounds: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def chosen(names: Collection[str]) -> tuple[str, ...]:
+    """Return the policies of a choice in the order of the table.
+
+    Raises:
+        ValueError: a name is not in the table, or the reference is not chosen.
+    """
+    unknown = [name for name in names if name not in POLICIES]
+    if unknown:
+        raise ValueError(f"policies: no policy {unknown[0]!r}; there are: {', '.join(POLICIES)}")
+    if REFERENCE not in names:
+        raise ValueError(f"policies: {REFERENCE} is missing; all others are compared with it")
+    return tuple(name for name in POLICIES if name in names)
+
+
+def training_stages(policies: Sequence[str], rounds: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the stages that trained each policy, those of iterative DPO by round; none for the base model."""
-    return {
-        name: tuple(f"{policy.stage}@{each}" for each in rounds) if policy.in_rounds else (policy.stage,)
-        for name, policy in POLICIES.items()
-        if policy.stage
-    }
+    found: dict[str, tuple[str, ...]] = {}
+    for name in policies:
+        policy = POLICIES[name]
+        if policy.stage:
+            found[name] = tuple(f"{policy.stage}@{each}" for each in rounds) if policy.in_rounds else (policy.stage,)
+    return found

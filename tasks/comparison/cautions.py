@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from tasks.comparison.compute import PROXY, Comparison, Outcome, judge_title
+from tasks.comparison.results import Comparison, PolicyResult
 from tasks.comparison.wording import between, listing, number, percent, points
+from tasks.judges import PROXY, judge_title
 
 LONGER = 1.25
 """Mean length relative to the reference above which a reader should think of length bias."""
@@ -19,23 +20,23 @@ LESS_CHOICE = 0.05
 """Fall of the accuracy in multiple choice."""
 
 
-def cautions(outcome: Outcome, comparison: Comparison) -> tuple[str, ...]:
+def cautions(result: PolicyResult, comparison: Comparison) -> tuple[str, ...]:
     """Return every caution on a policy, the gravest first."""
     reference = comparison.reference
     return (
-        *_over_optimised(outcome, comparison),
-        *_explained_by_length(outcome, comparison),
-        *_traits(outcome, reference),
-        *_capability(outcome, reference),
+        *_over_optimised(result, comparison),
+        *_explained_by_length(result, comparison),
+        *_traits(result, reference),
+        *_capability(result, reference),
     )
 
 
-def _over_optimised(outcome: Outcome, comparison: Comparison) -> Iterator[str]:
-    progress = comparison.progress.get(outcome.policy)
-    if progress is None:
+def _over_optimised(result: PolicyResult, comparison: Comparison) -> Iterator[str]:
+    trajectory = comparison.trajectories.get(result.policy)
+    if trajectory is None:
         return
-    for judge, fall in progress.falls.items():
-        since = "the start" if fall.since == 0 else progress.labels[fall.since]
+    for judge, fall in trajectory.falls.items():
+        since = "the start" if fall.since == 0 else trajectory.labels[fall.since]
         yield (
             f"Over-optimised: from {since} to the end of training its {judge_title(PROXY)} rose by "
             f"{number(fall.proxy)} while the {judge_title(judge)} fell by {number(-fall.judge)}. "
@@ -43,26 +44,26 @@ def _over_optimised(outcome: Outcome, comparison: Comparison) -> Iterator[str]:
         )
 
 
-def _explained_by_length(outcome: Outcome, comparison: Comparison) -> Iterator[str]:
+def _explained_by_length(result: PolicyResult, comparison: Comparison) -> Iterator[str]:
     """Name the judges whose settled preference is not settled at equal length."""
     explained: list[str] = []
     open_: list[str] = []
-    for judge, rate in outcome.rates.items():
-        equal = outcome.equal_length[judge]
+    for judge, rate in result.rates.items():
+        equal = result.equal_length[judge]
         if rate.rate <= 0.5 or not rate.settled(comparison.confidence) or equal.interval.low > 0.5:
             continue
         said = f"{judge_title(judge)} ({percent(equal.value)}, {between(equal.interval)}, not {percent(rate.rate)})"
         # at least half of the lead gone: length and not chance is the likely reason
         (explained if equal.value - 0.5 < (rate.rate - 0.5) / 2 else open_).append(said)
-    lead = f"Its answers are {'longer' if outcome.changes['response_length'].value > 0 else 'shorter'}: at equal length"
+    lead = f"Its answers are {'longer' if result.changes['response_length'].value > 0 else 'shorter'}: at equal length"
     if explained:
         yield f"{lead} most of the win by the {listing(explained)} is gone."
     if open_:
         yield f"{lead} the win by the {listing(open_)} is not settled; lengths differ too much to tell."
 
 
-def _traits(outcome: Outcome, reference: Outcome) -> Iterator[str]:
-    after, before = outcome.traits, reference.traits
+def _traits(result: PolicyResult, reference: PolicyResult) -> Iterator[str]:
+    after, before = result.traits, reference.traits
     if after["response_length"].value > LONGER * before["response_length"].value:
         yield (
             f"Its answers are longer ({after['response_length'].value:.0f} tokens against "
@@ -73,13 +74,13 @@ def _traits(outcome: Outcome, reference: Outcome) -> Iterator[str]:
         ("repetition", MORE_REPETITION, "of its word trigrams are repetitions"),
         ("language_drift", MORE_DRIFT, "of its answers are in another language than their prompt"),
     ):
-        change = outcome.changes.get(trait)
+        change = result.changes.get(trait)
         if change and change.value > least and change.interval.low > 0:
             yield f"{percent(after[trait].value)} {said}, against {percent(before[trait].value)}."
 
 
-def _capability(outcome: Outcome, reference: Outcome) -> Iterator[str]:
-    after, before = outcome.quality, reference.quality
+def _capability(result: PolicyResult, reference: PolicyResult) -> Iterator[str]:
+    after, before = result.quality, reference.quality
     if after.perplexity and before.perplexity and after.perplexity > MORE_PERPLEXITY * before.perplexity:
         yield (
             f"Its perplexity on held-out text is {after.perplexity:.1f}, the reference's {before.perplexity:.1f}: "
@@ -94,16 +95,16 @@ def _capability(outcome: Outcome, reference: Outcome) -> Iterator[str]:
             )
 
 
-def rule_outcomes(outcome: Outcome, comparison: Comparison) -> str:
+def rule_outcomes(result: PolicyResult, comparison: Comparison) -> str:
     """Say what became of right, abstained and wrong answers; empty without questions whose answer is known."""
-    if not outcome.shares:
+    if not result.shares:
         return ""
     before = comparison.reference.shares
     settled: list[str] = []
     open_: list[str] = []
     for name, noun in (("wrong", "wrong answers"), ("abstain", "abstentions"), ("right", "right answers")):
-        change = outcome.changes[name]
-        moved = f"{percent(before[name].value)} to {percent(outcome.shares[name].value)}"
+        change = result.changes[name]
+        moved = f"{percent(before[name].value)} to {percent(result.shares[name].value)}"
         if change.interval.low > 0 or change.interval.high < 0:
             verb = "rise" if change.value > 0 else "fall"
             settled.append(

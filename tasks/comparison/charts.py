@@ -6,10 +6,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from tasks.comparison.compute import PROXY, Comparison, Outcome, Progress, judge_title
-from tasks.comparison.read_trainings import Bucket, Curve, RewardReport
+from tasks.comparison.read_trainings import AccuracyBin, Curve, RewardReport
+from tasks.comparison.results import Comparison, PolicyResult, PolicyTrajectory
 from tasks.comparison.svg import ACCENT, INK, MUTED, PAPER, POLICY_COLOURS, POLICY_MARKERS, draw, name_ends
 from tasks.comparison.wording import capital
+from tasks.judges import PROXY, judge_title
 from tasks.policies import TITLES
 
 LEARNING_METRICS = (
@@ -29,17 +30,17 @@ KL_LABEL = "KL to the reference, nats a response (square-root scale)"
 
 def win_rates(comparison: Comparison) -> Markup:
     """Draw each policy's win rate with its interval, by every judge, around the 50 % line."""
-    outcomes = comparison.candidates[::-1]  # the axis counts upwards, the reader downwards
-    judges = list(dict.fromkeys(judge for outcome in outcomes for judge in outcome.rates))
+    results = comparison.candidates[::-1]  # the axis counts upwards, the reader downwards
+    judges = list(dict.fromkeys(judge for result in results for judge in result.rates))
     line = 0.21  # of an inch: height of a judge's row
     gap = 1.5  # rows between two policies
 
     def paint(axes: Any) -> None:
         axes.axvline(50, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         block = len(judges) + gap
-        for i, outcome in enumerate(outcomes):
-            colour = POLICY_COLOURS[outcome.policy]
-            for j, (judge, rate) in enumerate(outcome.rates.items()):
+        for i, result in enumerate(results):
+            colour = POLICY_COLOURS[result.policy]
+            for j, (judge, rate) in enumerate(result.rates.items()):
                 y = i * block + len(judges) - 1 - j
                 low, high = 100 * rate.interval.low, 100 * rate.interval.high
                 proxy = judge == PROXY
@@ -56,14 +57,14 @@ def win_rates(comparison: Comparison) -> Markup:
                 axes.text(-2, y, judge_title(judge), va="center", ha="right", color=MUTED, fontsize=9)
                 weight = "bold" if proxy else "normal"
                 axes.text(104, y, f"{100 * rate.rate:.0f} %", va="center", weight=weight, fontsize=9)
-            axes.text(0, i * block + len(judges) - 0.25, outcome.title, va="bottom", color=colour, weight="bold")
+            axes.text(0, i * block + len(judges) - 0.25, result.title, va="bottom", color=colour, weight="bold")
         axes.set_yticks([])
-        axes.set_ylim(-0.7, len(outcomes) * block - 0.2)
+        axes.set_ylim(-0.7, len(results) * block - 0.2)
         axes.set_xlim(0, 100)
         axes.set_xticks(range(0, 101, 25), [f"{x} %" for x in range(0, 101, 25)])
         axes.grid(axis="y", visible=False)
 
-    height = line * len(outcomes) * (len(judges) + gap) + 0.35
+    height = line * len(results) * (len(judges) + gap) + 0.35
     return draw("win-rates", "Win rate against the reference, by policy and judge", (4.9, height), paint)
 
 
@@ -77,12 +78,12 @@ def over_optimisation(comparison: Comparison) -> Markup:
     def paint(axes: Any) -> None:
         ends = []
         axes.axhline(0, color=MUTED, linewidth=0.8)
-        for policy, progress in comparison.progress.items():
+        for policy, trajectory in comparison.trajectories.items():
             colour, marker = POLICY_COLOURS[policy], POLICY_MARKERS[policy]
-            distance = np.sqrt(progress.path.kl.mean(1))
-            proxy = _standard_gain(progress, PROXY)
+            distance = np.sqrt(trajectory.path.kl.mean(1))
+            proxy = _standard_gain(trajectory, PROXY)
             axes.plot(distance, proxy, color=colour, linewidth=1.9, marker=marker, markersize=5)
-            independent = [_standard_gain(progress, judge) for judge in comparison.judges if judge != PROXY]
+            independent = [_standard_gain(trajectory, judge) for judge in comparison.judges if judge != PROXY]
             if independent:
                 axes.plot(
                     distance,
@@ -110,9 +111,9 @@ def along_training(comparison: Comparison) -> list[Markup]:
 
         def paint(axes: Any, judge: str = judge) -> None:
             axes.axhline(0, color=MUTED, linewidth=0.8)
-            for policy, progress in comparison.progress.items():
-                colour, gains = POLICY_COLOURS[policy], progress.gains[judge]
-                distance = np.sqrt(progress.path.kl.mean(1))
+            for policy, trajectory in comparison.trajectories.items():
+                colour, gains = POLICY_COLOURS[policy], trajectory.gains[judge]
+                distance = np.sqrt(trajectory.path.kl.mean(1))
                 low, high = ([getattr(gain.interval, side) for gain in gains] for side in ("low", "high"))
                 axes.fill_between(distance, low, high, color=colour, alpha=0.13, linewidth=0)
                 middle, marker = [gain.value for gain in gains], POLICY_MARKERS[policy]
@@ -165,12 +166,12 @@ def costs(comparison: Comparison) -> list[Markup]:
     return [_bars(comparison.compared, key, title, scale) for key, (title, scale) in panels.items()]
 
 
-def _bars(outcomes: tuple[Outcome, ...], key: str, title: str, scale: float) -> Markup:
-    heights = [scale * getattr(outcome.cost, key) for outcome in outcomes[::-1]]
+def _bars(results: tuple[PolicyResult, ...], key: str, title: str, scale: float) -> Markup:
+    heights = [scale * getattr(result.cost, key) for result in results[::-1]]
 
     def paint(axes: Any) -> None:
-        names = [outcome.title for outcome in outcomes[::-1]]
-        colours = [POLICY_COLOURS[outcome.policy] for outcome in outcomes[::-1]]
+        names = [result.title for result in results[::-1]]
+        colours = [POLICY_COLOURS[result.policy] for result in results[::-1]]
         axes.barh(names, heights, color=colours, height=0.62)
         highest = max(heights) or 1.0
         for y, value in enumerate(heights):
@@ -184,16 +185,16 @@ def _bars(outcomes: tuple[Outcome, ...], key: str, title: str, scale: float) -> 
     return draw(f"cost-{key}", title, (3.3, 2.0), paint, title=title)
 
 
-def _accuracy(name: str, title: str, buckets: list[Bucket]) -> Markup:
-    filled = [bucket for bucket in buckets if bucket.pairs and bucket.accuracy is not None]
+def _accuracy(name: str, title: str, bins: list[AccuracyBin]) -> Markup:
+    filled = [each for each in bins if each.pairs and each.accuracy is not None]
 
     def paint(axes: Any) -> None:
         axes.axhline(50, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        heights = [100 * (bucket.accuracy or 0) for bucket in filled]
+        heights = [100 * (each.accuracy or 0) for each in filled]
         axes.bar(range(len(filled)), heights, color=ACCENT, width=0.72)
-        for x, (bucket, height) in enumerate(zip(filled, heights, strict=True)):
-            axes.text(x, height + 2, f"{bucket.pairs}", ha="center", va="bottom", color=MUTED, fontsize=8)
-        axes.set_xticks(range(len(filled)), [_range(bucket) for bucket in filled], fontsize=7.5)
+        for x, (each, height) in enumerate(zip(filled, heights, strict=True)):
+            axes.text(x, height + 2, f"{each.pairs}", ha="center", va="bottom", color=MUTED, fontsize=8)
+        axes.set_xticks(range(len(filled)), [_range(each) for each in filled], fontsize=7.5)
         axes.set_yticks([0, 50, 100], ["0 %", "50 %", "100 %"])
         axes.set_ylim(0, 118)
         axes.set_xlim(-0.6, max(len(filled), 1) - 0.4)
@@ -202,8 +203,8 @@ def _accuracy(name: str, title: str, buckets: list[Bucket]) -> Markup:
     return draw(f"accuracy-{name}", title, (3.3, 1.9), paint, title=title)
 
 
-def _range(bucket: Bucket) -> str:
-    low, high = (None if each is None else f"{each:.3g}".replace("-", "−") for each in (bucket.low, bucket.high))
+def _range(one: AccuracyBin) -> str:
+    low, high = (None if each is None else f"{each:.3g}".replace("-", "−") for each in (one.low, one.high))
     if low is None:
         return f"< {high}"
     if high is None:
@@ -237,10 +238,10 @@ def _calibration(name: str, report: RewardReport) -> Markup:
     return draw(f"calibration-{name}", title, (3.3, 1.9), paint, title=title)
 
 
-def _standard_gain(progress: Progress, judge: str) -> NDArray[np.float64]:
+def _standard_gain(trajectory: PolicyTrajectory, judge: str) -> NDArray[np.float64]:
     """Return the mean gain of each snapshot in standard deviations of the reference's values."""
-    spread = float(progress.path.values[judge][0].std()) or 1.0
-    return np.array([gain.value for gain in progress.gains[judge]]) / spread
+    spread = float(trajectory.path.values[judge][0].std()) or 1.0
+    return np.array([gain.value for gain in trajectory.gains[judge]]) / spread
 
 
 def _root_axis(axes: Any) -> None:

@@ -6,53 +6,53 @@ Every key is documented in docs/metrics.md.
 from collections.abc import Mapping
 
 from alignflow.evaluation.win_rates import Mean, WinRate
-from tasks.comparison.compute import JUDGE_MODEL, PROXY, Comparison, Outcome
 from tasks.comparison.read_evaluations import OUTCOMES
-from tasks.comparison.verdict import Finding, Verdict
-from tasks.policies import POLICIES
+from tasks.comparison.results import Comparison, PolicyResult
+from tasks.comparison.verdict import PolicyVerdict, Verdict
+from tasks.judges import PROXY, Kind, judge_of
 
 Json = Mapping[str, object]
 
 
-def row(outcome: Outcome, comparison: Comparison, finding: Finding | None) -> dict[str, object]:
+def row(result: PolicyResult, comparison: Comparison, verdict: PolicyVerdict | None) -> dict[str, object]:
     """Return the policy's entry in ``reports/comparison.json``; other tools rely on its keys."""
-    assert outcome.cost is not None, outcome.policy
+    assert result.cost is not None, result.policy
     return {
-        "policy": outcome.policy,
-        "win_rate": outcome.score.rate,
-        "win_rate_low": outcome.score.interval.low,
-        "win_rate_high": outcome.score.interval.high,
-        "score_mean": outcome.means[PROXY].value,
-        "gold_mean": _gold(outcome),
-        "kl_reference": outcome.traits["kl"].value,
-        "response_length_mean": outcome.traits["response_length"].value,
-        "truncated_fraction": outcome.traits["truncated"].value,
-        **outcome.cost.model_dump(),
-        "standing": finding.standing.value if finding else "reference",
-        "sentence": finding.sentence if finding else "",
-        "cautions": list(finding.cautions) if finding else [],
-        "rule_outcomes": finding.rule_outcomes if finding else "",
+        "policy": result.policy,
+        "win_rate": result.score.rate,
+        "win_rate_low": result.score.interval.low,
+        "win_rate_high": result.score.interval.high,
+        "score_mean": result.means[PROXY].value,
+        "gold_mean": _gold(result),
+        "kl_reference": result.traits["kl"].value,
+        "response_length_mean": result.traits["response_length"].value,
+        "truncated_fraction": result.traits["truncated"].value,
+        **result.cost.model_dump(),
+        "standing": verdict.standing.value if verdict else "reference",
+        "sentence": verdict.sentence if verdict else "",
+        "cautions": list(verdict.cautions) if verdict else [],
+        "rule_outcomes": verdict.rule_outcomes if verdict else "",
         "judges": {
             judge: _rate(rate)
-            | {"length_controlled": _mean(outcome.equal_length[judge])}
-            | ({"mean": _mean(outcome.means[judge])} if judge in outcome.means else {})
-            for judge, rate in outcome.rates.items()
+            | {"length_controlled": _mean(result.equal_length[judge])}
+            | ({"mean": _mean(result.means[judge])} if judge in result.means else {})
+            for judge, rate in result.rates.items()
         },
-        "traits": {name: _mean(each) for name, each in outcome.traits.items()},
-        "shares": {name: _mean(each) for name, each in outcome.shares.items()},
-        "changes": {name: _mean(each) for name, each in outcome.changes.items()},
-        "quality": outcome.quality.model_dump(),
+        "traits": {name: _mean(each) for name, each in result.traits.items()},
+        "shares": {name: _mean(each) for name, each in result.shares.items()},
+        "changes": {name: _mean(each) for name, each in result.changes.items()},
+        "quality": result.quality.model_dump(),
         "round_robin": {
-            judge: {other: _rate(met[outcome.policy, other]) for other in POLICIES if other != outcome.policy}
+            judge: {other: _rate(met[result.policy, other]) for other in comparison.policies if other != result.policy}
             for judge, met in comparison.round_robin.items()
         },
         "equal_kl": {
             judge: [
                 {"kl": level, "gain": _mean(gain)}
-                for level, gain in zip(found.levels, found.gains[outcome.policy], strict=True)
+                for level, gain in zip(found.levels, found.gains[result.policy], strict=True)
             ]
             for judge, found in comparison.equal_kl.items()
-            if outcome.policy in found.gains
+            if result.policy in found.gains
         },
     }
 
@@ -80,30 +80,28 @@ def summary(comparison: Comparison, said: Verdict) -> Json:
     }
 
 
-def of_policy(outcome: Outcome) -> dict[str, float]:
+def of_policy(result: PolicyResult) -> dict[str, float]:
     """Return the policy's figures under the keys that its own run in MLflow carries."""
-    flat = _spread("win_rate", outcome.score) | {"win_rate_p_value": outcome.score.adjusted_p}
-    flat |= _with_bounds("length_controlled_win_rate", outcome.equal_length[PROXY])
-    for judge, rate in outcome.judged.items():
+    flat = _spread("win_rate", result.score) | {"win_rate_p_value": result.score.adjusted_p}
+    flat |= _with_bounds("length_controlled_win_rate", result.equal_length[PROXY])
+    for judge, rate in result.judged.items():
         flat |= _spread(f"judge_win_rate/{judge}", rate) | {f"judge_win_rate_p_value/{judge}": rate.adjusted_p}
-        flat |= {f"judge_length_controlled_win_rate/{judge}": outcome.equal_length[judge].value}
-    flat |= {"score_mean": outcome.means[PROXY].value, "kl_reference": outcome.traits["kl"].value}
-    flat |= {f"judge_mean/{judge}": each.value for judge, each in outcome.means.items() if judge != PROXY}
+        flat |= {f"judge_length_controlled_win_rate/{judge}": result.equal_length[judge].value}
+    flat |= {"score_mean": result.means[PROXY].value, "kl_reference": result.traits["kl"].value}
+    flat |= {f"judge_mean/{judge}": each.value for judge, each in result.means.items() if judge != PROXY}
     flat |= {
-        "response_length_mean": outcome.traits["response_length"].value,
-        "truncated_fraction": outcome.traits["truncated"].value,
-        "repetition_mean": outcome.traits["repetition"].value,
+        "response_length_mean": result.traits["response_length"].value,
+        "truncated_fraction": result.traits["truncated"].value,
+        "repetition_mean": result.traits["repetition"].value,
     }
-    flat |= {f"{name}_fraction": outcome.shares[name].value for name in OUTCOMES if outcome.shares}
+    flat |= {f"{name}_fraction": result.shares[name].value for name in OUTCOMES if result.shares}
     return flat
 
 
 def metrics(comparison: Comparison) -> dict[str, float]:
     """Return the flat numbers of ``metrics/compare.json``, e.g. ``win_rate/dpo``."""
     flat = {
-        f"{key}/{outcome.policy}": value
-        for outcome in comparison.candidates
-        for key, value in of_policy(outcome).items()
+        f"{key}/{result.policy}": value for result in comparison.candidates for key, value in of_policy(result).items()
     }
     for judge, found in comparison.equal_kl.items():
         name = "equal_kl_gain" if judge == PROXY else f"judge_equal_kl_gain/{judge}"
@@ -125,10 +123,12 @@ def round_robin(comparison: Comparison) -> list[dict[str, object]]:
     ]
 
 
-def _gold(outcome: Outcome) -> float | None:
-    """Return the mean of the first rule among the judges, of the second reward model without one."""
-    judges = sorted((judge for judge in outcome.means if judge != PROXY), key=lambda judge: judge == JUDGE_MODEL)
-    return outcome.means[judges[0]].value if judges else None
+def _gold(result: PolicyResult) -> float | None:
+    """Return the mean of the first rule among the judges, of the first independent reward model without one."""
+    judges = sorted(
+        (judge for judge in result.means if judge != PROXY), key=lambda judge: judge_of(judge).kind is not Kind.RULE
+    )
+    return result.means[judges[0]].value if judges else None
 
 
 def _rate(rate: WinRate) -> dict[str, object]:

@@ -4,13 +4,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.comparison import charts, samples, svg, wording
-from tasks.comparison.compute import JUDGE_MODEL, PROXY, Comparison, judge_title
+from tasks.comparison import charts, side_by_side, svg, wording
 from tasks.comparison.read_evaluations import OUTCOMES
+from tasks.comparison.results import Comparison
 from tasks.comparison.verdict import Verdict, settles
-from tasks.policies import POLICIES, REFERENCE, TITLES
-
-REWARD_MODELS = {"reward_model": "The reward model of training", JUDGE_MODEL: "The second reward model"}
+from tasks.judges import JUDGES, PROXY, judge_title
+from tasks.policies import REFERENCE, TITLES
 
 
 def render(comparison: Comparison, verdict: Verdict) -> str:
@@ -32,29 +31,29 @@ def render(comparison: Comparison, verdict: Verdict) -> str:
         "span": wording.span,
         "p_value": wording.p_value,
         "duration": wording.duration,
-        "shorten": samples.shorten,
+        "shorten": side_by_side.shorten,
         "judge": judge_title,
         "capital": wording.capital,
         "unbroken": unbroken,
     }
-    chosen = samples.choose(comparison)
+    chosen = side_by_side.choose(comparison)
     return environment.get_template("comparison.html.j2").render(
         verdict=verdict,
         comparison=comparison,
-        colours=svg.theme(),
-        policies=list(POLICIES),
+        colours=svg.theme(comparison.policies),
+        policies=comparison.policies,
         titles=TITLES,
         reference=REFERENCE,
         proxy=PROXY,
         shares=OUTCOMES,
-        judges=list(dict.fromkeys(judge for o in comparison.outcomes.values() for judge in o.rates)),
-        reward_models=REWARD_MODELS,
+        judges=list(dict.fromkeys(judge for o in comparison.results.values() for judge in o.rates)),
+        reward_models={name: JUDGES[name].model_title for name in comparison.reward_models},
         settles=settles,
         samples=chosen,
         random_samples=sum(sample.reason == "Random" for sample in chosen),
         win_rates=charts.win_rates(comparison),
-        over_optimisation=charts.over_optimisation(comparison) if comparison.progress else None,
-        along_training=charts.along_training(comparison) if comparison.progress else [],
+        over_optimisation=charts.over_optimisation(comparison) if comparison.trajectories else None,
+        along_training=charts.along_training(comparison) if comparison.trajectories else [],
         reward_charts={name: charts.reward_model(name, each) for name, each in comparison.reward_models.items()},
         curves={policy: charts.learning_curves(curve, policy) for policy, curve in comparison.curves.items()},
         costs=charts.costs(comparison),

@@ -10,10 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from alignflow.evaluation.trajectories import Trajectory
 from alignflow.evaluation.win_rates import Floats, PromptMismatchError, same_order
-from tasks.comparison.records import InputError, listed, record, rows
-from tasks.policies import POLICIES, REFERENCE
+from tasks.comparison.inputs import InputError, Share, listed, record, rows
+from tasks.policies import REFERENCE
 
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 OUTCOMES = ("right", "abstain", "wrong")
 """Of a rule task's row, the best first."""
 
@@ -64,7 +63,7 @@ class Quality(BaseModel):
     """Accuracy of the small fixed set."""
 
 
-class Snapshot(BaseModel):
+class SnapshotValues(BaseModel):
     """One entry of ``evaluations/<policy>/trajectory.json``: a value a prompt, always the same first prompts.
 
     Each the mean over the prompt's answers.
@@ -101,17 +100,17 @@ class Judgement(BaseModel):
     """1 for a win, ½ for a tie, 0 for a loss, of both first answers to the prompt."""
 
 
-Answers = tuple[tuple[Answer, ...], ...]
+AnswersByPrompt = tuple[tuple[Answer, ...], ...]
 """Of one policy: by prompt, the answers in order of their samples, as many to each prompt."""
 
 
-def read_answers(root: Path) -> dict[str, Answers]:
-    """Read every policy's answers, brought into the reference's order of prompts.
+def read_answers(root: Path, policies: Sequence[str]) -> dict[str, AnswersByPrompt]:
+    """Read the policies' answers, brought into the reference's order of prompts.
 
     Raises:
         InputError: A file is missing or broken, or a policy answered other prompts, so often, or had other judges.
     """
-    paths = {policy: root / "evaluations" / policy / "responses.jsonl" for policy in POLICIES}
+    paths = {policy: root / "evaluations" / policy / "responses.jsonl" for policy in policies}
     found = {policy: _by_prompt(path, rows(path, f"evaluate@{policy}", Answer)) for policy, path in paths.items()}
     ids, first = list(found[REFERENCE]), next(iter(found[REFERENCE].values()))
     ordered = {}
@@ -157,7 +156,7 @@ def _by_prompt(path: Path, answers: Sequence[Answer]) -> dict[str, tuple[Answer,
 
 
 def read_trajectories(
-    root: Path, policies: Sequence[str], reference: Answers
+    root: Path, policies: Sequence[str], reference: AnswersByPrompt
 ) -> dict[str, tuple[tuple[str, ...], Trajectory]]:
     """Read the snapshots of all policies that have any: their labels and values, the reference first.
 
@@ -185,19 +184,19 @@ def read_quality(root: Path, policy: str) -> Quality:
     return record(root / "metrics" / "evaluate" / f"{policy}.json", f"evaluate@{policy}", Quality)
 
 
-def read_judgements(root: Path, prompt_ids: Sequence[str]) -> Mapping[str, Floats]:
+def read_judgements(root: Path, judge: str, policies: Sequence[str], prompt_ids: Sequence[str]) -> Mapping[str, Floats]:
     """Read an LLM's outcomes by policy, NaN for a prompt it was not asked about; empty without such a judge. (P, 1)
 
     Raises:
         InputError: The file is broken, or names a policy or prompt that was not evaluated, or one twice.
     """
-    path = root / "judgements" / "llm.jsonl"
-    if not path.exists():  # the one judge that is never required
+    path = root / "judgements" / f"{judge}.jsonl"
+    if not path.exists():  # a judge that is never required
         return {}
     position = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
     found: dict[str, Floats] = {}
-    for number, row in enumerate(rows(path, "llm_judge", Judgement), start=1):
-        if row.policy not in POLICIES or row.policy == REFERENCE:
+    for number, row in enumerate(rows(path, f"{judge}_judge", Judgement), start=1):
+        if row.policy not in policies or row.policy == REFERENCE:
             raise InputError(f"{path}, row {number}: policy: {row.policy!r} is not compared with the reference")
         if row.prompt_id not in position:
             raise InputError(f"{path}, row {number}: prompt_id: {row.prompt_id!r} was not evaluated")
@@ -212,9 +211,9 @@ def _trajectory_file(root: Path, policy: str) -> Path:
     return root / "evaluations" / policy / "trajectory.json"
 
 
-def _trajectory(root: Path, policy: str, reference: Answers) -> tuple[tuple[str, ...], Trajectory] | None:
+def _trajectory(root: Path, policy: str, reference: AnswersByPrompt) -> tuple[tuple[str, ...], Trajectory] | None:
     path = _trajectory_file(root, policy)
-    snapshots = listed(path, f"evaluate@{policy}", Snapshot)
+    snapshots = listed(path, f"evaluate@{policy}", SnapshotValues)
     if not snapshots:
         return None
     size, names = len(snapshots[0].kl), list(reference[0][0].judges)

@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from tasks.comparison.records import InputError, record, text
+from tasks.comparison.inputs import InputError, Share, record, text
 from tasks.paths import stage_file
-
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
 
 class Cost(BaseModel):
@@ -27,7 +25,7 @@ class Cost(BaseModel):
     peak_memory_gib: Annotated[FiniteFloat, Field(ge=0)]
 
 
-class Bucket(BaseModel):
+class AccuracyBin(BaseModel):
     """Held-out pairs with a quantity between ``low`` and ``high``; None where it is open-ended or empty."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -58,8 +56,8 @@ class RewardReport(BaseModel):
     """With the bounds of its interval; as all below, None where there are no pairs to know it from."""
     low: Share | None
     high: Share | None
-    by_margin: list[Bucket]
-    by_length_difference: list[Bucket]
+    by_margin: list[AccuracyBin]
+    by_length_difference: list[AccuracyBin]
     calibration: list[Calibration]
     calibration_error: Share | None
     length_correlation: FiniteFloat | None
@@ -94,13 +92,13 @@ def read_cost(root: Path, stages: Iterable[str]) -> Cost:
     )
 
 
-def read_reward_report(root: Path, stage: str) -> RewardReport:
-    """Read the report on a reward model, ``reward_model`` or ``judge_model``.
+def read_reward_report(root: Path, folder: Path) -> RewardReport:
+    """Read the report on the reward model in a folder that its stage, of the same name, makes.
 
     Raises:
         InputError: The file is missing or broken, or lacks a key.
     """
-    return record(root / "artifacts" / stage / "report.json", stage, RewardReport)
+    return record(root / folder / "report.json", folder.name, RewardReport)
 
 
 def read_curve(root: Path, stages: Iterable[str]) -> Curve:

@@ -62,9 +62,10 @@ STYLE = {
 }
 
 
-def theme() -> dict[str, tuple[str, str]]:
-    """Return each policy's colour in the light and in the dark theme."""
-    return {policy: PALETTE[i % len(PALETTE)] for i, policy in enumerate(POLICIES)}
+def theme(policies: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return each policy's colour in the light and in the dark theme, whatever else is compared."""
+    table = list(POLICIES)
+    return {policy: PALETTE[table.index(policy) % len(PALETTE)] for policy in policies}
 
 
 def name_ends(axes: Any, ends: Sequence[tuple[float, float, str]]) -> None:

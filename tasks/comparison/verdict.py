@@ -5,8 +5,9 @@ from enum import Enum
 
 from alignflow.evaluation.win_rates import WinRate
 from tasks.comparison.cautions import cautions, rule_outcomes
-from tasks.comparison.compute import Comparison, Outcome, judge_title
+from tasks.comparison.results import Comparison, PolicyResult
 from tasks.comparison.wording import between, listing, number, p_value, percent, signed, span
+from tasks.judges import judge_title
 from tasks.policies import TITLES
 
 
@@ -25,10 +26,10 @@ class Standing(Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class PolicyVerdict:
     """The verdict on one policy."""
 
-    outcome: Outcome
+    result: PolicyResult
     standing: Standing
     sentence: str
     cautions: tuple[str, ...]
@@ -38,11 +39,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The page's first words: one headline, one finding a policy."""
+    """The page's first words: one headline, one verdict a policy."""
 
     headline: str
     detail: str
-    findings: tuple[Finding, ...]
+    policies: tuple[PolicyVerdict, ...]
     equal_kl: str
     """Who leads at equal distance from the reference; empty where that cannot be said."""
 
@@ -50,47 +51,47 @@ class Verdict:
     def lines(self) -> tuple[str, ...]:
         """The verdict for a terminal or a log, one statement a line."""
         said = [f"{self.headline} {self.detail}"]
-        for finding in self.findings:
-            said.append(f"{finding.outcome.title}: {finding.standing.value}. It {finding.sentence}")
-            said += [f"  {each}" for each in (finding.rule_outcomes, *finding.cautions) if each]
+        for one in self.policies:
+            said.append(f"{one.result.title}: {one.standing.value}. It {one.sentence}")
+            said += [f"  {each}" for each in (one.rule_outcomes, *one.cautions) if each]
         return tuple(filter(None, [*said, self.equal_kl]))
 
 
 def verdict(comparison: Comparison) -> Verdict:
     """Judge every trained policy and name the one to take, if there is one."""
-    findings = tuple(_finding(outcome, comparison) for outcome in comparison.candidates)
-    headline, detail = _headline(findings, comparison)
-    return Verdict(headline, detail, findings, _equal_kl(comparison))
+    policies = tuple(_of_policy(result, comparison) for result in comparison.candidates)
+    headline, detail = _headline(policies, comparison)
+    return Verdict(headline, detail, policies, _equal_kl(comparison))
 
 
-def _headline(findings: tuple[Finding, ...], comparison: Comparison) -> tuple[str, str]:
+def _headline(policies: tuple[PolicyVerdict, ...], comparison: Comparison) -> tuple[str, str]:
     # a win counts as much as the judge who likes it least says
-    ranked = sorted(findings, key=lambda finding: -min(rate.rate for rate in finding.outcome.rates.values()))
-    better = [finding for finding in ranked if finding.standing is Standing.BETTER]
+    ranked = sorted(policies, key=lambda one: -min(rate.rate for rate in one.result.rates.values()))
+    better = [one for one in ranked if one.standing is Standing.BETTER]
     if better:
-        count = len(better[0].outcome.judged)
+        count = len(better[0].result.judged)
         agree = {1: "the independent judge agrees", 2: "both independent judges agree"}
         said = agree.get(count, f"all {count} independent judges agree")
-        return f"{better[0].outcome.title} is better than the reference, and {said}.", _rivals(better, comparison)
+        return f"{better[0].result.title} is better than the reference, and {said}.", _rivals(better, comparison)
     for standing, advice in (
         (Standing.UNCONFIRMED, "Read the samples before you rely on it, or evaluate on more prompts."),
         (Standing.DISPUTED, "Take an earlier snapshot, a stronger KL penalty or a better reward."),
     ):
-        found = [finding for finding in ranked if finding.standing is standing]
+        found = [one for one in ranked if one.standing is standing]
         if found:
-            return f"{found[0].outcome.title} {_doubt(found[0], comparison.confidence)}.", advice
+            return f"{found[0].result.title} {_doubt(found[0], comparison.confidence)}.", advice
     return (
         "No policy is shown to be better than the reference.",
         "More evaluation prompts narrow the intervals; longer training may move them.",
     )
 
 
-def _doubt(finding: Finding, confidence: float) -> str:
+def _doubt(one: PolicyVerdict, confidence: float) -> str:
     """Say which judges keep a policy that the training reward prefers from being better."""
-    judged = finding.outcome.judged
+    judged = one.result.judged
     if not judged:
         return "leads by the training reward, but no independent judge was asked"
-    if finding.standing is Standing.DISPUTED:
+    if one.standing is Standing.DISPUTED:
         against = [name for name, rate in judged.items() if rate.settled(confidence) and rate.rate < 0.5]
         names = listing([judge_title(name) for name in against])
         return (
@@ -101,49 +102,49 @@ def _doubt(finding: Finding, confidence: float) -> str:
     return f"leads by the training reward, but the {names} {'does' if len(silent) == 1 else 'do'} not confirm it"
 
 
-def _finding(outcome: Outcome, comparison: Comparison) -> Finding:
-    standing = _standing(outcome, comparison.confidence)
-    return Finding(
-        outcome,
+def _of_policy(result: PolicyResult, comparison: Comparison) -> PolicyVerdict:
+    standing = _standing(result, comparison.confidence)
+    return PolicyVerdict(
+        result,
         standing,
-        _sentence(outcome, standing, comparison.confidence),
-        cautions(outcome, comparison),
-        rule_outcomes(outcome, comparison),
+        _sentence(result, standing, comparison.confidence),
+        cautions(result, comparison),
+        rule_outcomes(result, comparison),
     )
 
 
-def _standing(outcome: Outcome, confidence: float) -> Standing:
-    if not outcome.score.settled(confidence):
+def _standing(result: PolicyResult, confidence: float) -> Standing:
+    if not result.score.settled(confidence):
         return Standing.UNSETTLED
-    if outcome.score.rate < 0.5:
+    if result.score.rate < 0.5:
         return Standing.WORSE
-    settled = [rate for rate in outcome.judged.values() if rate.settled(confidence)]
+    settled = [rate for rate in result.judged.values() if rate.settled(confidence)]
     if any(rate.rate < 0.5 for rate in settled):
         return Standing.DISPUTED
-    return Standing.BETTER if outcome.judged and len(settled) == len(outcome.judged) else Standing.UNCONFIRMED
+    return Standing.BETTER if result.judged and len(settled) == len(result.judged) else Standing.UNCONFIRMED
 
 
-def _sentence(outcome: Outcome, standing: Standing, confidence: float) -> str:
-    said = f"{percent(outcome.score.rate)} of comparisons on unseen prompts ({between(outcome.score.interval)})"
+def _sentence(result: PolicyResult, standing: Standing, confidence: float) -> str:
+    said = f"{percent(result.score.rate)} of comparisons on unseen prompts ({between(result.score.interval)})"
     opening = {
         Standing.BETTER: f"is preferred over the reference in {said} by the training reward",
         Standing.UNCONFIRMED: f"is preferred over the reference in {said} by the training reward",
         Standing.DISPUTED: f"is preferred over the reference in {said} by the training reward",
         Standing.UNSETTLED: f"is not shown to differ from the reference: the training reward prefers it in {said}, "
-        f"sign-flip test p\u00a0=\u00a0{p_value(outcome.score.adjusted_p)}",
+        f"sign-flip test p\u00a0=\u00a0{p_value(result.score.adjusted_p)}",
         Standing.WORSE: f"is worse than the reference: the training reward prefers it in only {said}",
     }[standing]
-    return f"{opening}; {_judges(outcome, confidence)}."
+    return f"{opening}; {_judges(result, confidence)}."
 
 
-def _judges(outcome: Outcome, confidence: float) -> str:
+def _judges(result: PolicyResult, confidence: float) -> str:
     """Say of each independent judge what it settles."""
     groups: dict[str, list[str]] = {"agrees": [], "prefers the reference": [], "cannot tell the two apart": []}
-    for judge, rate in outcome.judged.items():
+    for judge, rate in result.judged.items():
         settled = rate.settled(confidence)
         said = "cannot tell the two apart" if not settled else "agrees" if rate.rate > 0.5 else "prefers the reference"
         groups[said].append(f"{judge_title(judge)} ({percent(rate.rate)}, {between(rate.interval)})")
-    if outcome.score.rate < 0.5 or not outcome.score.settled(confidence):
+    if result.score.rate < 0.5 or not result.score.settled(confidence):
         groups = {{"agrees": "prefers it"}.get(said, said): names for said, names in groups.items()}
     parts = [f"the {listing(names)} {_plural(said, len(names))}" for said, names in groups.items() if names]
     return "; ".join(parts) or "no independent judge was asked"
@@ -153,12 +154,12 @@ def _plural(verb: str, count: int) -> str:
     return verb if count == 1 else verb.replace("agrees", "agree").replace("prefers", "prefer")
 
 
-def _rivals(better: list[Finding], comparison: Comparison) -> str:
+def _rivals(better: list[PolicyVerdict], comparison: Comparison) -> str:
     """Say whether the leader's lead over the next good policy is real, compared prompt by prompt."""
     if len(better) == 1:
         return "It is the only policy of which that can be said here."
-    first, second = (finding.outcome for finding in better[:2])
-    also = f"So {'is' if len(better) == 2 else 'are'} {listing([f.outcome.title for f in better[1:]])}"
+    first, second = (one.result for one in better[:2])
+    also = f"So {'is' if len(better) == 2 else 'are'} {listing([f.result.title for f in better[1:]])}"
     met = {judge: comparison.head_to_head(first.policy, second.policy, judge) for judge in comparison.judges}
     won = [rate for rate in met.values() if rate.settled(comparison.confidence) and rate.rate > 0.5]
     said = listing([f"{percent(r.rate)} ({between(r.interval)}) by the {judge_title(j)}" for j, r in met.items()])

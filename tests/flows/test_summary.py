@@ -4,7 +4,7 @@ import json
 
 from rich.console import Console
 
-from flows import comparison
+from flows import summary
 
 
 def row(policy, rate, *judges, standing="not settled"):
@@ -24,7 +24,7 @@ def row(policy, rate, *judges, standing="not settled"):
 def shown(rows):
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(comparison.table(rows))
+        console.print(summary.table(rows))
     return capture.get()
 
 
@@ -41,20 +41,20 @@ def test_a_judge_that_looked_at_some_policies_only_leaves_a_gap():
 
 def test_the_best_policy_is_one_that_is_better_however_high_another_scores():
     rows = [row("reference", 0.5, 0.5), row("dpo", 0.7, 0.6, standing="better"), row("ppo", 0.9, 0.2)]
-    assert comparison.best(rows) == "dpo"
-    assert comparison.best([row("reference", 0.5, 0.5), row("dpo", 0.7, 0.55), row("ppo", 0.9, 0.2)]) == "dpo"
-    assert comparison.best([{"policy": "reference", "win_rate": 0.5}, {"policy": "dpo", "win_rate": 0.6}]) == "dpo"
+    assert summary.best(rows) == "dpo"
+    assert summary.best([row("reference", 0.5, 0.5), row("dpo", 0.7, 0.55), row("ppo", 0.9, 0.2)]) == "dpo"
+    assert summary.best([{"policy": "reference", "win_rate": 0.5}, {"policy": "dpo", "win_rate": 0.6}]) == "dpo"
 
 
 def test_the_words_are_those_of_the_report(tmp_path):
-    assert comparison.verdict(tmp_path) == []
+    assert summary.verdict(tmp_path) == []
     (tmp_path / "reports").mkdir()
-    (tmp_path / comparison.WORDS).write_text(json.dumps({"lines": ["DPO is better.", "PPO is not."]}))
-    assert comparison.verdict(tmp_path) == ["DPO is better.", "PPO is not."]
+    (tmp_path / summary.WORDS).write_text(json.dumps({"lines": ["DPO is better.", "PPO is not."]}))
+    assert summary.verdict(tmp_path) == ["DPO is better.", "PPO is not."]
 
 
 def test_a_flat_row_keeps_what_a_cell_can_hold():
-    assert set(comparison.flat(row("dpo", 0.75, 0.6))) == {
+    assert set(summary.flat(row("dpo", 0.75, 0.6))) == {
         "policy",
         "win_rate",
         "win_rate_low",

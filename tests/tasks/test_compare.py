@@ -11,7 +11,7 @@ import pytest
 
 from tasks import compare
 from tasks.comparison.export import metrics, of_policy, scalars
-from tasks.comparison.records import InputError
+from tasks.comparison.inputs import InputError
 from tasks.params.edit import override
 from tasks.policies import POLICIES, training_stages
 from tests.pipeline import read_yaml
@@ -103,7 +103,7 @@ def test_every_judge_has_its_own_counts_and_equal_lengths_leave_the_rate(root, s
 
 def test_the_tests_of_trained_policies_are_corrected_judge_by_judge(root):
     """By the rule: DPO and GRPO 30 of 40, the others 20 of 40; the smallest of four counts four times."""
-    outcomes = compared(root).outcomes
+    outcomes = compared(root).results
     dpo = outcomes["dpo"].rates["concise_answer"]
     assert dpo.adjusted_p == pytest.approx(4 * dpo.p_value)
     assert outcomes["ppo"].rates["concise_answer"].adjusted_p == 1
@@ -153,7 +153,7 @@ def test_rounds_add_up_in_time_and_tokens_and_the_highest_memory_counts(root, se
 
 def test_a_round_left_over_from_an_earlier_setting_is_not_counted(root):
     (root / "metrics" / "iterative_dpo/round-3.json").write_text("not even JSON")
-    cost = compared(root).outcomes["iterative_dpo"].cost
+    cost = compared(root).results["iterative_dpo"].cost
     assert cost is not None
     assert cost.train_seconds == 90.5
 
@@ -170,7 +170,7 @@ def test_metrics_are_flat_numbers(root):
 
 
 def test_every_policy_has_the_same_keys_so_that_they_line_up(root):
-    keys = {tuple(of_policy(outcome)) for outcome in compared(root).outcomes.values()}
+    keys = {tuple(of_policy(outcome)) for outcome in compared(root).results.values()}
     assert len(keys) == 1
 
 
@@ -189,12 +189,12 @@ def test_every_metric_is_documented(root):
 
 def test_the_order_of_rows_in_a_file_changes_nothing(root):
     """PPO's file is written backwards; its 22 wins must meet the right reference answers."""
-    assert compared(root).outcomes["ppo"].score.rate == 22 / 40
+    assert compared(root).results["ppo"].score.rate == 22 / 40
 
 
 def test_an_answer_with_the_references_own_text_is_a_tie_whatever_rounding_did_to_its_score(root):
     write_answers(root, "dpo", [row | {"score": 1e-6} for row in answers("reference")])
-    assert compared(root).outcomes["dpo"].score.ties == PROMPTS
+    assert compared(root).results["dpo"].score.ties == PROMPTS
 
 
 def test_an_llm_judges_on_the_prompts_it_was_asked_about(root):
@@ -203,7 +203,7 @@ def test_an_llm_judges_on_the_prompts_it_was_asked_about(root):
         {"prompt_id": f"p0{i}", "policy": "dpo", "outcome": o, "orders": [1, 1]} for i, o in enumerate([1, 1, 1, 0.5])
     ]
     write_judgements(root, rows)
-    outcomes = compared(root).outcomes
+    outcomes = compared(root).results
     assert (outcomes["dpo"].rates["llm"].rate, outcomes["dpo"].rates["llm"].prompts) == (0.875, 4)
     assert "llm" not in outcomes["ppo"].rates
 
@@ -217,7 +217,7 @@ def test_an_llm_s_wins_at_equal_length_are_read_off_the_answers_that_it_saw(root
                 row["response_length"] += 5 if (n < 60) == (n % 2 == 0) else -5
         write_answers(root, policy, rows)
     write_judgements(root, [{"prompt_id": f"p{i:02d}", "policy": "dpo", "outcome": float(i < 30)} for i in range(40)])
-    dpo = compared(root).outcomes["dpo"]
+    dpo = compared(root).results["dpo"]
     assert dpo.rates["llm"].rate == 0.75
     assert dpo.equal_length["llm"].value < 0.65  # length separates wins from losses, so little but the ridge remains
     assert dpo.equal_length["score"].value == pytest.approx(dpo.score.rate, abs=0.01)
@@ -225,7 +225,7 @@ def test_an_llm_s_wins_at_equal_length_are_read_off_the_answers_that_it_saw(root
 
 def test_a_project_without_the_stage_of_the_llm_judge_has_none(root):
     (root / "judgements" / "llm.jsonl").unlink()
-    assert all("llm" not in outcome.rates for outcome in compared(root).outcomes.values())
+    assert all("llm" not in outcome.rates for outcome in compared(root).results.values())
 
 
 def test_without_a_second_reward_model_its_report_is_not_asked_for(root):
@@ -233,13 +233,13 @@ def test_without_a_second_reward_model_its_report_is_not_asked_for(root):
         rows = [row | {"judges": {"concise_answer": row["judges"]["concise_answer"]}} for row in answers(policy)]
         write_answers(root, policy, rows)
     (root / "artifacts" / "judge_model" / "report.json").unlink()
-    assert list(compared(root).reward_models) == ["reward_model"]
+    assert list(compared(root).reward_models) == ["score"]
 
 
 def test_policies_are_those_that_dvc_evaluates_and_their_stages_exist():
     dvc = read_yaml("dvc.yaml")["stages"]
     assert list(dvc["evaluate"]["foreach"]) == list(POLICIES)
-    for stages in training_stages(["round-1"]).values():
+    for stages in training_stages(list(POLICIES), ["round-1"]).values():
         assert all(stage.partition("@")[0] in dvc for stage in stages)
 
 
@@ -351,12 +351,12 @@ def test_several_answers_a_prompt_count_as_one_prompt_each(root, settings):
         rows = [row | {"sample": i} for each in both for i, row in enumerate(each)]
         write_answers(root, policy, rows[::-1] if policy == "ppo" else rows)
     found = compared(root)
-    rate = found.outcomes["dpo"].score
+    rate = found.results["dpo"].score
     assert (rate.rate, rate.wins, rate.losses, rate.prompts) == (0.625, 30, 10, PROMPTS)
-    assert found.outcomes["dpo"].means["score"].value == pytest.approx(0.25)
+    assert found.results["dpo"].means["score"].value == pytest.approx(0.25)
     assert found.reference.score.rate == 0.5
     assert found.agreements["score", "judge_model"].pairs == 4 * 4 * PROMPTS
-    assert found.outcomes["ppo"].score.rate == 22 / 40
+    assert found.results["ppo"].score.rate == 22 / 40
     compare.write_reports(root)
     assert "40 unseen prompts, 2 answers each" in (root / "reports" / "comparison.html").read_text()
 

@@ -2,11 +2,12 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from alignflow.evaluation.win_rates import Resampling
-from tasks.comparison.compute import Comparison, Method, compare
+from tasks.comparison.compute import compare
+from tasks.comparison.results import Comparison, Method
 
 ROUNDS = ("round-1", "round-2")
 METHOD = Method(Resampling(samples=500, confidence=0.95, seed=3), length_ridge=0.1, kl_levels=2)
@@ -145,5 +146,5 @@ def build(root: Path) -> Path:
     return root
 
 
-def compared(root: Path) -> Comparison:
-    return compare(root, ROUNDS, METHOD)
+def compared(root: Path, policies: Sequence[str] = POLICIES) -> Comparison:
+    return compare(root, policies, ROUNDS, METHOD)

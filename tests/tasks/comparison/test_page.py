@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tasks.comparison import page as comparison_page
-from tasks.comparison import samples, wording
+from tasks.comparison import side_by_side, wording
 from tasks.comparison.verdict import verdict
 from tasks.policies import POLICIES
 from tests.tasks.comparison.evaluated import (
@@ -141,7 +141,7 @@ def test_without_snapshots_and_with_an_llm_the_page_is_whole(root):
 
 
 def test_the_page_shows_each_policy_side_by_side_for_a_few_prompts(root, page):
-    chosen = samples.choose(compared(root))
+    chosen = side_by_side.choose(compared(root))
     assert len(chosen) == 5
     for sample in chosen:
         assert list(sample.answers) == list(POLICIES)
@@ -150,7 +150,7 @@ def test_the_page_shows_each_policy_side_by_side_for_a_few_prompts(root, page):
 
 def test_the_best_and_the_worst_case_are_by_mean_gain_of_the_independent_judge(root):
     """Second reward model, +2 or -2: prompt 0 wins by all four; prompts past 30 lose by all four."""
-    best, worst = samples.choose(compared(root))[-2:]
+    best, worst = side_by_side.choose(compared(root))[-2:]
     assert {best.answers[policy].answer.judges["judge_model"] for policy in ("dpo", "grpo")} == {2.0}
     assert "Largest gain by the second reward model (+2.00 on average)" in best.reason
     assert {worst.answers[policy].answer.judges["judge_model"] for policy in ("dpo", "grpo")} == {-2.0}
@@ -158,7 +158,9 @@ def test_the_best_and_the_worst_case_are_by_mean_gain_of_the_independent_judge(r
 
 
 def test_differences_are_whole_words_and_join_to_both_texts():
-    pieces = samples.differences("Water the basil every day.\nThen rest.", "Water your basil every week.\nThen rest.")
+    pieces = side_by_side.differences(
+        "Water the basil every day.\nThen rest.", "Water your basil every week.\nThen rest."
+    )
     assert [(piece.kind, piece.text) for piece in pieces] == [
         ("same", "Water "),
         ("gone", "your"),
@@ -235,7 +237,7 @@ def test_two_prompts_are_enough_for_a_page(root):
     for policy in POLICIES:
         write_answers(root, policy, answers(policy)[:2])
         write(root / "evaluations" / policy / "trajectory.json", [])
-    assert len(samples.choose(compared(root))) == 2
+    assert len(side_by_side.choose(compared(root))) == 2
     assert "</html>" in render(root)
 
 

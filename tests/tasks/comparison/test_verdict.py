@@ -27,8 +27,8 @@ def said(root) -> Verdict:
     return verdict(compared(root))
 
 
-def finding(root, policy: str):
-    return next(each for each in said(root).findings if each.outcome.policy == policy)
+def of_policy(root, policy: str):
+    return next(each for each in said(root).policies if each.result.policy == policy)
 
 
 def win(root, monkeypatch, policy: str, *wins: int) -> None:
@@ -39,7 +39,7 @@ def win(root, monkeypatch, policy: str, *wins: int) -> None:
 
 def test_each_policy_stands_where_its_judges_put_it(root):
     """All judges 30 of 40; the rule 20; no judge above 22; the second reward model 4 of 40."""
-    assert {each.outcome.policy: each.standing for each in said(root).findings} == {
+    assert {each.result.policy: each.standing for each in said(root).policies} == {
         "dpo": Standing.BETTER,
         "iterative_dpo": Standing.UNCONFIRMED,
         "ppo": Standing.UNSETTLED,
@@ -51,7 +51,7 @@ def test_better_names_what_every_judge_says(root):
     found = said(root)
     assert found.headline == "DPO is better than the reference, and both independent judges agree."
     assert found.detail == "It is the only policy of which that can be said here."
-    sentence = found.findings[0].sentence
+    sentence = found.policies[0].sentence
     assert sentence.startswith("is preferred over the reference in 75\u00a0% of comparisons on unseen prompts (")
     assert "second reward model (75\u00a0%" in sentence
     assert "rule concise_answer (75\u00a0%" in sentence
@@ -59,8 +59,8 @@ def test_better_names_what_every_judge_says(root):
 
 
 def test_unconfirmed_names_the_judge_that_cannot_tell(root, monkeypatch):
-    assert finding(root, "iterative_dpo").sentence.endswith("cannot tell the two apart.")
-    assert "the second reward model (75" in finding(root, "iterative_dpo").sentence
+    assert of_policy(root, "iterative_dpo").sentence.endswith("cannot tell the two apart.")
+    assert "the second reward model (75" in of_policy(root, "iterative_dpo").sentence
     for policy in ("dpo", "grpo"):
         win(root, monkeypatch, policy, 20, 20, 20)
     assert said(root).headline == (
@@ -69,8 +69,8 @@ def test_unconfirmed_names_the_judge_that_cannot_tell(root, monkeypatch):
 
 
 def test_disputed_names_the_judge_that_prefers_the_reference(root, monkeypatch):
-    assert "the second reward model (10\u00a0%" in finding(root, "grpo").sentence
-    assert "prefers the reference; " not in finding(root, "dpo").sentence
+    assert "the second reward model (10\u00a0%" in of_policy(root, "grpo").sentence
+    assert "prefers the reference; " not in of_policy(root, "dpo").sentence
     for policy in ("dpo", "iterative_dpo"):
         win(root, monkeypatch, policy, 20, 20, 20)
     found = said(root)
@@ -80,7 +80,7 @@ def test_disputed_names_the_judge_that_prefers_the_reference(root, monkeypatch):
 
 def test_worse_is_said_of_the_reward_model_whatever_the_judges_say(root, monkeypatch):
     win(root, monkeypatch, "dpo", 4, 36, 20)
-    found = finding(root, "dpo")
+    found = of_policy(root, "dpo")
     assert found.standing is Standing.WORSE
     assert found.sentence.startswith("is worse than the reference: the training reward prefers it in only 10")
     assert "the second reward model (90" in found.sentence
@@ -89,7 +89,7 @@ def test_worse_is_said_of_the_reward_model_whatever_the_judges_say(root, monkeyp
 
 def test_an_open_question_stays_open_even_when_a_judge_is_against_it(root, monkeypatch):
     win(root, monkeypatch, "ppo", 22, 4, 36)
-    found = finding(root, "ppo")
+    found = of_policy(root, "ppo")
     assert found.standing is Standing.UNSETTLED
     assert "sign-flip test p\u00a0=" in found.sentence
     assert "the second reward model (10\u00a0%, " in found.sentence
@@ -106,7 +106,7 @@ def test_without_an_independent_judge_nothing_is_better(root):
     for policy in POLICIES:
         write_answers(root, policy, [row | {"judges": {}} for row in answers(policy)])
     found = said(root)
-    assert {each.standing for each in found.findings} == {Standing.UNCONFIRMED, Standing.UNSETTLED}
+    assert {each.standing for each in found.policies} == {Standing.UNCONFIRMED, Standing.UNSETTLED}
     assert found.headline.endswith("leads by the training reward, but no independent judge was asked.")
 
 
@@ -114,7 +114,7 @@ def test_an_llm_is_a_judge_like_the_others(root):
     """It prefers the reference on 36 of 40 prompts, which both other judges do not."""
     rows = [{"prompt_id": f"p{i:02d}", "policy": "dpo", "outcome": float(i < 4)} for i in range(PROMPTS)]
     write_judgements(root, rows)
-    found = finding(root, "dpo")
+    found = of_policy(root, "dpo")
     assert found.standing is Standing.DISPUTED
     assert "the LLM judge (10\u00a0%" in found.sentence
 
@@ -154,15 +154,15 @@ def test_the_equal_kl_lead_is_said_by_every_judge(root):
 
 def test_over_optimisation_is_pointed_out_with_the_snapshot(root):
     """GRPO: from its first snapshot on, score 1 to 2, second reward model 1 to -1."""
-    caution = finding(root, "grpo").cautions[0]
+    caution = of_policy(root, "grpo").cautions[0]
     assert caution.startswith("Over-optimised: from half to the end of training its training reward rose by 1.00")
     assert "the second reward model fell by 2.00" in caution
     write(root / "evaluations" / "grpo" / "trajectory.json", trajectory(end=(4.0, 2.0, -1.0, 0.8)))
-    assert finding(root, "grpo").cautions[0].startswith("Over-optimised: from the start to the end")
+    assert of_policy(root, "grpo").cautions[0].startswith("Over-optimised: from the start to the end")
 
 
 def test_a_policy_without_faults_has_no_caution(root):
-    assert finding(root, "dpo").cautions == ()
+    assert of_policy(root, "dpo").cautions == ()
 
 
 @pytest.mark.parametrize(
@@ -176,18 +176,18 @@ def test_a_policy_without_faults_has_no_caution(root):
 )
 def test_a_trait_that_got_worse_is_pointed_out(root, changed, caution):
     write_answers(root, "dpo", answers("dpo", **changed))
-    assert any(caution in each for each in finding(root, "dpo").cautions)
+    assert any(caution in each for each in of_policy(root, "dpo").cautions)
 
 
 def test_an_unknown_language_is_no_drift(root):
     write_answers(root, "dpo", answers("dpo", language=None))
-    assert finding(root, "dpo").cautions == ()
+    assert of_policy(root, "dpo").cautions == ()
 
 
 def test_a_lost_capability_is_pointed_out(root):
     changed = quality(**{"capability/perplexity": 21.0, "capability/multiple_choice": 0.25})
     write(root / "metrics" / "evaluate" / "dpo.json", changed)
-    cautions = finding(root, "dpo").cautions
+    cautions = of_policy(root, "dpo").cautions
     assert "perplexity on held-out text is 21.0, the reference's 14.0" in cautions[0]
     assert "25\u00a0% of the multiple-choice questions, −25\u00a0points" in cautions[1]
 
@@ -195,7 +195,7 @@ def test_a_lost_capability_is_pointed_out(root):
 def test_without_capability_figures_nothing_is_claimed(root):
     for policy in POLICIES:
         write(root / "metrics" / "evaluate" / f"{policy}.json", {"distinct_1": 0.3, "distinct_2": 0.7})
-    assert finding(root, "dpo").cautions == ()
+    assert of_policy(root, "dpo").cautions == ()
 
 
 def lengths(root, longer: int) -> tuple[str, ...]:
@@ -204,7 +204,7 @@ def lengths(root, longer: int) -> tuple[str, ...]:
     for i, row in enumerate(rows):
         row["response_length"] = 40 + i % 2 if i < longer else i % 2
     write_answers(root, "dpo", rows)
-    return finding(root, "dpo").cautions
+    return of_policy(root, "dpo").cautions
 
 
 def test_a_win_that_length_explains_is_pointed_out(root):
@@ -233,12 +233,12 @@ def test_rule_tasks_say_what_became_of_wrong_answers(root):
     for policy in POLICIES:
         known = after if policy == "dpo" else before
         write_answers(root, policy, [row | {"outcome": o} for row, o in zip(answers(policy), known, strict=True)])
-    found = finding(root, "dpo").rule_outcomes
+    found = of_policy(root, "dpo").rule_outcomes
     assert found.startswith("On 40 questions with a known answer: wrong answers fall from 60\u00a0% to 10\u00a0% (−50")
     assert "abstentions rise from 20\u00a0% to 70\u00a0% (+50" in found
     assert found.endswith("no settled change in right answers (20\u00a0% to 20\u00a0%).")
-    assert finding(root, "ppo").rule_outcomes.count("no settled change") == 1
+    assert of_policy(root, "ppo").rule_outcomes.count("no settled change") == 1
 
 
 def test_without_known_answers_nothing_is_said_of_rule_tasks(root):
-    assert all(each.rule_outcomes == "" for each in said(root).findings)
+    assert all(each.rule_outcomes == "" for each in said(root).policies)

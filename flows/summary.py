@@ -12,14 +12,14 @@ DATA = Path("reports/comparison.json")
 WORDS = Path("reports/verdict.json")
 PAGE = Path("reports/comparison.html")
 
-Row = Mapping[str, Any]
+PolicyRow = Mapping[str, Any]
 """An entry of ``reports/comparison.json``; its keys are documented in docs/metrics.md."""
 
 
-def read(root: Path) -> list[Row]:
+def read(root: Path) -> list[PolicyRow]:
     """Return one row a policy; empty when there is no comparison yet."""
     path = root / DATA
-    rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+    rows: list[PolicyRow] = json.loads(path.read_text()) if path.exists() else []
     return rows
 
 
@@ -30,22 +30,22 @@ def verdict(root: Path) -> list[str]:
     return lines
 
 
-def best(rows: Sequence[Row]) -> str:
+def best(rows: Sequence[PolicyRow]) -> str:
     """Return the policy to try first: one that is shown to be better, then by the judge that likes it least."""
 
-    def rank(row: Row) -> tuple[bool, float]:
+    def rank(row: PolicyRow) -> tuple[bool, float]:
         rates = [judge["win_rate"] for judge in row.get("judges", {}).values()]
         return row.get("standing") == "better", min([float(row.get("win_rate") or 0), *rates])
 
     return str(max(rows, key=rank)["policy"])
 
 
-def flat(row: Row) -> dict[str, str | float]:
+def flat(row: PolicyRow) -> dict[str, str | float]:
     """Return the part of an entry that fits one row of a table: its texts and numbers."""
     return {key: value for key, value in row.items() if isinstance(value, str | int | float)}
 
 
-def table(rows: Sequence[Row]) -> "Table":
+def table(rows: Sequence[PolicyRow]) -> "Table":
     """Return the comparison as a table for a terminal."""
     from rich.table import Table
 
@@ -87,6 +87,6 @@ def measured(reports: Mapping[str, Mapping[str, float]]) -> "Table":
     return drawn
 
 
-def _number(row: Row, key: str, form: str, unit: str = "") -> str:
+def _number(row: PolicyRow, key: str, form: str, unit: str = "") -> str:
     value = row.get(key)
     return "–" if value is None or isinstance(value, str) else f"{value:{form}}{unit}"

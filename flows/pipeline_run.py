@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flows import comparison, stage
+from flows import stage, summary
 from flows.git import git
 from flows.graph import output_hashes
 from flows.workspace import Workspace
@@ -26,7 +26,7 @@ class Parent:
         """What tells a stage's process where it belongs."""
         return {"ALIGNFLOW_PARENT": str(self.recorder.folder)}
 
-    def finish(self, results: Sequence[stage.StageResult], rows: Sequence[comparison.Row]) -> None:
+    def finish(self, results: Sequence[stage.StageResult], rows: Sequence[summary.PolicyRow]) -> None:
         """Add what no stage process could: the stages that DVC did not have to run, and the comparison."""
         from tasks.tracking import mlflow
 
@@ -38,7 +38,7 @@ class Parent:
                     mlflow.link_ran(record, name, made)
             else:
                 mlflow.link_reused(record, result.stage, result.metrics, made)
-        page = self.place.path / comparison.PAGE
+        page = self.place.path / summary.PAGE
         if rows and page.exists():
             self.recorder.artifact(page)
         compared = {

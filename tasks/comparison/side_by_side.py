@@ -8,9 +8,11 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from alignflow.evaluation.win_rates import Floats
-from tasks.comparison.compute import PROXY, Comparison, judge_title, values
+from tasks.comparison.compute import values
 from tasks.comparison.read_evaluations import Answer
+from tasks.comparison.results import Comparison
 from tasks.comparison.wording import signed
+from tasks.judges import PROXY, judge_title
 from tasks.policies import REFERENCE
 
 RANDOM_SAMPLES = 3
@@ -30,7 +32,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownAnswer:
     """A policy's answer as the page shows it."""
 
     answer: Answer
@@ -40,16 +42,16 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownPrompt:
     """One prompt and what every policy answered."""
 
     reason: str
     prompt: str
-    answers: Mapping[str, Shown]
+    answers: Mapping[str, ShownAnswer]
     """By policy, in the order of their table."""
 
 
-def choose(comparison: Comparison) -> tuple[Sample, ...]:
+def choose(comparison: Comparison) -> tuple[ShownPrompt, ...]:
     """Choose the answers to show: a seeded draw of prompts, then the largest gain and loss by an independent judge.
 
     Gain is the mean over the trained policies of the judge's value minus that of the reference's same sample; among
@@ -96,18 +98,18 @@ def _words(text: str) -> list[str]:
     return re.findall(r"^\s+|\S+\s*", text)
 
 
-def _shown(answer: Answer, reference: Answer) -> Shown:
+def _shown(answer: Answer, reference: Answer) -> ShownAnswer:
     text, before = shorten(answer.response), shorten(reference.response)
     plain = (Piece("same", text),)
     if answer is reference:
-        return Shown(answer, plain, "")
+        return ShownAnswer(answer, plain, "")
     if text == before:
-        return Shown(answer, plain, "the reference's answer, word for word")
+        return ShownAnswer(answer, plain, "the reference's answer, word for word")
     pieces = differences(text, before)
     common = sum(len(piece.text.split()) for piece in pieces if piece.kind == "same")
     if common < ALIKE * max(len(text.split()), len(before.split()), 1):
-        return Shown(answer, plain, "few words in common with the reference's answer")
-    return Shown(answer, pieces, "")
+        return ShownAnswer(answer, plain, "few words in common with the reference's answer")
+    return ShownAnswer(answer, pieces, "")
 
 
 def _gain(comparison: Comparison, judge: str) -> Floats:
@@ -115,9 +117,9 @@ def _gain(comparison: Comparison, judge: str) -> Floats:
     return np.asarray(np.mean(rows, axis=0) - values(comparison.answers[REFERENCE], judge), dtype=np.float64)
 
 
-def _sample(comparison: Comparison, prompt: int, sample: int, reason: str) -> Sample:
+def _sample(comparison: Comparison, prompt: int, sample: int, reason: str) -> ShownPrompt:
     reference = comparison.answers[REFERENCE][prompt][sample]
-    return Sample(
+    return ShownPrompt(
         reason=reason,
         prompt=reference.prompt,
         answers={policy: _shown(rows[prompt][sample], reference) for policy, rows in comparison.answers.items()},

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 
-Record = TypeVar("Record", bound=BaseModel)
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class InputError(ValueError):
@@ -27,7 +28,7 @@ def text(path: Path, stage: str) -> str:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def record(path: Path, stage: str, kind: type[Record]) -> Record:
+def record(path: Path, stage: str, kind: type[Checked]) -> Checked:
     """Return the one record of a JSON file.
 
     Raises:
@@ -36,17 +37,17 @@ def record(path: Path, stage: str, kind: type[Record]) -> Record:
     return _parsed(path, stage, TypeAdapter(kind))
 
 
-def listed(path: Path, stage: str, kind: type[Record]) -> tuple[Record, ...]:
+def listed(path: Path, stage: str, kind: type[Checked]) -> tuple[Checked, ...]:
     """Return the records of a JSON file that holds a list of them.
 
     Raises:
         InputError: As in `record`.
     """
-    listed: TypeAdapter[tuple[Record, ...]] = TypeAdapter(tuple[kind, ...])  # type: ignore[valid-type]  # built at run time
+    listed: TypeAdapter[tuple[Checked, ...]] = TypeAdapter(tuple[kind, ...])  # type: ignore[valid-type]  # built at run time
     return _parsed(path, stage, listed)
 
 
-def rows(path: Path, stage: str, kind: type[Record]) -> tuple[Record, ...]:
+def rows(path: Path, stage: str, kind: type[Checked]) -> tuple[Checked, ...]:
     """Return the records of a JSONL file, one a line.
 
     Raises:

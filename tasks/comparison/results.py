@@ -1,0 +1,139 @@
+"""The records of a comparison: everything that the verdict, the page and the tables are made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alignflow.evaluation.trajectories import EqualKl, Fall, Trajectory
+from alignflow.evaluation.win_rates import Agreement, Mean, Resampling, WinRate
+from tasks.comparison.read_evaluations import AnswersByPrompt, Quality
+from tasks.comparison.read_trainings import Cost, Curve, RewardReport
+from tasks.judges import PROXY
+from tasks.policies import REFERENCE, TITLES
+
+TRAITS = ("kl", "response_length", "truncated", "repetition", "language_drift")
+"""What is read off every single answer; ``language_drift`` where both languages are known."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the comparison is computed."""
+
+    resampling: Resampling
+    length_ridge: float
+    """Of the length-controlled win rate."""
+    kl_levels: int
+    """At how many levels of KL algorithms are compared."""
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """How one policy did on the held-out prompts, and what it cost."""
+
+    policy: str
+    rates: Mapping[str, WinRate]
+    """Against the reference, by judge, the proxy first; of trained policies with Holm's correction over all of
+    them, judge by judge."""
+    equal_length: Mapping[str, Mean]
+    """Length-controlled win rate against the reference, by judge."""
+    means: Mapping[str, Mean]
+    """What each judge gave."""
+    traits: Mapping[str, Mean]
+    """`TRAITS` of its answers."""
+    changes: Mapping[str, Mean]
+    """Of traits, and of shares on rule tasks, paired by prompt with the reference."""
+    shares: Mapping[str, Mean]
+    """Right, abstain and wrong; empty without questions whose answer is known."""
+    quality: Quality
+    cost: Cost | None
+    """None for a policy that was not trained here (base)."""
+
+    @property
+    def title(self) -> str:
+        """The policy's name as a reader sees it."""
+        return TITLES[self.policy]
+
+    @property
+    def score(self) -> WinRate:
+        """Against the reference, by the proxy."""
+        return self.rates[PROXY]
+
+    @property
+    def judged(self) -> Mapping[str, WinRate]:
+        """Against the reference, by each independent judge."""
+        return {judge: rate for judge, rate in self.rates.items() if judge != PROXY}
+
+
+@dataclass(frozen=True)
+class PolicyTrajectory:
+    """One policy along its training."""
+
+    labels: tuple[str, ...]
+    """Of the snapshots, the reference first."""
+    path: Trajectory
+    gains: Mapping[str, tuple[Mean, ...]]
+    """Over the reference, by judge, a value a snapshot, paired by prompt."""
+    falls: Mapping[str, Fall]
+    """Over-optimisation, by the judge that shows it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the page and the tables are made of."""
+
+    results: Mapping[str, PolicyResult]
+    """By policy, in the order of their table."""
+    answers: Mapping[str, AnswersByPrompt]
+    """By policy; entry i of every policy answers the same prompt."""
+    judges: tuple[str, ...]
+    """The proxy, then every independent judge but an LLM: those that score a single answer."""
+    round_robin: Mapping[str, Mapping[tuple[str, str], WinRate]]
+    """By judge, the first policy of a pair against the second, with Holm's correction over all pairs."""
+    agreements: Mapping[tuple[str, str], Agreement]
+    """Between judges, over all trained policies' prompts."""
+    trajectories: Mapping[str, PolicyTrajectory]
+    """By policy, those that left snapshots."""
+    equal_kl: Mapping[str, EqualKl]
+    """By judge; empty when fewer than two policies left snapshots away from the reference."""
+    reward_models: Mapping[str, RewardReport]
+    """By judge, those with a reward model behind them."""
+    curves: Mapping[str, Curve]
+    method: Method
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The policies that are compared, in the order of their table."""
+        return tuple(self.results)
+
+    @property
+    def reference(self) -> PolicyResult:
+        """The policy that all others are compared with."""
+        return self.results[REFERENCE]
+
+    @property
+    def candidates(self) -> tuple[PolicyResult, ...]:
+        """The policies that were trained to beat the reference."""
+        return tuple(o for o in self.results.values() if o.cost and o.policy != REFERENCE)
+
+    @property
+    def compared(self) -> tuple[PolicyResult, ...]:
+        """The reference and the candidates: the rows of ``reports/comparison.json``."""
+        return (self.reference, *self.candidates)
+
+    @property
+    def confidence(self) -> float:
+        """Of all intervals and tests."""
+        return self.method.resampling.confidence
+
+    @property
+    def rule_rows(self) -> int:
+        """Prompts that are questions whose answer is known."""
+        return sum(rows[0].outcome is not None for rows in self.answers[REFERENCE])
+
+    @property
+    def samples(self) -> int:
+        """Answers to each prompt."""
+        return len(self.answers[REFERENCE][0])
+
+    def head_to_head(self, policy: str, other: str, judge: str) -> WinRate:
+        """Compare two policies with each other, in the order of the table of policies."""
+        return self.round_robin[judge][policy, other]
