@@ -138,8 +138,8 @@ def _git(*arguments: str) -> str:
 
 
 def _child(what: str, setting: str, path: str) -> None:
+    from tasks.running.checks import quiet
     from tasks.running.hardware import peak_memory_gib
-    from tasks.running.stage import quiet
 
     quiet()
     module, _, function = what.partition(":")

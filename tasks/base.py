@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tasks.paths import CONVERTED, IDENTITY
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 
 
 def work(stage: Stage) -> Mapping[str, float]:
@@ -20,7 +20,3 @@ def work(stage: Stage) -> Mapping[str, float]:
     for note in notes:
         stage.say(note)
     return {"weight_gib": identity.weight_bytes / 2**30}
-
-
-if __name__ == "__main__":
-    run("base", work, sections=["base"], inputs=[])

@@ -16,7 +16,7 @@ from tasks.comparison.wording import between, duration, number, percent, signed
 from tasks.judges import PROXY
 from tasks.params.read import load
 from tasks.policies import POLICIES, chosen
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 from tasks.tracking import recorder
 
 
@@ -100,7 +100,3 @@ def _json(content: object) -> str:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    run("compare", work, sections=["compare"], inputs=["evaluations"], outs=["reports"])

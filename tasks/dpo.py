@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tasks.data.prepared import encode_pairs, read_pairs
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 from tasks.training.models import SFT, open_models
 from tasks.training.pairs import train_dpo
 
@@ -16,14 +16,3 @@ def work(stage: Stage) -> Mapping[str, float]:
     models.add("policy", start=SFT, trained=True)
     pairs = encode_pairs(models.base.tokenizer, read_pairs("train"))
     return train_dpo(stage, models, pairs, section, starts_at_reference=True, snapshots=section.snapshots)
-
-
-if __name__ == "__main__":
-    run(
-        "dpo",
-        work,
-        sections=["base", "lora", "memory", "dpo"],
-        inputs=["artifacts/base", "artifacts/sft", "data/prepared"],
-        outs=["artifacts/dpo"],
-        shared=True,
-    )

@@ -1,16 +1,14 @@
 """Stage ``evaluate@POLICY``: answer held-out prompts, judge the answers, and see what was forgotten on the way."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.params.read import load
 from tasks.params.sections import Params
 from tasks.policies import POLICIES, REFERENCE
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 
 if TYPE_CHECKING:
     from alignflow.memory import Budget
@@ -377,29 +375,3 @@ def _capability(stage: Stage, models: "SharedBase", role: str, budget: "Budget")
     end, lengths = len(choices), [len(example.response) for example in (*choices, *good)]
     accuracy = {"capability/multiple_choice": choice_accuracy(logps[:end], lengths[:end], questions)}
     return {**accuracy, "capability/perplexity": perplexity(logps[end:], lengths[end:])} if good else accuracy
-
-
-if __name__ == "__main__":
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if name not in POLICIES:
-        sys.exit(f"usage: python -m tasks.evaluate POLICY, one of: {', '.join(POLICIES)}")
-    settings = load(Path("params.yaml"))
-    adapter = adapter_of(name, settings)
-    if adapter and POLICIES[name].in_rounds:
-        adapter = adapter.parent  # every round: the earlier ones are its snapshots
-    run(
-        f"evaluate@{name}",
-        work,
-        sections=["base", "lora", "rewards", "evaluate"],
-        inputs=[
-            "artifacts/base",
-            "artifacts/sft",
-            "artifacts/reward_model",
-            "artifacts/judge_model",
-            "data/prepared",
-            settings.evaluate.capability_path,
-            *([str(adapter)] if adapter and name != REFERENCE else []),
-        ],
-        outs=[f"evaluations/{name}"],
-        shared=True,
-    )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from alignflow.algorithms import grpo
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 from tasks.training.rollouts import open_roles, train_online
 
 
@@ -12,14 +12,3 @@ def work(stage: Stage) -> Mapping[str, float]:
     section = stage.params.grpo
     models = open_roles(stage.params)
     return train_online(stage, models, section, grpo.GRPOConfig, grpo.build, {"policy": section.learning_rate})
-
-
-if __name__ == "__main__":
-    run(
-        "grpo",
-        work,
-        sections=["base", "lora", "memory", "sampling", "rewards", "grpo"],
-        inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model", "data/prepared"],
-        outs=["artifacts/grpo"],
-        shared=True,
-    )

@@ -1,14 +1,12 @@
 """Stage ``iterative_dpo@round-i``: sample from the current model, pair best with worst, one DPO round."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.params.read import load
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 
 if TYPE_CHECKING:
     from alignflow.models.roles import SharedBase
@@ -136,24 +134,3 @@ def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
 
 class NoPairs(ValueError):
     """A round found nothing to train on."""
-
-
-if __name__ == "__main__":
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
-    rounds = load(Path("params.yaml")).iterative_dpo.rounds
-    if name not in rounds:
-        sys.exit(f"usage: python -m tasks.iterative_dpo ROUND, one of: {', '.join(rounds)}")
-    run(
-        f"iterative_dpo@{name}",
-        work,
-        sections=["base", "lora", "memory", "sampling", "rewards", "iterative_dpo"],
-        inputs=[
-            "artifacts/base",
-            "artifacts/sft",
-            rounds[name].previous,
-            "artifacts/reward_model",
-            "data/prepared",
-        ],
-        outs=[f"artifacts/iterative_dpo/{name}"],
-        shared=True,
-    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 from tasks.training.models import REWARD_MODEL
 from tasks.training.reward_model import train_reward_model
 
@@ -10,14 +10,3 @@ from tasks.training.reward_model import train_reward_model
 def work(stage: Stage) -> Mapping[str, float]:
     """Train on the pairs that no other stage learns from."""
     return train_reward_model(stage, stage.params.judge_model, "judge", other=REWARD_MODEL)
-
-
-if __name__ == "__main__":
-    run(
-        "judge_model",
-        work,
-        sections=["base", "lora", "memory", "sampling", "judge_model"],
-        inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model/report.json", "data/prepared"],
-        outs=["artifacts/judge_model"],
-        shared=True,
-    )

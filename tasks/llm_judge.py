@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.params.sections import LlmJudge
 from tasks.paths import home
 from tasks.policies import POLICIES, REFERENCE
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 
 if TYPE_CHECKING:
     import httpx
@@ -191,13 +191,3 @@ def _reply(response: "httpx.Response", url: str) -> str:
 
 class NoJudge(ValueError):
     """The endpoint gives no verdicts."""
-
-
-if __name__ == "__main__":
-    run(
-        "llm_judge",
-        work,
-        sections=["llm_judge"],
-        inputs=[f"evaluations/{policy}" for policy in POLICIES],
-        outs=["judgements"],
-    )

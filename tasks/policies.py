@@ -52,3 +52,8 @@ def training_stages(policies: Sequence[str], rounds: Sequence[str]) -> dict[str,
         if policy.stage:
             found[name] = tuple(f"{policy.stage}@{each}" for each in rounds) if policy.in_rounds else (policy.stage,)
     return found
+
+
+def adapter_folder(name: str) -> str:
+    """Return the folder of all that a policy's stage made; that of the base model where no stage trained it."""
+    return f"artifacts/{POLICIES[name].stage or 'base'}"

@@ -7,7 +7,7 @@ import torch
 from alignflow.algorithms import ppo
 from alignflow.models.roles import SharedBase
 from tasks.params.sections import Params
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 from tasks.training.models import REWARD_MODEL, SFT
 from tasks.training.rewards import normalization
 from tasks.training.rollouts import open_roles, train_online
@@ -30,14 +30,3 @@ def add_critic(models: SharedBase, params: Params) -> None:
     else:
         models.add("critic", start=SFT, trained=True)
         models.add_head("critic", weight=torch.zeros(1, models.base.model.config.hidden_size), bias=0.0)
-
-
-if __name__ == "__main__":
-    run(
-        "ppo",
-        work,
-        sections=["base", "lora", "memory", "sampling", "rewards", "ppo"],
-        inputs=["artifacts/base", "artifacts/sft", "artifacts/reward_model", "data/prepared"],
-        outs=["artifacts/ppo"],
-        shared=True,
-    )

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.params.read import load
 from tasks.paths import IDENTITY, PREPARED
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 
 
 def work(stage: Stage) -> Mapping[str, float]:
@@ -100,12 +99,3 @@ def _counts(report: Mapping[str, Any]) -> dict[str, float]:
         **dropped,
         **sides,
     }
-
-
-if __name__ == "__main__":
-    run(
-        "prepare",
-        work,
-        sections=["data"],
-        inputs=[str(IDENTITY), load(Path("params.yaml")).data.path],
-    )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from alignflow.rewards import SHIPPED, RuleError, rule_file
 from tasks.paths import RULES
-from tasks.running.stage import Stage, run, sha256
+from tasks.running.provenance import sha256
+from tasks.running.stage import Stage
 
 OUT = Path("artifacts/rules")
 CODE = SHIPPED.parents[1]
@@ -66,7 +67,3 @@ def _imports(path: Path) -> list[Path]:
 
 def _shown(path: Path) -> str:
     return (path.relative_to(CODE) if path.is_relative_to(CODE) else path).as_posix()
-
-
-if __name__ == "__main__":
-    run("rules", work, sections=[], inputs=[], outs=[str(OUT)])

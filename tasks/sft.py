@@ -8,7 +8,7 @@ from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Sequences
 from tasks.data.prepared import encode_demonstrations, read_demonstrations
-from tasks.running.stage import Stage, run
+from tasks.running.stage import Stage
 from tasks.training.models import config_of, finish, open_models
 from tasks.training.offline import train_offline
 
@@ -32,14 +32,3 @@ def _train(stage: Stage, models: SharedBase) -> None:
         return example_batches(examples, config, step, budget, models.base.device)
 
     train_offline(stage, models, "policy", sft.build(models), batches, config)
-
-
-if __name__ == "__main__":
-    run(
-        "sft",
-        work,
-        sections=["base", "lora", "memory", "sft"],
-        inputs=["artifacts/base", "data/prepared"],
-        outs=["artifacts/sft"],
-        shared=True,
-    )

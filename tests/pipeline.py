@@ -23,6 +23,9 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
         "running.processes",
         "running.progress",
         "running.hardware",
+        "running.checks",
+        "running.provenance",
+        "stages",
         "tracking.recorder",
         "tracking.outbox",
         "tracking.delivery",
@@ -99,44 +102,3 @@ def closure(stage: str) -> set[str]:
             files.add(path.relative_to(ROOT).as_posix())
         waiting += imports_of(path)
     return files
-
-
-def run_call(stage: str) -> dict[str, Any]:
-    """Return the keyword arguments of the stage's ``run(...)``, for the name KEY of a ``foreach``."""
-    import importlib
-
-    module = importlib.import_module(f"tasks.{stage}")
-    tree = ast.parse((ROOT / f"tasks/{stage}.py").read_text())
-    calls = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run"
-    ]
-    assert len(calls) == 1, f"tasks/{stage}.py calls run {len(calls)} times"
-    previous = type("Round", (), {"previous": "PREVIOUS"})
-    scope = {
-        **vars(module),
-        "name": "KEY",
-        "rounds": {"KEY": previous},
-        "adapter": Path("ITEM"),
-        "settings": type("P", (), {"evaluate": type("E", (), {"capability_path": "QUESTIONS"})}),
-        "load": lambda _: type("P", (), {"data": type("D", (), {"path": "DATA"})}),
-    }
-    return {
-        keyword.arg: eval(compile(ast.Expression(keyword.value), stage, "eval"), scope)
-        for keyword in calls[0].keywords
-        if keyword.arg
-    }
-
-
-def resolved(text: str) -> str:
-    """Return a template of dvc.yaml as ``run_call`` names its parts."""
-    for template, name in {
-        "${key}": "KEY",
-        "${item.previous}": "PREVIOUS",
-        "${item}": "ITEM",
-        "${data.path}": "DATA",
-        "${evaluate.capability_path}": "QUESTIONS",
-    }.items():
-        text = text.replace(template, name)
-    return text

@@ -236,7 +236,7 @@ def test_mlflow_holds_one_parent_and_a_child_a_stage(project: Project) -> None:
 
 def test_a_terminated_stage_continues_from_its_checkpoint(project: Project, settings: Callable[..., None]) -> None:
     settings("sft.steps=40")
-    command = [sys.executable, "-m", "tasks.sft"]
+    command = [sys.executable, "-m", "tasks", "sft"]
     with subprocess.Popen(command, cwd=project.root, env=project.env, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         while "step 1/40" not in running.stdout.readline():

@@ -5,8 +5,9 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from tasks.running.stage import SAMPLING
-from tests.pipeline import READ_AS_TEXT, ROOT, closure, paths, read_yaml, resolved, run_call, stages
+from tasks.__main__ import SAMPLING
+from tasks.stages import STAGES as TABLE
+from tests.pipeline import READ_AS_TEXT, ROOT, closure, paths, read_yaml, stages
 
 STAGES = stages()
 TRAINED = ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo", "ppo", "grpo")
@@ -25,6 +26,13 @@ def covers(dep: str, path: str) -> bool:
 
 def code_deps(stage: str) -> list[str]:
     return [dep for dep in paths(STAGES[stage]["deps"]) if dep.split("/")[0] in {"alignflow", "tasks"}]
+
+
+def test_the_table_of_stages_has_the_stages_of_dvc():
+    assert set(TABLE) == set(STAGES)
+    assert {name for name, entry in TABLE.items() if entry.items} == {
+        name for name, body in read_yaml("dvc.yaml")["stages"].items() if "foreach" in body
+    }
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -49,7 +57,7 @@ def test_deps_name_no_code_that_the_stage_does_not_use(stage: str):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_samples_looks_at_its_start_whether_the_engine_can_work(stage: str):
-    assert bool(SAMPLING.intersection(run_call(stage)["sections"])) == ("alignflow/sampling/vllm.py" in closure(stage))
+    assert bool(SAMPLING.intersection(TABLE[stage].sections)) == ("alignflow/sampling/vllm.py" in closure(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -67,7 +75,7 @@ def test_a_new_rule_and_the_sampler_retrain_no_offline_method():
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_settings_a_stage_hands_to_its_run_are_among_its_params(stage: str):
     params, raw = set(STAGES[stage]["params"]), read_yaml("params.yaml")
-    for section in run_call(stage)["sections"]:
+    for section in TABLE[stage].sections:
         keys = {f"{section}.{key}" for key in raw[section]} - DERIVED
         assert section in params or keys <= params, f"{stage}: {sorted(keys - params)} not in dvc.yaml"
 
@@ -92,21 +100,21 @@ def _setting(node: ast.AST) -> str:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_a_stage_reads_is_among_its_deps(stage: str):
-    deps = [resolved(dep) for dep in paths(STAGES[stage]["deps"])]
-    for path in run_call(stage)["inputs"]:
+    deps = paths(STAGES[stage]["deps"])
+    for path in TABLE[stage].inputs:
         assert any(covers(dep, path) or covers(path, dep) for dep in deps), f"{stage} reads {path}"
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_outs_and_metrics_are_what_the_stage_writes(stage: str):
-    outs = [resolved(out) for out in paths([*STAGES[stage]["outs"], *STAGES[stage].get("plots", [])])]
-    metrics = [resolved(path) for path in paths(STAGES[stage]["metrics"])]
-    nested = f"{stage}/KEY" if "${key}" in STAGES[stage]["cmd"] else stage
+    outs = paths([*STAGES[stage]["outs"], *STAGES[stage].get("plots", [])])
+    metrics = paths(STAGES[stage]["metrics"])
+    nested = f"{stage}/${{key}}" if "${key}" in STAGES[stage]["cmd"] else stage
     assert metrics == [f"metrics/{nested}.json"]
-    assert STAGES[stage]["cmd"].split() == ["python", "-m", f"tasks.{stage}"] + (["${key}"] if nested != stage else [])
+    assert STAGES[stage]["cmd"].split() == ["python", "-m", "tasks", stage] + (["${key}"] if nested != stage else [])
     if stage in TRAINED:
         assert set(outs) == {f"artifacts/{nested}", f"plots/{nested}.csv"}
-    emptied = run_call(stage).get("outs", outs)
+    emptied = TABLE[stage].outs
     assert set(emptied) <= set(outs)
 
 

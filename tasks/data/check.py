@@ -63,7 +63,7 @@ def _tokenizer() -> Any | None:
         return None
     from alignflow.models.base import load_identity
     from alignflow.models.load import load_tokenizer
-    from tasks.running.stage import quiet
+    from tasks.running.checks import quiet
 
     quiet()
     return load_tokenizer(load_identity(IDENTITY))

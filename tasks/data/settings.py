@@ -90,7 +90,7 @@ def empty_sides(report: dict[str, Any], data: Data) -> list[str]:
 
 def digests(sources: Iterable[Source]) -> Iterator[dict[str, str]]:
     """Yield name and version of every file of the sources: its SHA-256, or the revision of a data set of the Hub."""
-    from tasks.running.stage import sha256
+    from tasks.running.provenance import sha256
 
     for source in sources:
         path = Path(source.path)

@@ -93,7 +93,7 @@ def launch(stage: str, count: int) -> int:
         "--dynamo_backend": "no",
         "--num_cpu_threads_per_process": threads,
     }
-    program = ["-m", f"tasks.{stage.partition('@')[0]}", *sys.argv[1:]]
+    program = ["-m", "tasks", *filter(None, stage.split("@"))]
     flat = [word for option in options.items() for word in option]
     try:
         launch_command(launch_command_parser().parse_args(["--multi_gpu", *flat, *program]))

@@ -21,7 +21,7 @@ def chat(policies: Sequence[str]) -> None:
     """
     params = load(Path("params.yaml"))
     from alignflow.data.encoding import encode_prompt
-    from tasks.running.stage import quiet
+    from tasks.running.checks import quiet
     from tasks.training import sampling
     from tasks.training.models import open_models
 

@@ -9,7 +9,7 @@ from tasks.evaluate import adapter_of
 from tasks.params.read import load
 from tasks.policies import POLICIES
 from tasks.running.advice import explained
-from tasks.running.stage import quiet
+from tasks.running.checks import quiet
 
 
 def measure(policy: str, names: Sequence[str]) -> None:

@@ -1,9 +1,7 @@
 """A project of the tiny model and twenty pairs with small settings, and its stages run in this process."""
 
 import json
-import runpy
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tasks.__main__ import main
 from tasks.params.edit import override
 from tasks.paths import home
 
@@ -50,9 +49,7 @@ SMALL = [
 
 def stage(name: str, *arguments: str) -> dict[str, float]:
     """Run a stage in this process as its program would and return its metrics file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *arguments])
-        runpy.run_module(f"tasks.{name}", run_name="__main__")
+    main([name, *arguments])
     metrics: dict[str, float] = json.loads(Path("metrics", name, *arguments).with_suffix(".json").read_text())
     return metrics
 

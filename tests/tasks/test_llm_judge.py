@@ -1,7 +1,6 @@
 """The optional judge, over HTTP from a server of this process."""
 
 import json
-import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tasks.__main__ import main
 from tasks.params.edit import override
 from tasks.paths import home
 
@@ -92,7 +92,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint) -
     def run(*settings: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
         keys = [f"llm_judge.url={endpoint.url}", "llm_judge.model=judge", "llm_judge.retry_seconds=0"]  # type: ignore[attr-defined]
         override(tmp_path / "params.yaml", [*keys, *settings])
-        runpy.run_module("tasks.llm_judge", run_name="__main__")
+        main(["llm_judge"])
         lines = Path("judgements/llm.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines], json.loads(Path("metrics/llm_judge.json").read_text())
 

@@ -1,9 +1,9 @@
 """The program of processes that a launcher starts: runs the named stages one after another in this process."""
 
-import runpy
 import sys
+
+from tasks.__main__ import main
 
 if __name__ == "__main__":
     for words in sys.argv[1:]:
-        sys.argv = words.split()
-        runpy.run_module(f"tasks.{sys.argv[0]}", run_name="__main__")
+        main(words.split())

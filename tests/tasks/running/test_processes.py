@@ -170,7 +170,7 @@ def test_one_of_two_processes_writes(place: Path, two: Path, name: str):
 def start(folder: Path, env: dict[str, str]) -> "subprocess.Popen[str]":
     """Start sft in two processes, as DVC would."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-m", "tasks.sft"]
+    command = [sys.executable, "-m", "tasks", "sft"]
     env = {**env, "ALIGNFLOW_PROCESSES": "2"}
     return subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
 

@@ -1,0 +1,69 @@
+"""What is checked before a stage begins, and how an error is told; imports no torch."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from tasks.paths import PREPARED
+from tasks.running import processes
+from tasks.running.advice import explained
+from tasks.running.provenance import MADE
+
+OWN = ("alignflow", "tasks")  # whose errors are told in one line
+
+
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Look whether all inputs of a stage are there.
+
+    Raises:
+        FileNotFoundError: one is not; the message says what makes it.
+    """
+    for path in inputs:
+        if not Path(path).exists():
+            made = path.startswith((*MADE, PREPARED.as_posix()))
+            advice = (
+                "run the stage that makes it, e.g. with `dvc repro`" if made else f"params.yaml names it{_hub(path)}"
+            )
+            raise FileNotFoundError(f"{path} is missing; {advice}")
+
+
+def _hub(path: str) -> str:
+    """Return how to name a data set of the Hub, should a path be meant as one."""
+    if path.count("/") != 1 or Path(path).suffix:
+        return ""
+    source = f"{{path: {path}, revision: COMMIT, split: train, weight: 1}}"
+    return f"; a data set of the Hugging Face Hub goes into data.sources: [{source}]"
+
+
+def is_users(error: Exception) -> bool:
+    """Return whether an error is told in one line: it names what the user can mend."""
+    return type(error).__module__.split(".")[0] in OWN and isinstance(error, ValueError)
+
+
+def failed(title: str, error: Exception) -> NoReturn:
+    """End the process: with one line where the user can mend the error, else with its traceback; told once of many."""
+    if not processes.tells():
+        sys.exit(1)
+    if not (isinstance(error, FileNotFoundError) or is_users(error)):
+        raise error
+    tell(title, error)
+
+
+def tell(title: str, error: Exception) -> NoReturn:
+    """Print the error as one line and end the process."""
+    print(f"[{title}] error: {explained(error)}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def quiet() -> None:
+    """Keep the libraries' progress bars and notices out of the stage's lines."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers a kernel for inference that is not used
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

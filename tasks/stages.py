@@ -1,0 +1,127 @@
+"""The table of stages: what each reads, writes, and which sections of ``params.yaml`` it uses.
+
+dvc.yaml says the same to DVC, with the code that each depends on; a test compares the two. Names in ``${}`` are filled
+in as DVC does: keys of ``params.yaml``, and ``${key}`` and ``${item}`` of a stage that has items.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tasks.params.names import closest
+from tasks.params.sections import Params
+from tasks.policies import POLICIES, adapter_folder
+
+BASE, SFT, PREPARED = "artifacts/base", "artifacts/sft", "data/prepared"
+REWARD_MODEL, JUDGE_MODEL = "artifacts/reward_model", "artifacts/judge_model"
+MODEL = ("base", "lora", "memory")
+"""Sections of every stage that trains."""
+ONLINE = (*MODEL, "sampling", "rewards")
+"""Sections of every stage that trains on the policy's own samples."""
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage."""
+
+    sections: tuple[str, ...] = ()
+    """Of params.yaml: handed to its tracking run and part of its checkpoint's key."""
+    inputs: tuple[str, ...] = ()
+    """Files and folders that must be there."""
+    outs: tuple[str, ...] = ()
+    """Folders that it empties before it starts anew."""
+    items: str = ""
+    """What one run of it is about: ``policy`` or ``round``; empty: the stage runs once."""
+    shared: bool = False
+    """Several processes can do the work together."""
+
+
+STAGES: Mapping[str, StageEntry] = {
+    "base": StageEntry(("base",)),
+    "prepare": StageEntry(("data",), (f"{BASE}/identity.json", "${data.path}")),
+    "rules": StageEntry(outs=("artifacts/rules",)),
+    "sft": StageEntry((*MODEL, "sft"), (BASE, PREPARED), (SFT,), shared=True),
+    "reward_model": StageEntry(
+        (*MODEL, "sampling", "reward_model"), (BASE, SFT, PREPARED), (REWARD_MODEL,), shared=True
+    ),
+    "judge_model": StageEntry(
+        (*MODEL, "sampling", "judge_model"),
+        (BASE, SFT, f"{REWARD_MODEL}/report.json", PREPARED),
+        (JUDGE_MODEL,),
+        shared=True,
+    ),
+    "dpo": StageEntry((*MODEL, "dpo"), (BASE, SFT, PREPARED), ("artifacts/dpo",), shared=True),
+    "iterative_dpo": StageEntry(
+        (*ONLINE, "iterative_dpo"),
+        (BASE, SFT, "${item.previous}", REWARD_MODEL, PREPARED),
+        ("artifacts/iterative_dpo/${key}",),
+        items="round",
+        shared=True,
+    ),
+    "ppo": StageEntry((*ONLINE, "ppo"), (BASE, SFT, REWARD_MODEL, PREPARED), ("artifacts/ppo",), shared=True),
+    "grpo": StageEntry((*ONLINE, "grpo"), (BASE, SFT, REWARD_MODEL, PREPARED), ("artifacts/grpo",), shared=True),
+    "evaluate": StageEntry(
+        ("base", "lora", "rewards", "evaluate"),
+        (BASE, SFT, REWARD_MODEL, JUDGE_MODEL, PREPARED, "${evaluate.capability_path}", "${item}"),
+        ("evaluations/${key}",),
+        items="policy",
+        shared=True,
+    ),
+    "llm_judge": StageEntry(("llm_judge",), ("evaluations",), ("judgements",)),
+    "compare": StageEntry(("compare",), ("evaluations",), ("reports",)),
+}
+"""By name, in the order of the pipeline. ``python -m tasks NAME [ITEM]`` runs ``work`` of ``tasks/NAME.py``."""
+
+
+class UnknownStage(ValueError):
+    """There is no stage, or no item of a stage, of that name."""
+
+
+def stage_named(name: str) -> StageEntry:
+    """Return the entry of a stage.
+
+    Raises:
+        UnknownStage: there is none; the message names the nearest.
+    """
+    if name not in STAGES:
+        raise UnknownStage(f"no stage {name!r}{closest(name, list(STAGES))}; there are: {', '.join(STAGES)}")
+    return STAGES[name]
+
+
+def resolved(name: str, item: str, params: Params) -> StageEntry:
+    """Return the entry of a stage with its paths filled in for one item.
+
+    Raises:
+        UnknownStage: the stage has no such item, or is about none.
+    """
+    entry, known = stage_named(name), items_of(name, params)
+    if item not in known and (item or known):
+        if not known:
+            raise UnknownStage(f"stage {name} runs once and takes no {item!r}")
+        raise UnknownStage(f"usage: python -m tasks {name} {entry.items.upper()}, one of: {', '.join(known)}")
+
+    def fill(text: str) -> str:
+        return re.sub(r"\$\{([\w.]+)\}", lambda found: _value(found[1], item, known, params), text)
+
+    inputs = tuple(dict.fromkeys(map(fill, entry.inputs)))  # an item may be an input anyway
+    return replace(entry, inputs=inputs, outs=tuple(map(fill, entry.outs)))
+
+
+def items_of(name: str, params: Params) -> Mapping[str, object]:
+    """Return the items of a stage as DVC's ``foreach`` has them; none of a stage that runs once."""
+    items: dict[str, Mapping[str, object]] = {
+        "": {},
+        "round": params.iterative_dpo.rounds,
+        "policy": {policy: adapter_folder(policy) for policy in POLICIES},
+    }
+    return items[STAGES[name].items]
+
+
+def _value(path: str, item: str, known: Mapping[str, object], params: Params) -> str:
+    first, *rest = path.split(".")
+    if first == "key":
+        return item
+    value: object = known[item] if first == "item" else getattr(params, first)
+    for part in rest:
+        value = getattr(value, part)
+    return str(value)
