@@ -15,7 +15,7 @@ from tasks.comparison.verdict import Verdict, verdict
 from tasks.comparison.wording import between, duration, number, percent, signed
 from tasks.judges import PROXY
 from tasks.params.read import load
-from tasks.policies import POLICIES, chosen
+from tasks.policies import chosen
 from tasks.running.stage import Stage
 from tasks.tracking import recorder
 
@@ -34,7 +34,7 @@ def write_reports(root: Path) -> tuple[Comparison, Verdict]:
         length_ridge=section.length_ridge,
         kl_levels=section.kl_levels,
     )
-    comparison = compare(root, chosen(POLICIES), tuple(settings.iterative_dpo.rounds), method)
+    comparison = compare(root, chosen(settings.policies), tuple(settings.iterative_dpo.rounds), method)
     said = verdict(comparison)
     _write(root / "reports" / "comparison.json", _json(rows(comparison, said)))
     _write(root / "reports" / "verdict.json", _json(export.summary(comparison, said)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.params.sections import LlmJudge
 from tasks.paths import home
-from tasks.policies import POLICIES, REFERENCE
+from tasks.policies import REFERENCE, chosen
 from tasks.running.stage import Stage
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 EVALUATIONS = Path("evaluations")
 JUDGEMENTS = Path("judgements/llm.jsonl")
-JUDGED = tuple(policy for policy in POLICIES if policy != REFERENCE)
 KEY = "LLM_JUDGE_API_KEY"
 BUSY = 429
 INSTRUCTION = """\
@@ -46,10 +45,14 @@ def work(stage: Stage) -> Mapping[str, float]:
     else:
         rows = _judge(stage, section)
     JUDGEMENTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    mine = {policy: [row["outcome"] for row in rows if row["policy"] == policy] for policy in JUDGED}
+    mine = {policy: [row["outcome"] for row in rows if row["policy"] == policy] for policy in _judged(stage)}
     rates = {f"llm_win_rate/{policy}": fmean(outcomes) for policy, outcomes in mine.items() if outcomes}
     turned = [row["orders"][0] != row["orders"][1] for row in rows]
     return {"judgements": float(len(rows)), **rates, **({"order_disagreement": fmean(turned)} if turned else {})}
+
+
+def _judged(stage: Stage) -> tuple[str, ...]:
+    return tuple(policy for policy in chosen(stage.params.policies) if policy != REFERENCE)
 
 
 def _judge(stage: Stage, section: LlmJudge) -> list[dict[str, Any]]:
@@ -59,7 +62,7 @@ def _judge(stage: Stage, section: LlmJudge) -> list[dict[str, Any]]:
     reference = {row["prompt_id"]: row["response"] for row in _read(REFERENCE)[: section.prompts]}
     pairs = [
         (policy, row, reference[row["prompt_id"]])
-        for policy in JUDGED
+        for policy in _judged(stage)
         for row in _read(policy)
         if row["prompt_id"] in reference
     ]

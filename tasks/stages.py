@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from tasks.params.names import closest
 from tasks.params.sections import Params
-from tasks.policies import POLICIES, adapter_folder
 
 BASE, SFT, PREPARED = "artifacts/base", "artifacts/sft", "data/prepared"
 REWARD_MODEL, JUDGE_MODEL = "artifacts/reward_model", "artifacts/judge_model"
+TRAINING = "metrics/training"
+"""Where the stages that train leave their metrics."""
 MODEL = ("base", "lora", "memory")
 """Sections of every stage that trains."""
 ONLINE = (*MODEL, "sampling", "rewards")
@@ -34,32 +35,52 @@ class StageEntry:
     """What one run of it is about: ``policy`` or ``round``; empty: the stage runs once."""
     shared: bool = False
     """Several processes can do the work together."""
+    metrics: str = "metrics"
+    """Folder of its metrics file."""
 
 
 STAGES: Mapping[str, StageEntry] = {
     "base": StageEntry(("base",)),
     "prepare": StageEntry(("data",), (f"{BASE}/identity.json", "${data.path}")),
     "rules": StageEntry(outs=("artifacts/rules",)),
-    "sft": StageEntry((*MODEL, "sft"), (BASE, PREPARED), (SFT,), shared=True),
+    "sft": StageEntry(
+        (*MODEL, "sft"),
+        (BASE, PREPARED),
+        (SFT,),
+        shared=True,
+        metrics=TRAINING,
+    ),
     "reward_model": StageEntry(
-        (*MODEL, "sampling", "reward_model"), (BASE, SFT, PREPARED), (REWARD_MODEL,), shared=True
+        (*MODEL, "sampling", "reward_model"), (BASE, SFT, PREPARED), (REWARD_MODEL,), shared=True, metrics=TRAINING
     ),
     "judge_model": StageEntry(
         (*MODEL, "sampling", "judge_model"),
         (BASE, SFT, f"{REWARD_MODEL}/report.json", PREPARED),
         (JUDGE_MODEL,),
         shared=True,
+        metrics=TRAINING,
     ),
-    "dpo": StageEntry((*MODEL, "dpo"), (BASE, SFT, PREPARED), ("artifacts/dpo",), shared=True),
+    "dpo": StageEntry(
+        (*MODEL, "dpo"),
+        (BASE, SFT, PREPARED),
+        ("artifacts/dpo",),
+        shared=True,
+        metrics=TRAINING,
+    ),
     "iterative_dpo": StageEntry(
         (*ONLINE, "iterative_dpo"),
         (BASE, SFT, "${item.previous}", REWARD_MODEL, PREPARED),
         ("artifacts/iterative_dpo/${key}",),
         items="round",
         shared=True,
+        metrics=TRAINING,
     ),
-    "ppo": StageEntry((*ONLINE, "ppo"), (BASE, SFT, REWARD_MODEL, PREPARED), ("artifacts/ppo",), shared=True),
-    "grpo": StageEntry((*ONLINE, "grpo"), (BASE, SFT, REWARD_MODEL, PREPARED), ("artifacts/grpo",), shared=True),
+    "ppo": StageEntry(
+        (*ONLINE, "ppo"), (BASE, SFT, REWARD_MODEL, PREPARED), ("artifacts/ppo",), shared=True, metrics=TRAINING
+    ),
+    "grpo": StageEntry(
+        (*ONLINE, "grpo"), (BASE, SFT, REWARD_MODEL, PREPARED), ("artifacts/grpo",), shared=True, metrics=TRAINING
+    ),
     "evaluate": StageEntry(
         ("base", "lora", "rewards", "evaluate"),
         (BASE, SFT, REWARD_MODEL, JUDGE_MODEL, PREPARED, "${evaluate.capability_path}", "${item}"),
@@ -112,7 +133,7 @@ def items_of(name: str, params: Params) -> Mapping[str, object]:
     items: dict[str, Mapping[str, object]] = {
         "": {},
         "round": params.iterative_dpo.rounds,
-        "policy": {policy: adapter_folder(policy) for policy in POLICIES},
+        "policy": params.policies,
     }
     return items[STAGES[name].items]
 

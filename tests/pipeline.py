@@ -17,6 +17,7 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
         "params.read",
         "params.edit",
         "params.rounds",
+        "params.choice",
         "params.names",
         "running.stage",
         "running.advice",

@@ -1,11 +1,15 @@
 """dvc.yaml against the code: what a stage depends on, what it reads and what it writes."""
 
 import ast
-from pathlib import PurePosixPath
+import shutil
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from tasks.__main__ import SAMPLING
+from tasks.params.choice import policies_of, trained_of
+from tasks.params.edit import override
+from tasks.policies import POLICIES
 from tasks.stages import STAGES as TABLE
 from tests.pipeline import READ_AS_TEXT, ROOT, closure, paths, read_yaml, stages
 
@@ -31,7 +35,7 @@ def code_deps(stage: str) -> list[str]:
 def test_the_table_of_stages_has_the_stages_of_dvc():
     assert set(TABLE) == set(STAGES)
     assert {name for name, entry in TABLE.items() if entry.items} == {
-        name for name, body in read_yaml("dvc.yaml")["stages"].items() if "foreach" in body
+        name for name, body in STAGES.items() if "${key}" in body["cmd"]
     }
 
 
@@ -110,7 +114,7 @@ def test_outs_and_metrics_are_what_the_stage_writes(stage: str):
     outs = paths([*STAGES[stage]["outs"], *STAGES[stage].get("plots", [])])
     metrics = paths(STAGES[stage]["metrics"])
     nested = f"{stage}/${{key}}" if "${key}" in STAGES[stage]["cmd"] else stage
-    assert metrics == [f"metrics/{nested}.json"]
+    assert metrics == [f"{TABLE[stage].metrics}/{nested}.json"]
     assert STAGES[stage]["cmd"].split() == ["python", "-m", "tasks", stage] + (["${key}"] if nested != stage else [])
     if stage in TRAINED:
         assert set(outs) == {f"artifacts/{nested}", f"plots/{nested}.csv"}
@@ -125,18 +129,31 @@ def test_the_rounds_of_iterative_dpo_chain_and_all_are_evaluated():
         assert turn["previous"] == before
         before = f"artifacts/iterative_dpo/{name}"
     assert before == f"artifacts/iterative_dpo/{params['last']}"
-    assert dvc["evaluate"]["foreach"]["iterative_dpo"] == "artifacts/iterative_dpo"
+    assert dvc["iterative_dpo"]["foreach"] == "${iterative_dpo.rounds}"
 
 
-def test_evaluations_in_dvc_are_those_that_the_stage_knows():
-    from tasks.evaluate import POLICIES, adapter_of
-    from tasks.params.read import load
+def test_the_choice_of_policies_makes_the_stages():
+    """What is trained and evaluated follows from params.yaml alone, through DVC's own reading of both files."""
+    dvc, params = read_yaml("dvc.yaml")["stages"], read_yaml("params.yaml")
+    assert dvc["evaluate"]["foreach"].split(" #")[0] == "${policies}"
+    for name, policy in POLICIES.items():
+        if policy.stage == name and not policy.in_rounds:
+            assert dvc[name]["foreach"] == f"${{trained.{name}}}"
+    assert params["policies"] == policies_of(params["policies"])
+    assert params["trained"] == trained_of(params["policies"])
 
-    params = load(ROOT / "params.yaml")
-    folders = {name: (adapter_of(name, params) or PurePosixPath("artifacts/base")) for name in POLICIES}
-    folders["iterative_dpo"] = folders["iterative_dpo"].parent  # with the earlier rounds, its snapshots
-    found = read_yaml("dvc.yaml")["stages"]["evaluate"]["foreach"]
-    assert found == {name: folder.as_posix() for name, folder in folders.items()}
+
+def test_a_policy_that_is_switched_off_has_no_stage(tmp_path: Path):
+    from dvc.repo import Repo
+
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    override(tmp_path / "params.yaml", ["policies=ppo,dpo"])
+    Repo.init(str(tmp_path), no_scm=True).close()
+    with Repo(str(tmp_path)) as repo:
+        names = {stage.name for stage in repo.index.stages}
+    assert {"dpo@policy", "ppo@policy", "evaluate@base", "evaluate@reference", "evaluate@dpo", "compare"} <= names
+    assert not {name for name in names if "grpo" in name or "iterative_dpo" in name}
 
 
 def test_a_folder_of_code_is_hashed_without_what_python_writes_into_it():

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from tasks.comparison.inputs import InputError, Share, record, text
 from tasks.paths import stage_file
+from tasks.stages import TRAINING
 
 
 class Cost(BaseModel):
@@ -84,7 +85,7 @@ def read_cost(root: Path, stages: Iterable[str]) -> Cost:
     Raises:
         InputError: A metrics file is missing or broken, or lacks a number.
     """
-    costs = [record(root / stage_file("metrics", stage, ".json"), stage, Cost) for stage in stages]
+    costs = [record(root / stage_file(TRAINING, stage, ".json"), stage, Cost) for stage in stages]
     return Cost(
         train_seconds=sum(cost.train_seconds for cost in costs),
         trained_tokens=sum(cost.trained_tokens for cost in costs),

@@ -10,24 +10,35 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tasks.params.choice import policies_of, trained_of
 from tasks.params.names import closest, suggest
 from tasks.params.read import ParamsError, read_tree, round_trip, validate
 from tasks.params.rounds import last_of, rounds_of
+from tasks.policies import POLICIES
 
 
 def override(path: Path, assignments: Sequence[str]) -> None:
     """Apply ``section.key=value`` assignments to the file, keeping its comments; nothing is written on error.
 
-    Setting ``iterative_dpo.shards`` also rewrites the map of rounds.
+    ``policies=dpo,ppo`` chooses what is trained and compared and rewrites all that follows from it. Setting
+    ``iterative_dpo.shards`` also rewrites the map of rounds.
 
     Raises:
         ParamsError: an assignment is malformed, names an unknown key, or gives a value out of range.
     """
     tree = read_tree(path)
     for assignment in assignments:
-        _assign(tree, assignment)
+        if assignment.startswith("policies="):
+            _choose(tree, assignment.removeprefix("policies="), path)
+        else:
+            _assign(tree, assignment)
     section = tree.get("iterative_dpo")
-    if any(a.startswith("iterative_dpo.shards=") for a in assignments) and isinstance(section["shards"], int):
+    if (
+        section
+        and section["rounds"]
+        and any(a.startswith("iterative_dpo.shards=") for a in assignments)
+        and isinstance(section["shards"], int)
+    ):
         if section["shards"] < 1:
             raise ParamsError(f"{path}: iterative_dpo.shards: must be at least 1, not {section['shards']}")
         section["rounds"] = rounds_of(section["shards"])
@@ -56,6 +67,17 @@ def scenario(path: Path) -> tuple[str, ...]:
         if not isinstance(keys, dict):
             raise ParamsError(f"{path}: {section}: expected keys with values, as in params.yaml, not {keys!r}")
     return tuple(f"{name}.{key}={json.dumps(value)}" for name, keys in tree.items() for key, value in keys.items())
+
+
+def _choose(tree: Any, names: str, path: Path) -> None:
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    try:
+        policies = policies_of(chosen)
+    except ValueError as error:
+        raise ParamsError(f"{path}: {error}") from None
+    tree["policies"], tree["trained"] = policies, trained_of(policies)
+    section = tree["iterative_dpo"]
+    section["rounds"] = rounds_of(section["shards"]) if any(POLICIES[name].in_rounds for name in policies) else {}
 
 
 def _assign(tree: Any, assignment: str) -> None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from alignflow.data.formats import FORMS
 from alignflow.data.gate import REASONS
 from alignflow.rewards import numbers_of, rule_file, rule_names
+from tasks.params.choice import check_choice
 from tasks.params.names import suggest
 from tasks.params.rounds import check_rounds
 from tasks.paths import RULES
@@ -304,7 +305,8 @@ class IterativeDpo(DpoLoss, Optimisation):
 
     @model_validator(mode="after")
     def _rounds_follow_shards(self) -> Self:
-        check_rounds(self.shards, {name: r.model_dump() for name, r in self.rounds.items()}, self.last)
+        if self.rounds:  # without them iterative DPO is not chosen
+            check_rounds(self.shards, {name: r.model_dump() for name, r in self.rounds.items()}, self.last)
         return self
 
 
@@ -454,6 +456,10 @@ class Compare(Section):
 class Params(Section):
     """The whole of ``params.yaml``."""
 
+    policies: dict[str, str]
+    """What is trained, evaluated and compared, with the folder that its stage makes; base and reference always are."""
+    trained: dict[str, list[str]]
+    """Follows from policies: one item for each stage that is to train a policy."""
     base: Base
     lora: Lora
     memory: Memory
@@ -470,6 +476,11 @@ class Params(Section):
     evaluate: Evaluate
     llm_judge: LlmJudge
     compare: Compare
+
+    @model_validator(mode="after")
+    def _everything_follows_from_the_policies(self) -> Self:
+        check_choice(self.policies, self.trained, self.iterative_dpo.rounds)
+        return self
 
     @model_validator(mode="after")
     def _judges_are_never_trained_on(self) -> Self:

@@ -83,9 +83,9 @@ class Stage:
         """Ask for a stop at the end of the running step."""
         self._stop = True
 
-    def write(self, metrics: Mapping[str, float]) -> None:
-        """Write the stage's metrics file and its learning curve."""
-        path = stage_file("metrics", self.name, ".json")
+    def write(self, metrics: Mapping[str, float], folder: str) -> None:
+        """Write the stage's metrics file."""
+        path = stage_file(folder, self.name, ".json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict(metrics), indent=2) + "\n")
 
@@ -149,7 +149,7 @@ def run(name: str, work: Callable[[Stage], Mapping[str, float]], params: Params,
         if distributed.world() == 1:  # one of several must not be ended by a late signal while it writes or tells
             signal.signal(signal.SIGTERM, previous)
     if distributed.is_main():
-        stage.write(metrics)
+        stage.write(metrics, entry.metrics)
         stage.record.finish("FINISHED", {f"final/{k}": v for k, v in metrics.items()})
         shutil.rmtree(stage.checkpoint.parent, ignore_errors=True)
 

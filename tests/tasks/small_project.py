@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tasks.__main__ import main
 from tasks.params.edit import override
 from tasks.paths import home
+from tasks.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -50,7 +51,9 @@ SMALL = [
 def stage(name: str, *arguments: str) -> dict[str, float]:
     """Run a stage in this process as its program would and return its metrics file."""
     main([name, *arguments])
-    metrics: dict[str, float] = json.loads(Path("metrics", name, *arguments).with_suffix(".json").read_text())
+    metrics: dict[str, float] = json.loads(
+        Path(STAGES[name].metrics, name, *arguments).with_suffix(".json").read_text()
+    )
     return metrics
 
 

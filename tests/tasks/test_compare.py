@@ -152,7 +152,7 @@ def test_rounds_add_up_in_time_and_tokens_and_the_highest_memory_counts(root, se
 
 
 def test_a_round_left_over_from_an_earlier_setting_is_not_counted(root):
-    (root / "metrics" / "iterative_dpo/round-3.json").write_text("not even JSON")
+    (root / "metrics/training/iterative_dpo/round-3.json").write_text("not even JSON")
     cost = compared(root).results["iterative_dpo"].cost
     assert cost is not None
     assert cost.train_seconds == 90.5
@@ -258,8 +258,8 @@ def test_curves_of_rounds_follow_each_other(root):
         "metrics/evaluate/reference.json",
         "artifacts/reward_model/report.json",
         "artifacts/judge_model/report.json",
-        "metrics/sft.json",
-        "metrics/iterative_dpo/round-2.json",
+        "metrics/training/sft.json",
+        "metrics/training/iterative_dpo/round-2.json",
         "plots/grpo.csv",
     ],
 )
@@ -312,8 +312,8 @@ SNAPSHOT = {
         ("judgements/llm.jsonl", 2 * '{"prompt_id": "p00", "policy": "dpo", "outcome": 1}\n', "judged before"),
         ("judgements/llm.jsonl", '{"prompt_id": "p00", "policy": "dpo", "outcome": 2}', "line 1: outcome"),
         ("judgements/llm.jsonl", '{"prompt_id": "p00", "policy": "dpo", "outcome": 0.7}', "multiple of 0.5"),
-        ("metrics/dpo.json", "[", "not JSON"),
-        ("metrics/dpo.json", '{"train_seconds": 1, "trained_tokens": 1}', "peak_memory_gib"),
+        ("metrics/training/dpo.json", "[", "not JSON"),
+        ("metrics/training/dpo.json", '{"train_seconds": 1, "trained_tokens": 1}', "peak_memory_gib"),
         ("plots/dpo.csv", "loss\n1\n", "step"),
         ("plots/dpo.csv", "step,loss\n1,much\n", "line 2"),
     ],

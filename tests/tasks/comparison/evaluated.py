@@ -8,6 +8,7 @@ from pathlib import Path
 from alignflow.evaluation.win_rates import Resampling
 from tasks.comparison.compute import compare
 from tasks.comparison.results import Comparison, Method
+from tasks.stages import TRAINING
 
 ROUNDS = ("round-1", "round-2")
 METHOD = Method(Resampling(samples=500, confidence=0.95, seed=3), length_ridge=0.1, kl_levels=2)
@@ -135,7 +136,7 @@ def build(root: Path) -> Path:
     write(root / "artifacts" / "judge_model" / "report.json", {**REPORT, "agreement": 0.85})
     for stage, (seconds, tokens, memory) in COSTS.items():
         numbers = {"train_seconds": seconds, "trained_tokens": tokens, "peak_memory_gib": memory, "loss": 0.4}
-        write(root / "metrics" / f"{stage}.json", numbers)
+        write(root / TRAINING / f"{stage}.json", numbers)
         path = root / "plots" / f"{stage}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:

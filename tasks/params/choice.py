@@ -1,0 +1,50 @@
+"""The choice of policies in ``params.yaml``, and the maps that follow from it."""
+
+from collections.abc import Collection, Mapping
+
+from tasks.params.names import closest
+from tasks.policies import POLICIES, REFERENCE, adapter_folder
+
+ALWAYS = ("base", REFERENCE)
+"""What every comparison has."""
+ITEM = "policy"
+"""Of a stage that trains one policy in one run; DVC makes a stage of each item, and none of an empty list."""
+
+
+def policies_of(names: Collection[str]) -> dict[str, str]:
+    """Return the map ``policies``: what is evaluated and compared, with the folder of what its stage made.
+
+    Raises:
+        ValueError: a name is not in the table of policies.
+    """
+    for name in names:
+        if name not in POLICIES:
+            raise ValueError(f"policies: no policy {name!r}{closest(name, POLICIES)}; there are: {', '.join(POLICIES)}")
+    return {name: adapter_folder(name) for name in POLICIES if name in names or name in ALWAYS}
+
+
+def trained_of(names: Collection[str]) -> dict[str, list[str]]:
+    """Return the map ``trained``: an item for each stage that is to train a policy; rounds have a map of their own."""
+    return {
+        name: [ITEM] if name in names else []
+        for name, policy in POLICIES.items()
+        if name not in ALWAYS and not policy.in_rounds
+    }
+
+
+def check_choice(
+    policies: Mapping[str, str], trained: Mapping[str, Collection[str]], rounds: Mapping[str, object]
+) -> None:
+    """Check that everything follows from the chosen policies.
+
+    Raises:
+        ValueError: a policy is unknown, or a map does not fit the others.
+    """
+    in_rounds = any(POLICIES[name].in_rounds for name in policies if name in POLICIES)
+    fits = policies == policies_of(policies) and trained == trained_of(policies) and bool(rounds) == in_rounds
+    if not fits:
+        chosen = ",".join(name for name in policies if name not in ALWAYS)
+        raise ValueError(
+            "policies, trained and iterative_dpo.rounds do not fit each other; "
+            f"run `alignflow set policies={chosen}` to rewrite them"
+        )
