@@ -1,10 +1,13 @@
 """A toy project to run flows in, and ways to look at it."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +40,45 @@ class Toy:
         path.write_text(text)
         return path
 
+    @contextmanager
+    def held(self, *stages: str, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Inside the block, hold the stages until all of them have begun, do something, and let them go on.
+
+        When they do not begin together, they go on all the same, and the block ends with that error.
+        """
+        holds = [self.order(f"hold {name}") for name in stages]
+
+        def watch() -> None:
+            try:
+                until(lambda: set(stages) <= set(self.events("began")), f"{' and '.join(stages)} began", seconds=90)
+                meanwhile()
+            finally:
+                for hold in holds:
+                    hold.unlink()
+
+        with ThreadPoolExecutor(1) as pool:
+            watching = pool.submit(watch)
+            yield
+            watching.result()
+
+    @contextmanager
+    def flow(self, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+        """Run `alignflow run` beside the block; what is left of it at the end is killed."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", *arguments],
+            cwd=self.root,
+            env={**self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
     def events(self, what: str) -> list[str]:
         """The stages that ``began``, ``ended`` or were ``stopped``, in that order of time."""
         return [name for event, name, _ in self.diary() if event == what]
@@ -56,7 +98,7 @@ class Toy:
 
     def attempt(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, cwd=self.root, env={**self.env, **env}, capture_output=True, text=True, check=False
+            command, cwd=self.root, env={**self.env, **env}, capture_output=True, text=True, check=False, timeout=300
         )
 
     @property
@@ -95,13 +137,12 @@ class Toy:
         return self.do("dvc", "exp", "list", "--name-only").split()
 
 
-def until(true: Callable[[], object], seconds: float = 30) -> float:
-    """Wait until a condition holds; return how long that took, fail if it took too long."""
+def until(true: Callable[[], object], what: str, seconds: float = 30) -> None:
+    """Wait until a condition holds; fail if it takes too long, saying what did not come."""
     start = time.monotonic()
     while not true():
-        assert time.monotonic() - start < seconds, "it did not happen"
+        assert time.monotonic() - start < seconds, f"not within {seconds} s: {what}"
         time.sleep(0.02)
-    return time.monotonic() - start
 
 
 def alive(pid: int) -> bool:

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import psutil
@@ -119,19 +116,14 @@ def test_uncommitted_and_untracked_code_is_run_and_the_index_stays_as_it_was(toy
 def test_a_checkout_that_the_user_changed_meanwhile_is_left_alone(toy):
     params = toy.root / "params.yaml"
     params.write_text(params.read_text().replace("label_smoothing: 0.0", "label_smoothing: 0.1"))
-    hold, notes = toy.order("hold dpo"), toy.root / "notes.txt"
 
     def edit():
-        until(lambda: "dpo" in toy.events("began"))
         params.write_text(params.read_text().replace("beta: 0.1", "beta: 0.7"))
-        notes.write_text("an idea")
-        hold.unlink()
+        (toy.root / "notes.txt").write_text("an idea")
 
-    editor = threading.Thread(target=edit)
-    editor.start()
     lock = (toy.root / "dvc.lock").read_bytes()
-    result = run()
-    editor.join()
+    with toy.held("dpo", meanwhile=edit):
+        result = run()
     assert not result.in_checkout
     assert result.experiment in toy.experiments()
     assert (toy.root / "dvc.lock").read_bytes() == lock
@@ -153,39 +145,21 @@ def test_only_the_named_branch_runs_and_stages_it_did_not_touch_stay_outdated(to
 
 def test_with_two_slots_independent_branches_work_side_by_side(toy, monkeypatch):
     monkeypatch.setenv("ALIGNFLOW_DEVICE_SLOTS", "2")
-    holds = [toy.order("hold dpo"), toy.order("hold iterative_dpo@round-1")]
-
-    def release():
-        until(lambda: {"dpo", "iterative_dpo@round-1"} <= set(toy.events("began")))
-        for hold in holds:
-            hold.unlink()
-
-    watcher = threading.Thread(target=release)
-    watcher.start()
-    run(overrides=("dpo.beta=0.6", "iterative_dpo.beta=0.6"))
-    watcher.join()
+    with toy.held("dpo", "iterative_dpo@round-1"):
+        run(overrides=("dpo.beta=0.6", "iterative_dpo.beta=0.6"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_stopping_a_flow_stops_its_trainer_within_seconds(toy, prefect_server, number):
     toy.order("hold dpo")
-    command = [sys.executable, "-m", "flows.cli", "run", "dpo.beta=0.8"]
-    flow = subprocess.Popen(
-        command,
-        cwd=toy.root,
-        env={**toy.env, "PREFECT_API_URL": prefect_server},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    until(lambda: "dpo" in toy.events("began"), seconds=60)
-    (trainer,) = [int(pid) for event, name, pid in toy.diary() if (event, name) == ("began", "dpo")]
-    os.kill(flow.pid, number)
-    assert until(lambda: not alive(trainer), seconds=8) < 8
-    assert toy.events("stopped") == ["dpo"]  # it was asked, so it could save a checkpoint
-    said, _ = flow.communicate(timeout=40)
-    assert flow.returncode != 0
+    with toy.flow("dpo.beta=0.8", PREFECT_API_URL=prefect_server) as flow:
+        until(lambda: "dpo" in toy.events("began"), "dpo began", seconds=60)
+        (trainer,) = [int(pid) for event, name, pid in toy.diary() if (event, name) == ("began", "dpo")]
+        os.kill(flow.pid, number)
+        until(lambda: not alive(trainer), "the trainer of dpo is gone", seconds=8)
+        assert toy.events("stopped") == ["dpo"]  # it was asked, so it could save a checkpoint
+        said, _ = flow.communicate(timeout=40)
+        assert flow.returncode != 0
     assert "Traceback" not in said
     assert toy.events("began") == ["dpo"]  # no second try, nothing downstream
     assert any(f.is_dir() for f in Path(toy.root, ".alignflow/runs").iterdir())
@@ -193,11 +167,10 @@ def test_stopping_a_flow_stops_its_trainer_within_seconds(toy, prefect_server, n
 
 def test_a_terminated_run_takes_its_temporary_server_with_it(toy):
     toy.order("hold dpo")
-    command = [sys.executable, "-m", "flows.cli", "run", "dpo.beta=0.8"]
-    flow = subprocess.Popen(command, cwd=toy.root, env=toy.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: "dpo" in toy.events("began"), seconds=90)
-    servers = [c for c in psutil.Process(flow.pid).children(recursive=True) if "uvicorn" in c.cmdline()]
-    assert len(servers) == 1
-    flow.terminate()
-    assert flow.wait(timeout=40) == 128 + signal.SIGTERM
-    assert until(lambda: not servers[0].is_running(), seconds=15) < 15
+    with toy.flow("dpo.beta=0.8") as flow:
+        until(lambda: "dpo" in toy.events("began"), "dpo began", seconds=90)
+        servers = [c for c in psutil.Process(flow.pid).children(recursive=True) if "uvicorn" in c.cmdline()]
+        assert len(servers) == 1
+        flow.terminate()
+        assert flow.wait(timeout=40) == 128 + signal.SIGTERM
+        until(lambda: not servers[0].is_running(), "the server is gone", seconds=15)

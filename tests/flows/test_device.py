@@ -56,7 +56,7 @@ def attempt():
 
 def test_one_slot_is_for_one_stage_at_a_time_and_a_killed_holder_frees_it(holder):
     _, said, got, thread = attempt()
-    until(lambda: said)
+    until(lambda: said, "the second stage waits for the slot")
     assert got == []
     holder.kill()
     thread.join(timeout=10)
@@ -65,7 +65,7 @@ def test_one_slot_is_for_one_stage_at_a_time_and_a_killed_holder_frees_it(holder
 
 def test_waiting_for_a_slot_can_be_called_off(holder):
     stop, said, got, thread = attempt()
-    until(lambda: said)
+    until(lambda: said, "the second stage waits for the slot")
     stop.set()
     thread.join(timeout=10)
     assert got == ["stopped"]

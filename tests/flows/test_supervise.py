@@ -27,7 +27,7 @@ def start(tmp_path):
             [sys.executable, "-S", supervise.__file__, str(grace), "sh", "-c", command], stdin=subprocess.PIPE
         )
         started.append(process)
-        until(lambda: (tmp_path / "worker").exists() and (tmp_path / "worker").read_text())
+        until(lambda: (tmp_path / "worker").exists() and (tmp_path / "worker").read_text(), "the worker runs")
         return process, int((tmp_path / "worker").read_text())
 
     yield start
@@ -62,5 +62,5 @@ def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace(start):
 def test_when_the_caller_dies_by_sigkill_the_worker_is_still_asked_to_stop(start, tmp_path):
     process, worker = start(OBEDIENT)
     process.stdin.close()  # what the kernel does for a process that was killed
-    until(lambda: not alive(worker), seconds=10)
+    until(lambda: not alive(worker), "the worker is gone", seconds=10)
     assert (tmp_path / "saved").exists()

@@ -15,6 +15,8 @@ import yaml
 from tasks.running.progress import StepProgress
 from tasks.running.progress import write as report
 
+HOLD_SECONDS = 180  # longer than any test waits for something before it lets a stage go on
+
 orders = Path(os.environ["TOY_ORDERS"])
 name = sys.argv[1]
 arguments = [*sys.argv[2:], "--"]
@@ -44,7 +46,10 @@ if fail.exists():
     left = int(fail.read_text()) - 1
     fail.write_text(str(left)) if left else fail.unlink()
     sys.exit(f"{name} was told to fail")
+began = time.monotonic()
 while (orders / f"hold {name}").exists():
+    if time.monotonic() - began > HOLD_SECONDS:
+        sys.exit(f"{name} was held for {HOLD_SECONDS} s, and nobody let it go on")
     time.sleep(0.02)
 
 params = yaml.safe_load(Path("params.yaml").read_text())
