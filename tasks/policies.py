@@ -2,6 +2,14 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+
+
+class Learns(Enum):
+    """What the stage of a policy learns from."""
+
+    DATA = "stored data"
+    SAMPLES = "its own samples and their rewards"
 
 
 @dataclass(frozen=True)
@@ -12,6 +20,8 @@ class Policy:
     """As a reader sees it."""
     stage: str | None
     """The stage that trained it; its adapter lies in ``artifacts/<stage>``. None: the base model itself."""
+    learns: Learns | None = None
+    """None for a policy that every other one starts from."""
     in_rounds: bool = False
     """The stage runs once a round, each starting from the one before; the last round's adapter counts."""
 
@@ -21,10 +31,10 @@ REFERENCE = "reference"
 POLICIES: Mapping[str, Policy] = {
     "base": Policy("Base", None),
     REFERENCE: Policy("Reference", "sft"),
-    "dpo": Policy("DPO", "dpo"),
-    "iterative_dpo": Policy("Iterative DPO", "iterative_dpo", in_rounds=True),
-    "ppo": Policy("PPO", "ppo"),
-    "grpo": Policy("GRPO", "grpo"),
+    "dpo": Policy("DPO", "dpo", Learns.DATA),
+    "iterative_dpo": Policy("Iterative DPO", "iterative_dpo", Learns.SAMPLES, in_rounds=True),
+    "ppo": Policy("PPO", "ppo", Learns.SAMPLES),
+    "grpo": Policy("GRPO", "grpo", Learns.SAMPLES),
 }
 """By name, in the order of tables, charts and samples."""
 TITLES: Mapping[str, str] = {name: policy.title for name, policy in POLICIES.items()}

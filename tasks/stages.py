@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from tasks.params.names import closest
 from tasks.params.sections import Params
+from tasks.policies import POLICIES, Learns, Policy
 
 BASE, SFT, PREPARED = "artifacts/base", "artifacts/sft", "data/prepared"
 REWARD_MODEL, JUDGE_MODEL = "artifacts/reward_model", "artifacts/judge_model"
@@ -39,6 +40,21 @@ class StageEntry:
     """Folder of its metrics file."""
 
 
+def _trains(name: str, policy: Policy) -> StageEntry:
+    """Return the stage that trains a policy, which starts from SFT or from the round before."""
+    samples = policy.learns is Learns.SAMPLES
+    start = ("${item.previous}",) if policy.in_rounds else ()
+    reward = (REWARD_MODEL,) if samples else ()
+    return StageEntry(
+        sections=(*(ONLINE if samples else MODEL), name),
+        inputs=(BASE, SFT, *start, *reward, PREPARED),
+        outs=(f"artifacts/{name}/${{key}}" if policy.in_rounds else f"artifacts/{name}",),
+        items="round" if policy.in_rounds else "",
+        shared=True,
+        metrics=TRAINING,
+    )
+
+
 STAGES: Mapping[str, StageEntry] = {
     "base": StageEntry(("base",)),
     "prepare": StageEntry(("data",), (f"{BASE}/identity.json", "${data.path}")),
@@ -60,27 +76,7 @@ STAGES: Mapping[str, StageEntry] = {
         shared=True,
         metrics=TRAINING,
     ),
-    "dpo": StageEntry(
-        (*MODEL, "dpo"),
-        (BASE, SFT, PREPARED),
-        ("artifacts/dpo",),
-        shared=True,
-        metrics=TRAINING,
-    ),
-    "iterative_dpo": StageEntry(
-        (*ONLINE, "iterative_dpo"),
-        (BASE, SFT, "${item.previous}", REWARD_MODEL, PREPARED),
-        ("artifacts/iterative_dpo/${key}",),
-        items="round",
-        shared=True,
-        metrics=TRAINING,
-    ),
-    "ppo": StageEntry(
-        (*ONLINE, "ppo"), (BASE, SFT, REWARD_MODEL, PREPARED), ("artifacts/ppo",), shared=True, metrics=TRAINING
-    ),
-    "grpo": StageEntry(
-        (*ONLINE, "grpo"), (BASE, SFT, REWARD_MODEL, PREPARED), ("artifacts/grpo",), shared=True, metrics=TRAINING
-    ),
+    **{name: _trains(name, policy) for name, policy in POLICIES.items() if policy.learns},
     "evaluate": StageEntry(
         ("base", "lora", "rewards", "evaluate"),
         (BASE, SFT, REWARD_MODEL, JUDGE_MODEL, PREPARED, "${evaluate.capability_path}", "${item}"),

@@ -11,10 +11,11 @@ from tasks.params.choice import policies_of, trained_of
 from tasks.params.edit import override
 from tasks.policies import POLICIES
 from tasks.stages import STAGES as TABLE
+from tasks.stages import TRAINING
 from tests.pipeline import READ_AS_TEXT, ROOT, closure, paths, read_yaml, stages
 
 STAGES = stages()
-TRAINED = ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo", "ppo", "grpo")
+TRAINED = tuple(name for name, entry in TABLE.items() if entry.metrics == TRAINING)
 ALGORITHMS = {f"alignflow/algorithms/{name}.py" for name in TRAINED if name != "judge_model"}
 OWN = {
     **{name: {f"alignflow/algorithms/{name}.py"} for name in TRAINED},

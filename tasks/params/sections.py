@@ -358,10 +358,22 @@ class Ppo(OnPolicy):
         return self
 
 
-class Grpo(OnPolicy):
-    """Group-relative policy optimisation."""
+class Grouped(OnPolicy):
+    """Keys shared by the methods whose responses to one prompt are each other's baseline."""
 
     group_size: Annotated[int, Field(ge=2)]
+    """Responses a prompt."""
+
+    @model_validator(mode="after")
+    def _minibatches_fit(self) -> Self:
+        if self.minibatches > self.batch_size * self.group_size:
+            raise ValueError(f"minibatches: {self.minibatches} exceeds batch_size × group_size")
+        return self
+
+
+class Grpo(Grouped):
+    """Group-relative policy optimisation."""
+
     beta: NonNegative
     clip_range_low: Annotated[float, Field(gt=0, lt=1)]
     clip_range_high: Positive
@@ -376,12 +388,6 @@ class Grpo(OnPolicy):
     """How often at most."""
     mask_truncated: bool
     """Responses that were cut off count for nothing in the loss."""
-
-    @model_validator(mode="after")
-    def _minibatches_fit(self) -> Self:
-        if self.minibatches > self.batch_size * self.group_size:
-            raise ValueError(f"minibatches: {self.minibatches} exceeds batch_size × group_size")
-        return self
 
 
 class Evaluate(Section):
