@@ -16,7 +16,7 @@ FILES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 MATHS = sorted(p.stem for p in (ROOT / "alignflow/algorithms").glob("*.py") if p.stem != "__init__")
 
 
-DOUBLE = {"Answers", "Finding", "Stage"}
+DOUBLE = {"Answers", "Finding"}
 """Names that are still to be told apart."""
 
 
