@@ -35,6 +35,7 @@ POLICIES: Mapping[str, Policy] = {
     "iterative_dpo": Policy("Iterative DPO", "iterative_dpo", Learns.SAMPLES, in_rounds=True),
     "ppo": Policy("PPO", "ppo", Learns.SAMPLES),
     "grpo": Policy("GRPO", "grpo", Learns.SAMPLES),
+    "rloo": Policy("RLOO", "rloo", Learns.SAMPLES),
 }
 """By name, in the order of tables, charts and samples."""
 TITLES: Mapping[str, str] = {name: policy.title for name, policy in POLICIES.items()}

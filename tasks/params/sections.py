@@ -390,6 +390,20 @@ class Grpo(Grouped):
     """Responses that were cut off count for nothing in the loss."""
 
 
+class Rloo(Grouped):
+    """REINFORCE with a leave-one-out baseline."""
+
+    kl_coef: NonNegative
+    """Of the KL penalty in the reward. Usual: 0.03 to 0.1."""
+    kl_estimator: Literal["k1", "k3"]
+    """Of the penalty: ``k1`` is unbiased and of either sign, ``k3`` never negative."""
+    clip_range: Annotated[float, Field(gt=0, lt=1)]
+    level: Literal["sequence", "token"]
+    """What an action is: the whole response, as in the paper, or each token."""
+    mask_truncated: bool
+    """Responses that were cut off count for nothing in the loss."""
+
+
 class Evaluate(Section):
     """Evaluation of one policy on held-out prompts."""
 
@@ -479,6 +493,7 @@ class Params(Section):
     iterative_dpo: IterativeDpo
     ppo: Ppo
     grpo: Grpo
+    rloo: Rloo
     evaluate: Evaluate
     llm_judge: LlmJudge
     compare: Compare
