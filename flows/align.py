@@ -15,8 +15,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import graph, pipeline_run, stage, summary, workspace
 from flows.errors import UserError
 from flows.git import checkout_root
-from tasks.running.progress import StepProgress
 from tasks.comparison.table import PolicyRow, scalars
+from tasks.running.progress import StepProgress
 
 STOP = stage.Stop()
 

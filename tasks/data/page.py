@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks import html
 from tasks.data.limits import ADVICE
 
 TEMPLATE = Path(__file__).parent / "templates" / "data.html.j2"
@@ -22,7 +23,7 @@ def render(report: Mapping[str, Any]) -> str:
         "bars": bars(statistics["histogram"]),
         "advice": ADVICE,
     }
-    return render_template(TEMPLATE, content, {"share": share, "number": number})
+    return html.render(TEMPLATE, content, {"share": share, "number": number})
 
 
 def headline(report: Mapping[str, Any]) -> str:
