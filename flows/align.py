@@ -15,6 +15,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import graph, pipeline_run, stage, summary, workspace
 from flows.errors import UserError
 from flows.git import checkout_root
+from tasks.comparison.table import PolicyRow, scalars
 from tasks.running.progress import StepProgress
 
 STOP = stage.Stop()
@@ -33,7 +34,7 @@ class FlowResult:
     """Reports that ``only`` left out, as they look at stages that are not up to date."""
     reports: tuple[str, ...]
     """Reports among the stages."""
-    comparison: tuple[summary.PolicyRow, ...]
+    comparison: tuple[PolicyRow, ...]
     verdict: tuple[str, ...]
     """The comparison in words, one statement a line."""
 
@@ -141,12 +142,12 @@ def _compared(stages: graph.Graph, results: Sequence[stage.StageResult]) -> bool
     return any(graph.within(str(summary.DATA), out) for out in made)
 
 
-def _publish(results: Sequence[stage.StageResult], rows: Sequence[summary.PolicyRow]) -> None:
+def _publish(results: Sequence[stage.StageResult], rows: Sequence[PolicyRow]) -> None:
     """Show both tables on the page of the run."""
     table = [{"stage": r.stage, "how": r.how, "seconds": r.seconds, **r.metrics} for r in results]
     create_table_artifact(table, key="stages", description="How each stage ended")
     if rows:
-        create_table_artifact([summary.flat(r) for r in rows], key="comparison", description="Policies compared")
+        create_table_artifact([scalars(r) for r in rows], key="comparison", description="Policies compared")
 
 
 def _deliver(
@@ -154,7 +155,7 @@ def _deliver(
     results: Sequence[stage.StageResult],
     left_out: Sequence[str],
     reports: Sequence[str],
-    rows: Sequence[summary.PolicyRow],
+    rows: Sequence[PolicyRow],
 ) -> FlowResult:
     said = summary.verdict(place.path) if rows else []
     experiment = None

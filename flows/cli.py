@@ -113,11 +113,12 @@ def report() -> None:
     from rich.console import Console
 
     from flows import summary
+    from tasks.comparison.table import table
 
     rows = summary.read(root)
     if not rows:
         raise UserError(f"{root / summary.DATA} is missing; `alignflow run` makes it")
-    Console().print(summary.table(rows))
+    Console().print(table(rows))
     print("\n".join(["", *summary.verdict(root), ""]))
     print(f"with sample answers and curves: {root / summary.PAGE}")
 
@@ -319,6 +320,7 @@ def _explained(source: str = "") -> Iterator[None]:
 def _conclude(console: "Console", result: "FlowResult") -> None:
     """Show the result of a run and the commands that come next."""
     from flows import stage, summary
+    from tasks.comparison.table import table
     from tasks.paths import home
 
     counted = {how: sum(r.how == how for r in result.stages) for how in (stage.RAN, stage.RESTORED, stage.UNCHANGED)}
@@ -328,7 +330,7 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
         reports = {r.stage: r.metrics for r in result.stages if r.stage in result.reports}
         console.print(summary.measured(reports))
     elif result.comparison:
-        console.print(summary.table(result.comparison))
+        console.print(table(result.comparison))
         console.print("\n".join(["", *result.verdict]), highlight=False, markup=False)
     best = summary.best(result.comparison) if result.comparison else ""
     database = f"sqlite:///{home() / 'mlflow.db'}"

@@ -9,6 +9,7 @@ from flows import stage, summary
 from flows.git import git
 from flows.graph import output_hashes
 from flows.workspace import Workspace
+from tasks.comparison.table import PolicyRow
 
 if TYPE_CHECKING:
     from tasks.tracking.mlflow import Recorder
@@ -26,7 +27,7 @@ class Parent:
         """What tells a stage's process where it belongs."""
         return {"ALIGNFLOW_PARENT": str(self.recorder.folder)}
 
-    def finish(self, results: Sequence[stage.StageResult], rows: Sequence[summary.PolicyRow]) -> None:
+    def finish(self, results: Sequence[stage.StageResult], rows: Sequence[PolicyRow]) -> None:
         """Add what no stage process could: the stages that DVC did not have to run, and the comparison."""
         from tasks.tracking import mlflow
 
@@ -78,14 +79,8 @@ def pipeline(place: Workspace, run: str, only: Sequence[str]) -> Iterator[Parent
 
 
 def _params(place: Workspace) -> dict[str, object]:
-    """Return the run's parameters with dotted keys."""
+    """Return the run's parameters, nested as in the file; the delivery writes dotted keys."""
     from ruamel.yaml import YAML
 
-    def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-        for key, value in tree.items():
-            if isinstance(value, Mapping):
-                yield from flatten(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    return dict(flatten(YAML(typ="safe").load(place.path / "params.yaml")))
+    params: dict[str, object] = YAML(typ="safe").load(place.path / "params.yaml")
+    return params

@@ -14,6 +14,12 @@ from tasks.judges import PROXY, Kind, judge_of
 Json = Mapping[str, object]
 
 
+def rows(comparison: Comparison, said: Verdict) -> list[dict[str, object]]:
+    """Return the entries of ``reports/comparison.json``."""
+    verdicts = {one.result.policy: one for one in said.policies}
+    return [row(result, comparison, verdicts.get(result.policy)) for result in comparison.compared]
+
+
 def row(result: PolicyResult, comparison: Comparison, verdict: PolicyVerdict | None) -> dict[str, object]:
     """Return the policy's entry in ``reports/comparison.json``; other tools rely on its keys."""
     assert result.cost is not None, result.policy
@@ -107,11 +113,6 @@ def metrics(comparison: Comparison) -> dict[str, float]:
         name = "equal_kl_gain" if judge == PROXY else f"judge_equal_kl_gain/{judge}"
         flat |= {f"{name}/{policy}": gains[-1].value for policy, gains in found.gains.items()}
     return flat
-
-
-def scalars(entry: Mapping[str, object]) -> dict[str, object]:
-    """Return the part of a row that fits a table: its texts and numbers."""
-    return {key: value for key, value in entry.items() if isinstance(value, str | int | float)}
 
 
 def round_robin(comparison: Comparison) -> list[dict[str, object]]:

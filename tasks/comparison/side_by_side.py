@@ -54,7 +54,7 @@ class ShownPrompt:
 def choose(comparison: Comparison) -> tuple[ShownPrompt, ...]:
     """Choose the answers to show: a seeded draw of prompts, then the largest gain and loss by an independent judge.
 
-    Gain is the mean over the trained policies of the judge's value minus that of the reference's same sample; among
+    Gain is the mean over the trained policies (without any: over all but the reference) of the judge's value minus that of the reference's same sample; among
     equals the proxy's decides. The judge is the first independent one; without any, the proxy. No prompt is shown
     twice, and of a drawn one its first answers.
     """
@@ -113,7 +113,9 @@ def _shown(answer: Answer, reference: Answer) -> ShownAnswer:
 
 
 def _gain(comparison: Comparison, judge: str) -> Floats:
-    rows: Sequence[Floats] = [values(comparison.answers[o.policy], judge) for o in comparison.candidates]
+    trained = [result.policy for result in comparison.candidates]
+    others = trained or [policy for policy in comparison.policies if policy != REFERENCE]
+    rows: Sequence[Floats] = [values(comparison.answers[policy], judge) for policy in others]
     return np.asarray(np.mean(rows, axis=0) - values(comparison.answers[REFERENCE], judge), dtype=np.float64)
 
 

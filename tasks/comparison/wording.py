@@ -58,6 +58,11 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def unbroken(text: str) -> str:
+    """Keep ranges such as ``62–79 %`` on one line."""
+    return text.replace("–", "\u2060–\u2060")
+
+
 def listing(items: list[str]) -> str:
     """Write e.g. ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

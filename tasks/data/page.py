@@ -4,33 +4,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from tasks import html
 from tasks.data.limits import ADVICE
 
+TEMPLATE = Path(__file__).parent / "templates" / "data.html.j2"
 LEAST_SHARE = 0.001  # a smaller share is written as such, not as 0
 LEANING = 0.6  # of pairs whose chosen answer is on one side of the other's length: worth a word
 
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page as one HTML text that needs no other file."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # whatever the data says is text, never markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"share": share, "number": number}
     statistics = report["statistics"]
-    return environment.get_template("data.html.j2").render(
-        report=report,
-        statistics=statistics,
-        headline=headline(report),
-        leaning=leaning(statistics["length_bias"]),
-        bars=bars(statistics["histogram"]),
-        advice=ADVICE,
-    )
+    content = {
+        "report": report,
+        "statistics": statistics,
+        "headline": headline(report),
+        "leaning": leaning(statistics["length_bias"]),
+        "bars": bars(statistics["histogram"]),
+        "advice": ADVICE,
+    }
+    return html.render(TEMPLATE, content, {"share": share, "number": number})
 
 
 def headline(report: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import json
 from rich.console import Console
 
 from flows import summary
+from tasks.comparison.table import scalars, table
 
 
 def row(policy, rate, *judges, standing="not settled"):
@@ -24,7 +25,7 @@ def row(policy, rate, *judges, standing="not settled"):
 def shown(rows):
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(summary.table(rows))
+        console.print(table(rows))
     return capture.get()
 
 
@@ -54,7 +55,7 @@ def test_the_words_are_those_of_the_report(tmp_path):
 
 
 def test_a_flat_row_keeps_what_a_cell_can_hold():
-    assert set(summary.flat(row("dpo", 0.75, 0.6))) == {
+    assert set(scalars(row("dpo", 0.75, 0.6))) == {
         "policy",
         "win_rate",
         "win_rate_low",

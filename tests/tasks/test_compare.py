@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks import compare
-from tasks.comparison.export import metrics, of_policy, scalars
+from tasks.comparison import page, svg
+from tasks.comparison.export import metrics, of_policy, rows
 from tasks.comparison.inputs import InputError
+from tasks.comparison.reports import write_reports
+from tasks.comparison.table import scalars
+from tasks.comparison.verdict import verdict
 from tasks.params.edit import override
-from tasks.policies import POLICIES, training_stages
+from tasks.params.read import load
+from tasks.policies import POLICIES, chosen, training_stages
 from tests.pipeline import read_yaml
 from tests.tasks.comparison.evaluated import (
     PROMPTS,
@@ -58,8 +62,12 @@ def settings(root):
     override(path, [*assignments, "iterative_dpo.shards=2"])
 
 
+def report(root, policies=tuple(POLICIES)):
+    return write_reports(root, policies, load(root / "params.yaml"))
+
+
 def written(root):
-    compare.write_reports(root)
+    report(root)
     return {row["policy"]: row for row in json.loads((root / "reports" / "comparison.json").read_text())}
 
 
@@ -101,6 +109,51 @@ def test_every_judge_has_its_own_counts_and_equal_lengths_leave_the_rate(root, s
     assert iterative["score"]["length_controlled"]["value"] == pytest.approx(0.8, abs=0.01)
 
 
+def test_only_the_chosen_policies_are_compared_and_shown(root, settings):
+    """PPO's and GRPO's files lie there from before: they must not be read, shown or counted.
+
+    Holm's family is the two policies that are left: by the rule, DPO's 30 of 40 counts two times, not four.
+    """
+    for policy in ("ppo", "grpo"):
+        (root / "evaluations" / policy / "responses.jsonl").write_text("left over")
+        (root / "plots" / f"{policy}.csv").unlink()
+    comparison, said = report(root, ("base", "reference", "dpo", "iterative_dpo"))
+    entries = json.loads((root / "reports" / "comparison.json").read_text())
+    assert [entry["policy"] for entry in entries] == ["reference", "dpo", "iterative_dpo"]
+    assert list(entries[1]["round_robin"]["score"]) == ["base", "reference", "iterative_dpo"]
+    assert [one.result.policy for one in said.policies] == ["dpo", "iterative_dpo"]
+    rate = comparison.results["dpo"].rates["concise_answer"]
+    assert rate.adjusted_p == pytest.approx(2 * rate.p_value)
+    assert len(comparison.round_robin["score"]) == 4 * 3
+    shown_page = (root / "reports" / "comparison.html").read_text()
+    for shown, policies in ((True, ("base", "reference", "dpo", "iterative_dpo")), (False, ("ppo", "grpo"))):
+        for policy in policies:
+            assert (f"policy-{policy}" in shown_page) == shown
+    assert not re.search(r"\b(PPO|GRPO)\b", shown_page)
+    assert not {policy for key in metrics(comparison) for policy in ("ppo", "grpo") if policy in key}
+
+
+def test_a_policy_keeps_its_colour_whatever_it_is_compared_with(root):
+    """The colour of GRPO is the sixth of the palette, as it is the sixth of the table."""
+    assert svg.theme(("reference", "grpo")) == {"reference": svg.PALETTE[1], "grpo": svg.PALETTE[5]}
+    few = compared(root, ("reference", "grpo"))
+    assert "--policy-grpo: #b02ec4;" in page.render(few, verdict(few))
+
+
+def test_a_choice_is_brought_into_the_order_of_the_table_and_checked():
+    assert chosen(["grpo", "reference", "dpo", "base"]) == ("base", "reference", "dpo", "grpo")
+    with pytest.raises(ValueError, match=r"policies: no policy 'kto'; there are: base, reference, "):
+        chosen(["reference", "kto"])
+    with pytest.raises(ValueError, match="policies: reference is missing"):
+        chosen(["base", "dpo"])
+
+
+def test_without_a_trained_policy_there_is_a_page_all_the_same(root, settings):
+    _, said = report(root, ("base", "reference"))
+    assert said.headline == "No policy is shown to be better than the reference."
+    assert "</html>" in (root / "reports" / "comparison.html").read_text()
+
+
 def test_the_tests_of_trained_policies_are_corrected_judge_by_judge(root):
     """By the rule: DPO and GRPO 30 of 40, the others 20 of 40; the smallest of four counts four times."""
     outcomes = compared(root).results
@@ -140,7 +193,7 @@ def test_algorithms_are_compared_at_the_smallest_final_kl(root, settings):
 
 def test_judges_agree_as_often_as_they_order_alike(root, settings):
     """Score and second reward model: DPO on all 40, iterative DPO on 38, PPO on 38, GRPO on 40 - 32 = 8; 124 of 160."""
-    compare.write_reports(root)
+    report(root)
     found = json.loads((root / "reports" / "verdict.json").read_text())["agreements"]
     first = next(each for each in found if each["judges"] == ["score", "judge_model"])
     assert (first["share"], first["pairs"]) == (124 / 160, 160)
@@ -183,7 +236,7 @@ def test_every_metric_is_documented(root):
     for key in metrics(found):
         name = re.sub("_(low|high|p_value)$", "", key.partition("/")[0])
         assert f"`{name}/" in text, name
-    for key in json.loads(json.dumps(compare.rows(found, compare.verdict(found))[0])):
+    for key in json.loads(json.dumps(rows(found, verdict(found))[0])):
         assert f"`{key}`" in text, key
 
 
@@ -267,7 +320,7 @@ def test_a_missing_file_is_named(root, settings, monkeypatch, path):
     (root / path).unlink()
     monkeypatch.chdir(root)
     with pytest.raises(InputError, match=rf"^{re.escape(path)} is missing; `dvc repro "):
-        compare.write_reports(Path())
+        report(Path())
     assert not (root / "reports").exists()
 
 
@@ -357,7 +410,7 @@ def test_several_answers_a_prompt_count_as_one_prompt_each(root, settings):
     assert found.reference.score.rate == 0.5
     assert found.agreements["score", "judge_model"].pairs == 4 * 4 * PROMPTS
     assert found.results["ppo"].score.rate == 22 / 40
-    compare.write_reports(root)
+    report(root)
     assert "40 unseen prompts, 2 answers each" in (root / "reports" / "comparison.html").read_text()
 
 
@@ -410,6 +463,6 @@ def test_the_stage_prints_its_table_and_the_verdict_and_records_a_run_a_policy(r
 
 def test_tables_hold_texts_and_numbers_only(root):
     found = compared(root)
-    row = compare.rows(found, compare.verdict(found))[1]
+    row = rows(found, verdict(found))[1]
     assert set(KEYS) <= set(scalars(row))
     assert "judges" not in scalars(row)

@@ -1,0 +1,44 @@
+"""Compare and write ``reports/``: the entries of all policies, the verdict in words, and the page."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignflow.evaluation.win_rates import Resampling
+from tasks.comparison import export, page
+from tasks.comparison.compute import compare
+from tasks.comparison.results import Comparison, Method
+from tasks.comparison.verdict import Verdict, verdict
+from tasks.params.sections import Params
+
+
+def write_reports(root: Path, policies: Sequence[str], params: Params) -> tuple[Comparison, Verdict]:
+    """Compare policies, the reference among them, under ``root`` and write the reports there.
+
+    Returns:
+        What the reports are made of.
+
+    Raises:
+        InputError: A file of an earlier stage is missing, broken or does not fit the others.
+    """
+    section = params.compare
+    method = Method(
+        resampling=Resampling(samples=section.bootstrap_samples, confidence=section.confidence, seed=section.seed),
+        length_ridge=section.length_ridge,
+        kl_levels=section.kl_levels,
+    )
+    comparison = compare(root, policies, tuple(params.iterative_dpo.rounds), method)
+    said = verdict(comparison)
+    folder = root / "reports"
+    folder.mkdir(exist_ok=True)
+    for name, text in (
+        ("comparison.json", _json(export.rows(comparison, said))),
+        ("verdict.json", _json(export.summary(comparison, said))),
+        ("comparison.html", page.render(comparison, said)),
+    ):
+        (folder / name).write_text(text, encoding="utf-8")
+    return comparison, said
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2) + "\n"

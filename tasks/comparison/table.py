@@ -1,0 +1,63 @@
+"""The comparison as a table for a terminal, made of the entries of ``reports/comparison.json`` alone."""
+
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks.judges import PROXY
+
+PolicyRow = Mapping[str, Any]
+"""An entry of ``reports/comparison.json``; its keys are documented in docs/metrics.md."""
+WIDEST = 200
+"""Columns of text: no table is cut."""
+
+
+def table(rows: Sequence[PolicyRow]) -> Table:
+    """Return the comparison as a table for a terminal, from the entries of its report."""
+    judges = list(dict.fromkeys(judge for row in rows for judge in row.get("judges", {}) if judge != PROXY))
+    drawn = Table(
+        title="Policies on held-out prompts",
+        caption=f"judges: wins by {', '.join(judges)}; even: wins at equal length" if judges else None,
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for head in ("policy", "wins", "interval", "judges", "even", "score", "KL", "tokens", "cut", "time", "GiB"):
+        drawn.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(
+            str(row["policy"]),
+            cell(row, "win_rate", ".2f"),
+            f"{cell(row, 'win_rate_low', '.2f')}–{cell(row, 'win_rate_high', '.2f')}",
+            " ".join(cell(row.get("judges", {}).get(judge, {}), "win_rate", ".2f") for judge in judges) or "–",
+            cell(row.get("judges", {}).get(PROXY, {}).get("length_controlled", {}), "value", ".2f"),
+            cell(row, "score_mean", "+.2f"),
+            cell(row, "kl_reference", ".2f"),
+            cell(row, "response_length_mean", ".0f"),
+            cell(row, "truncated_fraction", ".0%"),
+            cell(row, "train_seconds", ".0f", " s"),
+            cell(row, "peak_memory_gib", ".2f"),
+        )
+    return drawn
+
+
+def text(rows: Sequence[PolicyRow]) -> str:
+    """Return the table as plain text, for a log."""
+    page = StringIO()
+    Console(file=page, width=WIDEST, no_color=True, force_terminal=False).print(table(rows))
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+
+
+def scalars(row: PolicyRow) -> dict[str, str | float]:
+    """Return the part of an entry that fits one row of a table: its texts and numbers."""
+    return {key: value for key, value in row.items() if isinstance(value, str | int | float)}
+
+
+def cell(row: PolicyRow, key: str, form: str, unit: str = "") -> str:
+    """Write the number of a key; a dash where there is none."""
+    value = row.get(key)
+    return "–" if value is None or isinstance(value, str) else f"{value:{form}}{unit}"
