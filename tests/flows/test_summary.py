@@ -7,7 +7,7 @@ from rich.console import Console
 from flows import summary
 
 
-def row(policy, rate, *judges, standing="not settled"):
+def row(policy, rate, *judges, standing="not significant"):
     return {
         "policy": policy,
         "win_rate": rate,
