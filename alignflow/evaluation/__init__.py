@@ -1,1 +1,1 @@
-"""What answers are worth: win rates with intervals, and figures of answers, judges and whole trainings."""
+"""Evaluation: win rates with intervals, and figures of answers, judges and trainings."""

@@ -87,5 +87,5 @@ def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def language_drift(found: Sequence[str | None], wanted: Sequence[str | None]) -> float:
-    """Return the share of answers whose language is sure and differs from the sure language of their prompt."""
+    """Return the share of answers in another language than their prompt, where both languages are certain."""
     return sum(None not in pair and pair[0] != pair[1] for pair in zip(found, wanted, strict=True)) / len(found)

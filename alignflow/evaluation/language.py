@@ -1,11 +1,11 @@
-"""The language that a text is written in, told without a network."""
+"""The language of a text, found offline."""
 
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 LEAST_LETTERS = 20
-"""A shorter text is in no language that could be told."""
+"""The language of a shorter text is unknown."""
 
 
 def languages(texts: Sequence[str], *, least: float) -> list[str | None]:

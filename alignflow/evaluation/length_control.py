@@ -21,15 +21,15 @@ AT_ONCE = 2_000_000
 
 
 def length_controlled(each: Floats, extra: Floats, ridge: float, resampling: Resampling) -> Mean:
-    """Return the win rate at equal length, with an interval by bootstrap of prompts that also knows its limits.
+    """Return the win rate at equal length, with a bootstrap interval, widened where length decides everything.
 
     P(win) = σ(θ + φ · tanh(dᵢ / s)),  s² = mean d²;  the rate is σ(θ̂)
     interval: the bootstrap's, widened on each side to σ(θ̂ ± z · se), se² = [H⁻¹]_θθ of the penalised fit
     (θ̂, φ̂) = argmin −Σᵢ [oᵢ log pᵢ + (1 − oᵢ) log(1 − pᵢ)] + ½ λ (θ² + φ²)
 
-    Where length separates wins from losses, or every response is the longer one, nothing is known about equal
-    length: resampling cannot see that, as the ridge alone then decides in every resample, but se does. Elsewhere
-    the two intervals are about the same.
+    Where length separates wins from losses, or every response is the longer one, the data says nothing
+    about equal length. The bootstrap does not show that, because then only the ridge decides in every resample; se
+    does. Otherwise the two intervals are about the same.
 
     Args:
         each: Outcome on each prompt: 1, ½ or 0. (P,)

@@ -1,4 +1,4 @@
-"""How far a reward model can be trusted: figures on pairs of prompts that it never saw.
+"""How far a reward model can be trusted: figures on pairs of unseen prompts.
 
 A pair's margin is score(chosen) − score(rejected), not normalised: above 0 where the model agrees with the label.
 """
@@ -15,7 +15,7 @@ CONFIDENCE = 0.95  # of the interval of an accuracy
 
 @dataclass(frozen=True)
 class Bucket:
-    """Pairs that are alike in some way, and on how many of them the model agrees with the label."""
+    """A bucket of pairs, and on how many of them the model agrees with the label."""
 
     low: float
     """Least value inside."""
@@ -75,9 +75,9 @@ def buckets(values: Sequence[float], margins: Sequence[float], *, count: int = 4
 
 
 def calibration_curve(margins: Sequence[float], *, bins: int = 5) -> list[Point]:
-    """Return how often the label agrees with the preferred answer, by the probability σ(|margin|) it is given.
+    """Return how often the label agrees with the preferred answer, by its probability σ(|margin|).
 
-    Bins of equal width over [½, 1]; those without pairs are left out. A tie agrees by half.
+    Bins of equal width over [½, 1]; those without pairs are left out. A tie counts one half.
     """
     inside: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for margin in margins:
@@ -109,7 +109,7 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> float | None
 
 
 def shorter_wins(chosen: Sequence[int], rejected: Sequence[int]) -> float:
-    """Return the accuracy of "the shorter answer is better", from the lengths of each pair; a tie is right by half."""
+    """Return the accuracy of "the shorter answer is better", from the lengths of each pair; a tie counts one half."""
     return sum(0.5 if a == b else float(a < b) for a, b in zip(chosen, rejected, strict=True)) / len(chosen)
 
 

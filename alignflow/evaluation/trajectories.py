@@ -1,7 +1,7 @@
 """Algorithms along their training: compared at equal distance from the reference, and watched for over-optimisation.
 
 Gao et al. 2023, *Scaling Laws for Reward Model Overoptimization* (arXiv:2210.10760): the gain is close to linear
-in √KL near the reference, and a proxy goes on rising after what it stands for has begun to fall.
+in √KL near the reference, and the proxy continues to rise after the true reward has begun to fall.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ class Trajectory:
     kl: Floats
     """To the reference, nats a response. (snapshots, P)"""
     values: Mapping[str, Floats]
-    """What each judge gave, the proxy among them. (snapshots, P)"""
+    """Values by judge, the proxy among them. (snapshots, P)"""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ def over_optimised(path: Trajectory, proxy: str, judge: str, resampling: Resampl
     """Say whether a judge fell while the proxy rose, from any snapshot to the end of training.
 
     From snapshot j: paired differences of the last snapshot to it, the judge's interval below 0 and the
-    proxy's above 0. All m earlier snapshots are asked, so each interval has confidence 1 − α/m (Bonferroni):
-    the highest of many noisy snapshots would otherwise seem to be followed by a fall. Of several the one with
-    the largest fall.
+    proxy's above 0. All m earlier snapshots are tested, so each interval has confidence 1 − α/m (Bonferroni):
+    the highest of many noisy snapshots would otherwise seem to be followed by a fall. If there are several, the
+    largest fall is returned.
 
     Args:
         path: The algorithm's snapshots.

@@ -1,9 +1,8 @@
-"""Which of two policies answers better, and is it real: paired statistics over the same prompts.
+"""Which of two policies answers better, and is the difference significant: statistics paired by prompt.
 
-Everything here is paired by prompt: both policies answered the same P prompts, so the difficulty of a
-prompt cancels and the prompt is the unit that is resampled. Where a policy gave several answers to each
-prompt, every answer meets every answer of the other policy, and the prompt counts by its mean. No model,
-file or setting is known here.
+Both policies answered the same P prompts, so the difficulty of a prompt cancels, and prompts are resampled.
+Where policies gave several answers to a prompt, every answer is compared with every answer of the other policy,
+and each prompt counts once, by the mean of these comparisons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +52,7 @@ class WinRate:
     p_value: float
     """Two-sided, exact, of "either policy is as likely the better one on a prompt"; see `sign_flip_test`."""
     adjusted_p: float
-    """The same after Holm's correction over the family it was tested in; p_value where it was tested alone."""
+    """The same after Holm's correction over its family of tests; p_value where it was tested alone."""
 
     @property
     def prompts(self) -> int:
@@ -61,9 +60,9 @@ class WinRate:
         return self.wins + self.ties + self.losses
 
     def settled(self, confidence: float) -> bool:
-        """Say whether the rate differs from one half by interval and by corrected test alike.
+        """Say whether the rate differs from one half both by interval and by corrected test.
 
-        Both are asked because they fail differently: a percentile interval has no width when every
+        Both are needed because they fail differently: a percentile interval has no width when every
         prompt is a win (three wins of three would look certain), and the test does not see ties.
         """
         excludes_half = self.interval.low > 0.5 or self.interval.high < 0.5
@@ -80,12 +79,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike two judges order the same pairs of answers."""
+    """How far two judges agree on the same pairs of answers."""
 
     share: float
     """Pairs on which both say the same (win, tie or loss)."""
     kappa: float | None
-    """Cohen's κ, agreement beyond chance; None when both judges always say the same one thing."""
+    """Cohen's κ, agreement beyond chance; None when both judges always give the same one outcome."""
     pairs: int
 
 
@@ -195,7 +194,7 @@ def sign_flip_test(balances: NDArray[np.int64]) -> float:
 
 
 def rate_of(each: Floats, resampling: Resampling) -> WinRate:
-    """Return the win rate of outcomes of pairs of answers, the prompt being what is resampled and tested.
+    """Return the win rate over pairs of answers; interval and test are over prompts.
 
     rate = (1/P) Σᵢ oᵢ,  oᵢ = (1/n) Σⱼ oᵢⱼ
 
@@ -230,8 +229,8 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
     p̃₍ᵢ₎ = min(1, max_{j ≤ i} (m − j + 1) · p₍ⱼ₎),  p₍₁₎ ≤ … ≤ p₍ₘ₎
 
-    Holm 1979, *A Simple Sequentially Rejective Multiple Test Procedure*: rejecting where p̃ < α errs at all
-    with probability of at most α, however the tests depend on each other.
+    Holm 1979, *A Simple Sequentially Rejective Multiple Test Procedure*: rejecting where p̃ < α makes any
+    error with probability at most α, however the tests depend on each other.
 
     Args:
         p_values: One a test, in any order.

@@ -1,4 +1,4 @@
-"""What a reader should know before relying on a win: each a sentence, none a part of the verdict itself."""
+"""What a reader should know before relying on a win: sentences that are no part of the verdict itself."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ LESS_CHOICE = 0.05
 
 
 def cautions(result: PolicyResult, comparison: Comparison) -> tuple[str, ...]:
-    """Return every caution on a policy, the gravest first."""
+    """Return every caution about a policy, the most serious first."""
     reference = comparison.reference
     return (
         *_over_optimised(result, comparison),
@@ -45,7 +45,7 @@ def _over_optimised(result: PolicyResult, comparison: Comparison) -> Iterator[st
 
 
 def _explained_by_length(result: PolicyResult, comparison: Comparison) -> Iterator[str]:
-    """Name the judges whose settled preference is not settled at equal length."""
+    """Name the judges whose significant preference is not significant at equal length."""
     explained: list[str] = []
     open_: list[str] = []
     for judge, rate in result.rates.items():
@@ -53,13 +53,13 @@ def _explained_by_length(result: PolicyResult, comparison: Comparison) -> Iterat
         if rate.rate <= 0.5 or not rate.settled(comparison.confidence) or equal.interval.low > 0.5:
             continue
         said = f"{judge_title(judge)} ({percent(equal.value)}, {between(equal.interval)}, not {percent(rate.rate)})"
-        # at least half of the lead gone: length and not chance is the likely reason
+        # at least half of the lead is gone: the likely reason is length, not chance
         (explained if equal.value - 0.5 < (rate.rate - 0.5) / 2 else open_).append(said)
     lead = f"Its answers are {'longer' if result.changes['response_length'].value > 0 else 'shorter'}: at equal length"
     if explained:
         yield f"{lead} most of the win by the {listing(explained)} is gone."
     if open_:
-        yield f"{lead} the win by the {listing(open_)} is not settled; lengths differ too much to tell."
+        yield f"{lead} the win by the {listing(open_)} is not significant; lengths differ too much to tell."
 
 
 def _traits(result: PolicyResult, reference: PolicyResult) -> Iterator[str]:
@@ -84,7 +84,7 @@ def _capability(result: PolicyResult, reference: PolicyResult) -> Iterator[str]:
     if after.perplexity and before.perplexity and after.perplexity > MORE_PERPLEXITY * before.perplexity:
         yield (
             f"Its perplexity on held-out text is {after.perplexity:.1f}, the reference's {before.perplexity:.1f}: "
-            "it has unlearned some of it."
+            "it has forgotten some of it."
         )
     if after.multiple_choice is not None and before.multiple_choice is not None:
         fall = before.multiple_choice - after.multiple_choice
@@ -96,7 +96,7 @@ def _capability(result: PolicyResult, reference: PolicyResult) -> Iterator[str]:
 
 
 def rule_outcomes(result: PolicyResult, comparison: Comparison) -> str:
-    """Say what became of right, abstained and wrong answers; empty without questions whose answer is known."""
+    """Say how right, abstained and wrong answers changed; empty without questions whose answer is known."""
     if not result.shares:
         return ""
     before = comparison.reference.shares
@@ -114,6 +114,6 @@ def rule_outcomes(result: PolicyResult, comparison: Comparison) -> str:
             open_.append(f"{noun} ({moved})")
     parts = [", ".join(settled)] if settled else []
     if open_:
-        parts.append(f"no settled change in {listing(open_)}")
+        parts.append(f"no significant change in {listing(open_)}")
     said = "; ".join(parts)
     return f"On {comparison.rule_rows} questions with a known answer: {said}."

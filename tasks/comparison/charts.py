@@ -21,10 +21,10 @@ LEARNING_METRICS = (
     "kl/reference",
     "loss",
 )
-"""Which metrics are drawn, the most telling first; a method shows the first `PANELS` that it has."""
+"""Metrics to draw, the most informative first; a method shows the first `PANELS` that it has."""
 PANELS = 3
 POINTS = 300
-"""Points a curve is thinned to; more cannot be told apart at this size."""
+"""A curve is thinned to this number of points; more cannot be distinguished at this size."""
 KL_LABEL = "KL to the reference, nats a response (square-root scale)"
 
 
@@ -71,8 +71,8 @@ def win_rates(comparison: Comparison) -> Markup:
 def over_optimisation(comparison: Comparison) -> Markup:
     """Draw proxy and independent judges against the KL along training, every algorithm in one plot.
 
-    In standard deviations of the reference's answers, so that judges of any scale share the axis; the
-    independent judges as their mean.
+    The unit is the standard deviation of the reference's answers, so that judges of any scale share the axis; the
+    independent judges are shown as their mean.
     """
 
     def paint(axes: Any) -> None:
@@ -137,7 +137,7 @@ def reward_model(name: str, report: RewardReport) -> list[Markup]:
 
 
 def learning_curves(curve: Curve, policy: str) -> list[Markup]:
-    """Draw the most telling metrics of one method over its training steps."""
+    """Draw the most informative metrics of one method over its training steps."""
     named = [name for name in LEARNING_METRICS if name in curve.series][:PANELS]
     drawn = []
     for name in named:
@@ -157,7 +157,7 @@ def learning_curves(curve: Curve, policy: str) -> list[Markup]:
 
 
 def costs(comparison: Comparison) -> list[Markup]:
-    """Draw what each policy's training took: time, tokens and memory."""
+    """Draw the cost of each policy's training: time, tokens and memory."""
     panels = {
         "train_seconds": ("Training time, minutes", 1 / 60),
         "trained_tokens": ("Tokens trained on, thousands", 1 / 1000),
@@ -230,7 +230,7 @@ def _calibration(name: str, report: RewardReport) -> Markup:
         ticks = range(lowest, 101, 25)
         axes.set_xticks(ticks, [f"{x} %" for x in ticks])
         axes.set_yticks([0, 50, 100], ["0 %", "50 %", "100 %"])
-        axes.tick_params(axis="x", pad=8)  # clear of the lowest label of the other axis
+        axes.tick_params(axis="x", pad=8)  # does not overlap the lowest label of the other axis
         axes.set_xlim(lowest, 100)
         axes.set_ylim(0, 104)
 
@@ -245,7 +245,7 @@ def _standard_gain(trajectory: PolicyTrajectory, judge: str) -> NDArray[np.float
 
 
 def _root_axis(axes: Any) -> None:
-    """Label an axis of square roots with what was under them; round values, evenly far apart."""
+    """Label an axis of square roots with their squares: round values at about equal distances."""
     _, right = axes.get_xlim()
     step = 10 ** np.floor(np.log10(max(right, 1e-6) ** 2)) / 10
     candidates = [step * k for k in (0, 1, 2, 5, 10, 20, 30, 50, 70, 100)]

@@ -94,7 +94,7 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
 
 
 def values(answers: AnswersByPrompt, judge: str) -> Floats:
-    """Return what one judge gave each answer. (P, k)"""
+    """Return the values that one judge gave the answers. (P, k)"""
     return _each(answers, lambda row: row.score if judge == PROXY else row.judges[judge])
 
 
@@ -104,7 +104,7 @@ def _each(answers: AnswersByPrompt, read: Callable[[Answer], float]) -> Floats:
 
 
 def _outcomes(answers: AnswersByPrompt, others: AnswersByPrompt, judge: str) -> Floats:
-    """Compare by one judge every pair of answers to each prompt; equal texts tie, however their batches rounded.
+    """Compare every pair of answers to each prompt by one judge; equal texts tie, however they were rounded.
 
     (P, pairs), the pair of both first answers first.
     """
@@ -122,14 +122,14 @@ def _longer(answers: AnswersByPrompt, others: AnswersByPrompt) -> Floats:
 
 
 def _asked(each: Floats) -> Floats:
-    """Return the prompts that a judge was asked about."""
+    """Return the prompts that a judge has judged."""
     return each[np.isfinite(each).all(1)]
 
 
 def _rates(
     against: Mapping[str, Mapping[str, Floats]], trained: Sequence[str], resampling: Resampling
 ) -> dict[str, dict[str, WinRate]]:
-    """Return each policy's win rates by judge, those of trained policies corrected as one family a judge."""
+    """Return each policy's win rates by judge, those of trained policies corrected as one family for each judge."""
     rates = {
         policy: {judge: rate_of(_asked(each), resampling) for judge, each in by_judge.items()}
         for policy, by_judge in against.items()
@@ -144,7 +144,7 @@ def _rates(
 def _round_robin(
     answers: Mapping[str, AnswersByPrompt], judge: str, resampling: Resampling
 ) -> dict[tuple[str, str], WinRate]:
-    """Compare every policy with every other by one judge; a pair stands in both directions."""
+    """Compare every policy with every other by one judge, each pair in both directions."""
     there = {(one, other): _outcomes(answers[one], answers[other], judge) for one, other in combinations(answers, 2)}
     met = {f"{one} {other}": rate_of(each, resampling) for (one, other), each in there.items()}
     back = {f"{one} {other}": rate_of(1 - each, resampling) for (one, other), each in there.items()}
@@ -163,7 +163,7 @@ def _agreements(
     found = {}
     for one, other in combinations(names, 2):
         both = [(against[p][one], against[p][other]) for p in trained if {one, other} <= against[p].keys()]
-        # an LLM sees the first pair of each prompt alone
+        # an LLM sees only the first pair of each prompt
         pairs = [np.stack([each[:, : min(a.shape[1], b.shape[1])].ravel() for each in (a, b)]) for a, b in both]
         known = np.concatenate(pairs, axis=1)
         known = known[:, np.isfinite(known).all(0)]
@@ -200,13 +200,13 @@ def _traits(answers: AnswersByPrompt) -> dict[str, Floats]:
 
 
 def _shares(answers: AnswersByPrompt) -> dict[str, Floats]:
-    """Return which share of each rule task's answers ended that way; empty without such prompts. (questions,) each"""
+    """Return for each outcome its share of the answers to each question; empty without questions. (questions,) each"""
     ends = [[str(row.outcome) for row in rows] for rows in answers if rows[0].outcome]
     return {name: np.array([mine.count(name) / len(mine) for mine in ends]) for name in OUTCOMES} if ends else {}
 
 
 def _means(each: Mapping[str, Floats], resampling: Resampling) -> dict[str, Mean]:
-    """Return means over the prompts where there is a value, of what has any."""
+    """Return the mean of each quantity over the prompts that have a value; quantities without any are left out."""
     known = {name: array[np.isfinite(array)] for name, array in each.items()}
     return {name: mean(array, resampling) for name, array in known.items() if array.size}
 

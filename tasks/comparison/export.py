@@ -64,7 +64,7 @@ def row(result: PolicyResult, comparison: Comparison, verdict: PolicyVerdict | N
 
 
 def summary(comparison: Comparison, said: Verdict) -> Json:
-    """Return ``reports/verdict.json``: the verdict in words, and what concerns no single policy."""
+    """Return ``reports/verdict.json``: the verdict in words, and what concerns the comparison as a whole."""
     return {
         "headline": said.headline,
         "detail": said.detail,
@@ -87,7 +87,7 @@ def summary(comparison: Comparison, said: Verdict) -> Json:
 
 
 def of_policy(result: PolicyResult) -> dict[str, float]:
-    """Return the policy's figures under the keys that its own run in MLflow carries."""
+    """Return the policy's figures under the keys of its own run in MLflow."""
     flat = _spread("win_rate", result.score) | {"win_rate_p_value": result.score.adjusted_p}
     flat |= _with_bounds("length_controlled_win_rate", result.equal_length[PROXY])
     for judge, rate in result.judged.items():
@@ -116,7 +116,7 @@ def metrics(comparison: Comparison) -> dict[str, float]:
 
 
 def round_robin(comparison: Comparison) -> list[dict[str, object]]:
-    """Return the round-robin as rows of a table, a pair of policies and a judge a row."""
+    """Return the round-robin as rows of a table: one for each pair of policies and judge."""
     return [
         {"judge": judge, "policy": one, "other": other, **_rate(rate)}
         for judge, met in comparison.round_robin.items()

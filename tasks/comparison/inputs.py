@@ -1,4 +1,4 @@
-"""Read what earlier stages left, checked: whatever is wrong is one message with file and key."""
+"""Read and check files of earlier stages: every error is one message with file and key."""
 
 import json
 from pathlib import Path

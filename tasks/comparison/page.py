@@ -1,4 +1,4 @@
-"""Write the page a reader decides from: words first, then numbers, pictures, samples and costs."""
+"""Write the page of the comparison: verdict first, then numbers, charts, sample answers and costs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

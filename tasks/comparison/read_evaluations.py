@@ -1,4 +1,4 @@
-"""Read what the evaluation of each policy left: answers, snapshots along training, quality, an LLM's judgements."""
+"""Read the files of the evaluations: answers, snapshots along training, quality, an LLM's judgements."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +24,13 @@ class Answer(BaseModel):
 
     prompt_id: str
     sample: Annotated[int, Field(ge=0)]
-    """Which of the prompt's answers this is, from 0; of all policies the same sample drew the same random numbers."""
+    """Which of the prompt's answers this is, from 0; all policies used the same random numbers for the same sample."""
     prompt: str
     response: str
     score: FiniteFloat
     """The proxy: what training maximised, without the penalty for a missing end."""
     judges: dict[str, FiniteFloat]
-    """What each independent judge gave; none of them was trained on."""
+    """The value of each independent judge; none of them was used in training."""
     kl: FiniteFloat
     """To the reference, nats for the whole response."""
     response_length: Annotated[int, Field(ge=0)]
@@ -51,7 +51,7 @@ class Answer(BaseModel):
 
 
 class Quality(BaseModel):
-    """What ``metrics/evaluate/<policy>.json`` holds that no single answer tells."""
+    """Figures of ``metrics/evaluate/<policy>.json`` that belong to no single answer."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -90,7 +90,7 @@ class SnapshotValues(BaseModel):
 
 
 class Judgement(BaseModel):
-    """One row of ``judgements/llm.jsonl``: an LLM's word on a policy's answer against the reference's."""
+    """One row of ``judgements/llm.jsonl``: an LLM's judgement of a policy's answer against the reference's."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -101,14 +101,14 @@ class Judgement(BaseModel):
 
 
 AnswersByPrompt = tuple[tuple[Answer, ...], ...]
-"""Of one policy: by prompt, the answers in order of their samples, as many to each prompt."""
+"""The answers of one policy by prompt, in order of their samples; the same number to each prompt."""
 
 
 def read_answers(root: Path, policies: Sequence[str]) -> dict[str, AnswersByPrompt]:
-    """Read the policies' answers, brought into the reference's order of prompts.
+    """Read the policies' answers, in the reference's order of prompts.
 
     Raises:
-        InputError: A file is missing or broken, or a policy answered other prompts, so often, or had other judges.
+        InputError: A file is missing or broken, or policies differ in prompts, answers to a prompt or judges.
     """
     paths = {policy: root / "evaluations" / policy / "responses.jsonl" for policy in policies}
     found = {policy: _by_prompt(path, rows(path, f"evaluate@{policy}", Answer)) for policy, path in paths.items()}
@@ -141,7 +141,7 @@ def _same_question(policy: str, paths: Mapping[str, Path], mine: Sequence[Answer
 
 
 def _by_prompt(path: Path, answers: Sequence[Answer]) -> dict[str, tuple[Answer, ...]]:
-    """Return the answers by prompt, in order of their samples, as many to each prompt."""
+    """Return the answers by prompt, in order of their samples; the same number to each prompt."""
     if not answers:
         raise InputError(f"{path} holds no answer")
     found: dict[str, list[Answer]] = {}
@@ -176,7 +176,7 @@ def read_trajectories(
 
 
 def read_quality(root: Path, policy: str) -> Quality:
-    """Read the figures of a policy that are about all its answers at once, or about other texts.
+    """Read the figures of a policy over all its answers, or over other texts.
 
     Raises:
         InputError: The file is missing or broken, or lacks a number.
@@ -185,7 +185,7 @@ def read_quality(root: Path, policy: str) -> Quality:
 
 
 def read_judgements(root: Path, judge: str, policies: Sequence[str], prompt_ids: Sequence[str]) -> Mapping[str, Floats]:
-    """Read an LLM's outcomes by policy, NaN for a prompt it was not asked about; empty without such a judge. (P, 1)
+    """Read an LLM's outcomes by policy, NaN for a prompt that it did not judge; empty without such a judge. (P, 1)
 
     Raises:
         InputError: The file is broken, or names a policy or prompt that was not evaluated, or one twice.
@@ -232,4 +232,4 @@ def _trajectory(root: Path, policy: str, reference: AnswersByPrompt) -> tuple[tu
         for name in names
     }
     labels = ("reference", *(s.label for s in snapshots))
-    return labels, Trajectory(np.maximum(kl, 0), values)  # rounding may leave a KL a hair below 0
+    return labels, Trajectory(np.maximum(kl, 0), values)  # rounding may leave a KL slightly below 0

@@ -1,4 +1,4 @@
-"""Read what training left for the comparison: costs, learning curves and the reports on the reward models."""
+"""Read the files of the training stages: costs, learning curves and the reports on the reward models."""
 
 import csv
 import math
@@ -54,7 +54,7 @@ class RewardReport(BaseModel):
 
     pairs: Annotated[int, Field(ge=0)]
     accuracy: Share | None
-    """With the bounds of its interval; as all below, None where there are no pairs to know it from."""
+    """With the bounds of its interval; like all below, None where there are no pairs."""
     low: Share | None
     high: Share | None
     by_margin: list[AccuracyBin]
@@ -80,7 +80,7 @@ class Curve:
 
 
 def read_cost(root: Path, stages: Iterable[str]) -> Cost:
-    """Read what the stages that trained a policy took: times and tokens add up, memory is the highest.
+    """Read the cost of the stages that trained a policy: times and tokens are summed, memory is the highest.
 
     Raises:
         InputError: A metrics file is missing or broken, or lacks a number.
@@ -94,7 +94,7 @@ def read_cost(root: Path, stages: Iterable[str]) -> Cost:
 
 
 def read_reward_report(root: Path, folder: Path) -> RewardReport:
-    """Read the report on the reward model in a folder that its stage, of the same name, makes.
+    """Read the report on the reward model in a folder; the stage of the same name writes it.
 
     Raises:
         InputError: The file is missing or broken, or lacks a key.

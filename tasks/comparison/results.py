@@ -11,7 +11,7 @@ from tasks.judges import PROXY
 from tasks.policies import REFERENCE, TITLES
 
 TRAITS = ("kl", "response_length", "truncated", "repetition", "language_drift")
-"""What is read off every single answer; ``language_drift`` where both languages are known."""
+"""Figures of every single answer; ``language_drift`` where both languages are known."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PolicyResult:
     equal_length: Mapping[str, Mean]
     """Length-controlled win rate against the reference, by judge."""
     means: Mapping[str, Mean]
-    """What each judge gave."""
+    """Mean value of each judge."""
     traits: Mapping[str, Mean]
     """`TRAITS` of its answers."""
     changes: Mapping[str, Mean]
@@ -85,17 +85,17 @@ class Comparison:
     answers: Mapping[str, AnswersByPrompt]
     """By policy; entry i of every policy answers the same prompt."""
     judges: tuple[str, ...]
-    """The proxy, then every independent judge but an LLM: those that score a single answer."""
+    """The proxy, then every independent judge but an LLM: these score a single answer."""
     round_robin: Mapping[str, Mapping[tuple[str, str], WinRate]]
     """By judge, the first policy of a pair against the second, with Holm's correction over all pairs."""
     agreements: Mapping[tuple[str, str], Agreement]
     """Between judges, over all trained policies' prompts."""
     trajectories: Mapping[str, PolicyTrajectory]
-    """By policy, those that left snapshots."""
+    """By policy, for those with snapshots."""
     equal_kl: Mapping[str, EqualKl]
-    """By judge; empty when fewer than two policies left snapshots away from the reference."""
+    """By judge; empty when fewer than two policies have snapshots away from the reference."""
     reward_models: Mapping[str, RewardReport]
-    """By judge, those with a reward model behind them."""
+    """By judge, for those that are reward models."""
     curves: Mapping[str, Curve]
     method: Method
 

@@ -16,11 +16,11 @@ from tasks.judges import PROXY, judge_title
 from tasks.policies import REFERENCE
 
 RANDOM_SAMPLES = 3
-"""Prompts shown that nothing but the seed chose."""
+"""Number of shown prompts that the seed alone chose."""
 LONGEST_TEXT = 4000
 """Characters of a text that are shown; a page stays below a megabyte with any evaluation."""
 ALIKE = 0.3
-"""Share of common words below which marking each difference would hide the text."""
+"""Below this share of common words differences are not marked: the marks would hide the text."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class ShownPrompt:
 def choose(comparison: Comparison) -> tuple[ShownPrompt, ...]:
     """Choose the answers to show: a seeded draw of prompts, then the largest gain and loss by an independent judge.
 
-    Gain is the mean over the trained policies (without any: over all but the reference) of the judge's value minus that of the reference's same sample; among
-    equals the proxy's decides. The judge is the first independent one; without any, the proxy. No prompt is shown
-    twice, and of a drawn one its first answers.
+    Gain is the judge's value minus that of the reference's same sample, averaged over the trained policies (where there
+    is none, over all others); the proxy decides between equal gains. The judge is the first independent one; without
+    any, the proxy. No prompt is shown twice, and a drawn prompt is shown with its first answers.
     """
     judge = next((judge for judge in comparison.judges if judge != PROXY), PROXY)
     gain, score = (_gain(comparison, each) for each in (judge, PROXY))
@@ -72,7 +72,7 @@ def choose(comparison: Comparison) -> tuple[ShownPrompt, ...]:
 
 
 def differences(text: str, before: str) -> tuple[Piece, ...]:
-    """Return the text in pieces, with what it lacks of another text in between; words are whole."""
+    """Return the text in pieces, with the words of another text that it lacks in between."""
     new, old = _words(text), _words(before)
     pieces: list[Piece] = []
     was, now = ([word.strip() for word in words] for words in (old, new))

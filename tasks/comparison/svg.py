@@ -35,7 +35,7 @@ PALETTE = (
 )
 """Colours of the policies in the order of their table, in the light and in the dark theme."""
 MARKERS = "oXosD^vPh"
-"""Shapes of the policies' points in the same order, so that colour is not all that tells them apart."""
+"""Shapes of the policies' points in the same order, so that they differ not only in colour."""
 POLICY_MARKERS = {policy: MARKERS[i % len(MARKERS)] for i, policy in enumerate(POLICIES)}
 
 STYLE = {
@@ -77,7 +77,7 @@ def name_ends(axes: Any, ends: Sequence[tuple[float, float, str]]) -> None:
     for y, _, _ in placed:
         heights.append(max(y, heights[-1] + line) if heights else max(y, line / 2))
     over = max(0.0, heights[-1] - 1 + line / 2) if heights else 0.0
-    for i in reversed(range(len(heights))):  # what left the axes at the top pushes the names below it down
+    for i in reversed(range(len(heights))):  # a name above the axes moves down, and so do those below it
         limit = heights[i + 1] - line if i + 1 < len(heights) else heights[i] - over
         heights[i] = min(heights[i], limit)
     for height, (y, x, policy) in zip(heights, placed, strict=True):
@@ -98,7 +98,7 @@ def draw(name: str, label: str, size: tuple[float, float], paint: Callable[[Any]
         paint: draws into the axes.
         title: above the axes.
     """
-    # the salt keeps ids of one panel apart from those of another on the same page, and stable between runs
+    # the salt makes ids unique on the page, and stable between runs
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()

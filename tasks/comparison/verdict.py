@@ -1,4 +1,4 @@
-"""Say in words what the numbers allow to be said, and no more."""
+"""State in words what the numbers show, and no more."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -14,14 +14,14 @@ from tasks.policies import TITLES
 class Standing(Enum):
     """Where a policy stands against the reference; the value is what the page prints.
 
-    By the interval and the sign-flip test, with Holm's correction over the trained policies; better asks the proxy
-    and every independent judge, so no correction over judges is due (an intersection-union test).
+    It follows from the interval and the sign-flip test, with Holm's correction over the trained policies. "Better"
+    needs the proxy and every independent judge, so it needs no correction over judges (an intersection-union test).
     """
 
     BETTER = "better"
     UNCONFIRMED = "unconfirmed"
     DISPUTED = "disputed"
-    UNSETTLED = "not settled"
+    UNSETTLED = "not significant"
     WORSE = "worse"
 
 
@@ -34,18 +34,18 @@ class PolicyVerdict:
     sentence: str
     cautions: tuple[str, ...]
     rule_outcomes: str
-    """What became of right, abstained and wrong answers; empty without such questions."""
+    """How the shares of right, abstained and wrong answers changed; empty without such questions."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The page's first words: one headline, one verdict a policy."""
+    """The top of the page: one headline, one verdict a policy."""
 
     headline: str
     detail: str
     policies: tuple[PolicyVerdict, ...]
     equal_kl: str
-    """Who leads at equal distance from the reference; empty where that cannot be said."""
+    """Who leads at equal distance from the reference; empty where it is not known."""
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def verdict(comparison: Comparison) -> Verdict:
 
 
 def _headline(policies: tuple[PolicyVerdict, ...], comparison: Comparison) -> tuple[str, str]:
-    # a win counts as much as the judge who likes it least says
+    # the judge that gives a policy the lowest rate counts
     ranked = sorted(policies, key=lambda one: -min(rate.rate for rate in one.result.rates.values()))
     better = [one for one in ranked if one.standing is Standing.BETTER]
     if better:
@@ -87,7 +87,7 @@ def _headline(policies: tuple[PolicyVerdict, ...], comparison: Comparison) -> tu
 
 
 def _doubt(one: PolicyVerdict, confidence: float) -> str:
-    """Say which judges keep a policy that the training reward prefers from being better."""
+    """Name the judges because of which a policy that the training reward prefers is not better."""
     judged = one.result.judged
     if not judged:
         return "leads by the training reward, but no independent judge was asked"
@@ -138,7 +138,7 @@ def _sentence(result: PolicyResult, standing: Standing, confidence: float) -> st
 
 
 def _judges(result: PolicyResult, confidence: float) -> str:
-    """Say of each independent judge what it settles."""
+    """Say what each independent judge shows."""
     groups: dict[str, list[str]] = {"agrees": [], "prefers the reference": [], "cannot tell the two apart": []}
     for judge, rate in result.judged.items():
         settled = rate.settled(confidence)
@@ -155,15 +155,15 @@ def _plural(verb: str, count: int) -> str:
 
 
 def _rivals(better: list[PolicyVerdict], comparison: Comparison) -> str:
-    """Say whether the leader's lead over the next good policy is real, compared prompt by prompt."""
+    """Say whether the leader is better than the next good policy, compared prompt by prompt."""
     if len(better) == 1:
-        return "It is the only policy of which that can be said here."
+        return "No other policy is."
     first, second = (one.result for one in better[:2])
     also = f"So {'is' if len(better) == 2 else 'are'} {listing([f.result.title for f in better[1:]])}"
     met = {judge: comparison.head_to_head(first.policy, second.policy, judge) for judge in comparison.judges}
     won = [rate for rate in met.values() if rate.settled(comparison.confidence) and rate.rate > 0.5]
     said = listing([f"{percent(r.rate)} ({between(r.interval)}) by the {judge_title(j)}" for j, r in met.items()])
-    settled = "and every judge settles it" if len(won) == len(met) else "which does not settle who is ahead"
+    settled = "and every judge confirms it" if len(won) == len(met) else "but not every judge confirms the lead"
     return f"{also}; head to head {first.title} is preferred over {second.title} in {said}, {settled}."
 
 
@@ -175,7 +175,7 @@ def _equal_kl(comparison: Comparison) -> str:
     for judge, found in comparison.equal_kl.items():
         lead = found.leads[-1]
         ahead = f"{TITLES[lead.first]} leads {TITLES[lead.second]} by {signed(lead.difference.value)}"
-        doubt = "" if lead.difference.interval.low > 0 else ", not settled"
+        doubt = "" if lead.difference.interval.low > 0 else ", not significant"
         said.append(f"{judge_title(judge)}: {ahead} ({span(lead.difference.interval)}{doubt})")
     level = next(iter(comparison.equal_kl.values())).levels[-1]
     return f"At equal KL to the reference ({number(level)} nats a response), {'; '.join(said)}."

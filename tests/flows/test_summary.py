@@ -8,7 +8,7 @@ from flows import summary
 from tasks.comparison.table import scalars, table
 
 
-def row(policy, rate, *judges, standing="not settled"):
+def row(policy, rate, *judges, standing="not significant"):
     return {
         "policy": policy,
         "win_rate": rate,

@@ -50,7 +50,7 @@ def test_each_policy_stands_where_its_judges_put_it(root):
 def test_better_names_what_every_judge_says(root):
     found = said(root)
     assert found.headline == "DPO is better than the reference, and both independent judges agree."
-    assert found.detail == "It is the only policy of which that can be said here."
+    assert found.detail == "No other policy is."
     sentence = found.policies[0].sentence
     assert sentence.startswith("is preferred over the reference in 75\u00a0% of comparisons on unseen prompts (")
     assert "second reward model (75\u00a0%" in sentence
@@ -125,7 +125,7 @@ def test_two_better_policies_are_compared_head_to_head(root, monkeypatch):
     found = said(root)
     assert found.headline == "GRPO is better than the reference, and both independent judges agree."
     assert found.detail.startswith("So is DPO; head to head GRPO is preferred over DPO in 60\u00a0% (")
-    assert found.detail.endswith("which does not settle who is ahead.")  # 0.008 times up to 15 pairs
+    assert found.detail.endswith("but not every judge confirms the lead.")  # 0.008 times up to 15 pairs
     win(root, monkeypatch, "dpo", 30, 30, 30)
     win(root, monkeypatch, "grpo", 40, 40, 40)
     write_answers(root, "dpo", answers("dpo")[::-1])
@@ -219,7 +219,7 @@ def test_a_win_that_length_explains_is_pointed_out(root):
 def test_a_win_that_length_leaves_open_is_pointed_out(root):
     """All longer: nothing is known about equal length, and nothing speaks against the win either."""
     (said,) = [each for each in lengths(root, 40) if "equal length" in each]
-    assert said.endswith("is not settled; lengths differ too much to tell.")
+    assert said.endswith("is not significant; lengths differ too much to tell.")
 
 
 def outcomes(*counts: tuple[str, int]) -> list[str]:
@@ -236,8 +236,8 @@ def test_rule_tasks_say_what_became_of_wrong_answers(root):
     found = of_policy(root, "dpo").rule_outcomes
     assert found.startswith("On 40 questions with a known answer: wrong answers fall from 60\u00a0% to 10\u00a0% (−50")
     assert "abstentions rise from 20\u00a0% to 70\u00a0% (+50" in found
-    assert found.endswith("no settled change in right answers (20\u00a0% to 20\u00a0%).")
-    assert of_policy(root, "ppo").rule_outcomes.count("no settled change") == 1
+    assert found.endswith("no significant change in right answers (20\u00a0% to 20\u00a0%).")
+    assert of_policy(root, "ppo").rule_outcomes.count("no significant change") == 1
 
 
 def test_without_known_answers_nothing_is_said_of_rule_tasks(root):
