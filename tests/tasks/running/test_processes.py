@@ -23,7 +23,7 @@ EVALUATED = ["judge_model", "evaluate dpo"]
 LAUNCHER = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
 WITHIN = 1e-4  # of a tensor's largest weight: gradients are summed in another order, and Adam divides by their size
 QUIET = """
-from tasks import recorder
+from tasks.tracking import recorder
 recorder._spawn_delivery = lambda folder: None  # records stay on disk; test_tracking delivers
 """
 RUNS_OUT = """
