@@ -1,136 +1,23 @@
 """Stage ``iterative_dpo@round-i``: sample from the current model, pair best with worst, one DPO round."""
 
-import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tasks.running.stage import Stage
-
-if TYPE_CHECKING:
-    from alignflow.models.roles import SharedBase
-    from alignflow.types import Pair
+from tasks.training.models import REWARD_MODEL, SFT, open_models
+from tasks.training.pairs import train_dpo
+from tasks.training.shard_pairs import make_pairs
 
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Run one round; its pairs are written with their lineage, the dropped ones too."""
-    from tasks.training.models import REWARD_MODEL, SFT, open_models
-    from tasks.training.pairs import train_dpo
-
     section = stage.params.iterative_dpo
-    turn = section.rounds[stage.name.partition("@")[2]]
+    previous = Path(section.rounds[stage.name.partition("@")[2]].previous)
+    reference = previous if section.reference == "previous" else SFT
     models = open_models(stage.params)
-    models.add("policy", start=Path(turn.previous), trained=True)
-    models.add("reference", start=Path(turn.previous) if section.reference == "previous" else SFT)
+    models.add("policy", start=previous, trained=True)
+    models.add("reference", start=reference)
     models.add("reward_model", start=REWARD_MODEL)
-    pairs, sampled = _pairs(stage, models)
-    at_reference = section.reference == "previous" or Path(turn.previous) == SFT
-    trained = train_dpo(stage, models, pairs, section, starts_at_reference=at_reference, snapshots=0)
+    pairs, sampled = make_pairs(stage, models)
+    trained = train_dpo(stage, models, pairs, section, starts_at_reference=reference == previous, snapshots=0)
     return {**trained, **sampled}
-
-
-def _pairs(stage: Stage, models: "SharedBase") -> tuple[list["Pair"], dict[str, float]]:
-    """Make the round's pairs and write them with their lineage.
-
-    A resumed stage samples them again and gets the same: they depend on the start policy and the seed alone.
-    """
-    from alignflow import distributed
-    from alignflow.data.encoding import encode_prompt
-    from alignflow.types import Pair
-
-    path = Path("artifacts") / stage.name.replace("@", "/") / "pairs.jsonl"
-    lineage = _sample_pairs(stage, models)
-    if distributed.is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lineage))
-    kept = [row for row in lineage if row["dropped"] is None]
-    stage.say(f"{len(kept)} pairs from {len(lineage)} prompts of shard {lineage[0]['shard']}")
-    if not kept:
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in Counter(r["dropped"] for r in lineage).most_common())
-        raise NoPairs(
-            f"none of {len(lineage)} prompts gave a pair ({reasons}); raise iterative_dpo.samples_per_prompt, lower "
-            "iterative_dpo.min_margin, or look at the rewards"
-        )
-    rows = [
-        {"prompt": r["prompt"], "scores": r["scores"], "response": r["chosen"], "rejected": r["rejected"]} for r in kept
-    ]
-    stage.record.table("pairs", rows[:16])
-    pairs = [
-        Pair(
-            encode_prompt(models.base.tokenizer, r["messages"]),
-            tuple(r["chosen_ids"]),
-            tuple(r["rejected_ids"]),
-        )
-        for r in kept
-    ]
-    scores = [score for row in lineage for score in row["scores"] if score is not None]
-    truncated = [cut for row in lineage for cut in row["truncated"]]
-    return pairs, {
-        "pairs": float(len(kept)),
-        "prompts_without_pair": float(len(lineage) - len(kept)),
-        "reward/mean": sum(scores) / len(scores),
-        "truncated_fraction": sum(truncated) / len(truncated),
-    }
-
-
-def _sample_pairs(stage: Stage, models: "SharedBase") -> list[dict[str, Any]]:
-    """Sample, score and pair; one row a prompt with everything that made or dropped its pair."""
-    from alignflow.algorithms.iterative_dpo import choose_pair, shard_of
-    from alignflow.memory import Budget
-    from alignflow.models.base import load_identity
-    from tasks.data.prepared import read_prompts
-    from tasks.paths import IDENTITY
-    from tasks.training.rewards import check_sources, sample
-
-    section, k = stage.params.iterative_dpo, stage.params.iterative_dpo.samples_per_prompt
-    turn = section.rounds[stage.name.partition("@")[2]]
-    train = read_prompts("train")
-    check_sources(stage.params, train)
-    shard = shard_of(len(train), shard=turn.shard, of=turn.of, seed=section.seed)[: section.prompts_per_shard]
-    rows = [train[i] for i in shard]
-    stage.say(f"samples {k} answers to each of {len(rows)} prompts")
-    seed = section.seed * 1000 + turn.shard
-    budget = Budget(section.micro_batch_tokens, stage.announce)
-    samples = sample(models, stage.params, rows, k, seed=seed, budget=budget)
-    origin = {
-        "round": stage.name.partition("@")[2],
-        "shard": turn.shard,
-        "of": turn.of,
-        "policy": turn.previous,
-        "policy_hash": models.fingerprint("policy")[:16],
-        "reward_model_hash": models.fingerprint("reward_model")[:16],
-        "base_hash": load_identity(IDENTITY).sha256[:16],
-        "sampling": {**stage.params.sampling.model_dump(), "seed": seed},
-    }
-    result: list[dict[str, Any]] = []
-    for place, row in enumerate(rows):
-        group = samples[place * k : (place + 1) * k]
-        totals, texts = [s.reward.total for s in group], [s.text for s in group]
-        lengths = [len(s.response.tokens) for s in group]
-        choice = choose_pair(
-            totals, texts, lengths, min_margin=section.min_margin, length_penalty=section.length_penalty
-        )
-        result.append(
-            {
-                "prompt_id": row["prompt_id"],
-                "messages": row["messages"],
-                "prompt": row["prompt"],
-                "chosen": texts[choice.best],
-                "rejected": texts[choice.worst],
-                "dropped": choice.dropped,
-                "scores": [None if total is None else round(total, 4) for total in totals],
-                "sources": [s.reward.sources for s in group],
-                "lengths": lengths,
-                "responses": texts,
-                "truncated": [s.response.truncated for s in group],
-                "chosen_ids": group[choice.best].response.tokens,
-                "rejected_ids": group[choice.worst].response.tokens,
-                **origin,
-            }
-        )
-    return result
-
-
-class NoPairs(ValueError):
-    """A round found nothing to train on."""

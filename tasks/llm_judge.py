@@ -1,196 +1,23 @@
-"""Stage ``llm_judge``: an optional language model behind an OpenAI-compatible endpoint compares policy and reference.
+"""Stage ``llm_judge``: an optional language model compares the answers of each policy with those of the reference."""
 
-Each pair of answers is shown in both orders, since such judges favour a position (Zheng et al. 2023, arXiv:2306.05685);
-a judge that changes its mind with the order says "tie".
-"""
-
-import hashlib
 import json
-import os
-import re
-import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean
-from threading import Lock
-from typing import TYPE_CHECKING, Any
 
-from tasks.params.sections import LlmJudge
-from tasks.paths import home
+from tasks.evaluation.llm import compare_answers, figures
 from tasks.policies import REFERENCE, chosen
 from tasks.running.stage import Stage
 
-if TYPE_CHECKING:
-    import httpx
-
-EVALUATIONS = Path("evaluations")
 JUDGEMENTS = Path("judgements/llm.jsonl")
-KEY = "LLM_JUDGE_API_KEY"
-BUSY = 429
-INSTRUCTION = """\
-You compare two answers to the same question. Prefer the one that is more helpful, more correct and easier to read. \
-Length alone is no merit. Reply with one character: A if the first answer is better, B if the second one is, C if they \
-are equally good."""
-QUESTION = "[Question]\n{prompt}\n\n[Answer A]\n{first}\n\n[Answer B]\n{second}\n\nWhich answer is better: A, B or C?"
 
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Write the judgements; an empty file where no endpoint is set."""
-    JUDGEMENTS.parent.mkdir(parents=True, exist_ok=True)
     section = stage.params.llm_judge
-    rows: list[dict[str, Any]] = []
+    JUDGEMENTS.parent.mkdir(parents=True, exist_ok=True)
     if section.url is None:
         stage.say("llm_judge.url is null: no judgement is asked for")
-    else:
-        rows = _judge(stage, section)
+    policies = [policy for policy in chosen(stage.params.policies) if policy != REFERENCE]
+    rows = compare_answers(section, policies, stage.say) if section.url else []
     JUDGEMENTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    mine = {policy: [row["outcome"] for row in rows if row["policy"] == policy] for policy in _judged(stage)}
-    rates = {f"llm_win_rate/{policy}": fmean(outcomes) for policy, outcomes in mine.items() if outcomes}
-    turned = [row["orders"][0] != row["orders"][1] for row in rows]
-    return {"judgements": float(len(rows)), **rates, **({"order_disagreement": fmean(turned)} if turned else {})}
-
-
-def _judged(stage: Stage) -> tuple[str, ...]:
-    return tuple(policy for policy in chosen(stage.params.policies) if policy != REFERENCE)
-
-
-def _judge(stage: Stage, section: LlmJudge) -> list[dict[str, Any]]:
-    """Return a row a policy and prompt; verdicts that were paid for before are taken from the file of answers."""
-    import httpx
-
-    reference = {row["prompt_id"]: row["response"] for row in _read(REFERENCE)[: section.prompts]}
-    pairs = [
-        (policy, row, reference[row["prompt_id"]])
-        for policy in _judged(stage)
-        for row in _read(policy)
-        if row["prompt_id"] in reference
-    ]
-    bodies = [
-        _body(section, row["prompt"], *order)
-        for _, row, theirs in pairs
-        for order in ((row["response"], theirs), (theirs, row["response"]))
-    ]
-    answers = Answers(home() / "llm_judge" / "answers.jsonl", str(section.url))
-    distinct = {answers.key(body): body for body in bodies}
-    known = sum(key in answers for key in distinct)
-    stage.say(f"{len(distinct)} questions to {section.model} at {section.url}, {known} answered before")
-    key = os.environ.get(KEY)
-    with (
-        httpx.Client(
-            timeout=section.timeout_seconds, headers={"Authorization": f"Bearer {key}"} if key else {}
-        ) as client,
-        ThreadPoolExecutor(section.parallel) as threads,
-    ):
-        try:
-            found = list(threads.map(lambda body: answers.ask(client, section, body), distinct.values()))
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            raise
-    replies = dict(zip(distinct, found, strict=True))
-    verdicts = [_verdict(replies[answers.key(body)]) for body in bodies]
-    return [
-        {
-            "prompt_id": row["prompt_id"],
-            "policy": policy,
-            "outcome": first if first == 1 - second else 0.5,
-            "orders": [first, 1 - second],
-        }
-        for (policy, row, _), first, second in zip(pairs, verdicts[::2], verdicts[1::2], strict=True)
-    ]
-
-
-def _read(policy: str) -> list[dict[str, Any]]:
-    """Return the first answer to each prompt."""
-    with (EVALUATIONS / policy / "responses.jsonl").open(encoding="utf-8", newline="\n") as lines:
-        return [row for row in map(json.loads, lines) if row["sample"] == 0]
-
-
-def _body(section: LlmJudge, prompt: str, first: str, second: str) -> dict[str, Any]:
-    return {
-        "model": section.model,
-        "temperature": section.temperature,
-        "max_tokens": section.max_tokens,
-        "messages": [
-            {"role": "system", "content": INSTRUCTION},
-            {"role": "user", "content": QUESTION.format(prompt=prompt, first=first, second=second)},
-        ],
-    }
-
-
-def _verdict(reply: str) -> float:
-    """Return 1 where a reply names the first answer, 0 for the second, ½ for neither or something else."""
-    letters = re.findall(r"\b[ABC]\b", reply)
-    return {"A": 1.0, "B": 0.0}.get(letters[-1], 0.5) if letters else 0.5
-
-
-class Answers:
-    """Replies of an endpoint, each written down as soon as it comes, by the hash of its question."""
-
-    def __init__(self, path: Path, url: str) -> None:
-        """Read what is there; a line cut off by a crash is left out."""
-        self._path, self._url, self._lock = path, url, Lock()
-        self._known: dict[str, str] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-            try:
-                self._known |= {json.loads(line)["question"]: json.loads(line)["reply"]}
-            except (json.JSONDecodeError, KeyError):
-                continue
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._known
-
-    def key(self, body: Mapping[str, Any]) -> str:
-        """Return the hash of a question and of where it goes."""
-        return hashlib.sha256(json.dumps([self._url, body], sort_keys=True).encode()).hexdigest()
-
-    def ask(self, client: "httpx.Client", section: LlmJudge, body: Mapping[str, Any]) -> str:
-        """Return the reply to a question, from the file or from the endpoint.
-
-        Raises:
-            NoJudge: the endpoint cannot be reached, refuses, or answers in another form.
-        """
-        key = self.key(body)
-        if key not in self._known:
-            reply = _post(client, section, body)
-            with self._lock, self._path.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps({"question": key, "reply": reply}))  # after a line that was cut off
-                self._known[key] = reply
-        return self._known[key]
-
-
-def _post(client: "httpx.Client", section: LlmJudge, body: Mapping[str, Any]) -> str:
-    import httpx
-
-    url = f"{str(section.url).rstrip('/')}/chat/completions"
-    for attempt in range(section.retries + 1):
-        if attempt:
-            time.sleep(section.retry_seconds * 2 ** (attempt - 1))
-        try:
-            response = client.post(url, json=body)
-        except httpx.TransportError as error:
-            problem = f"cannot be reached ({type(error).__name__}: {error})"
-            continue
-        if response.status_code == BUSY or response.is_server_error:
-            problem = f"answers {response.status_code}: {response.text[:200]}"
-            continue
-        return _reply(response, url)
-    raise NoJudge(f"llm_judge.url: {url} {problem}, {section.retries + 1} times; {KEPT}")
-
-
-KEPT = "the replies so far are kept, the same command asks for the rest; llm_judge.url: null goes on without a judge"
-
-
-def _reply(response: "httpx.Response", url: str) -> str:
-    if not response.is_success:
-        hint = f"; the key is read from {KEY}" if response.status_code in {401, 403} else ""
-        raise NoJudge(f"llm_judge.url: {url} answers {response.status_code}: {response.text[:200]}{hint}; {KEPT}")
-    try:
-        return str(response.json()["choices"][0]["message"]["content"] or "")
-    except (ValueError, LookupError, TypeError):
-        raise NoJudge(f"llm_judge.url: {url} does not speak OpenAI's chat format: {response.text[:200]}") from None
-
-
-class NoJudge(ValueError):
-    """The endpoint gives no verdicts."""
+    return figures(rows)

@@ -3,6 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.params.sections import Params
 
 
 class Learns(Enum):
@@ -68,3 +73,22 @@ def training_stages(policies: Sequence[str], rounds: Sequence[str]) -> dict[str,
 def adapter_folder(name: str) -> str:
     """Return the folder of all that a policy's stage made; that of the base model where no stage trained it."""
     return f"artifacts/{POLICIES[name].stage or 'base'}"
+
+
+def adapter_of(name: str, params: "Params") -> Path | None:
+    """Return the adapter folder of a policy; None for the base model itself.
+
+    Raises:
+        UnknownPolicy: there is no policy of that name.
+    """
+    if name not in POLICIES:
+        raise UnknownPolicy(f"no policy {name!r}; there are: {', '.join(POLICIES)}")
+    policy = POLICIES[name]
+    if policy.stage is None:
+        return None
+    folder = Path(adapter_folder(name))
+    return folder / params.iterative_dpo.last if policy.in_rounds else folder
+
+
+class UnknownPolicy(ValueError):
+    """No policy has that name."""

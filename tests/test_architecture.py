@@ -16,10 +16,6 @@ FILES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 MATHS = sorted(p.stem for p in (ROOT / "alignflow/algorithms").glob("*.py") if p.stem != "__init__")
 
 
-DOUBLE = {"Answers", "Finding"}
-"""Names that are still to be told apart."""
-
-
 def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
@@ -108,8 +104,7 @@ def test_a_word_has_one_meaning():
             if name := _type_name(node):
                 places.setdefault(name, []).append(path.relative_to(ROOT).as_posix())
     twice = {name: files for name, files in places.items() if len(files) > 1}
-    assert twice.keys() <= DOUBLE, {name: files for name, files in twice.items() if name not in DOUBLE}
-    assert twice.keys() >= DOUBLE, f"mended, take them off the list: {DOUBLE - twice.keys()}"
+    assert not twice
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

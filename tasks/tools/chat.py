@@ -8,8 +8,8 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 
-from tasks.evaluate import adapter_of
 from tasks.params.read import load
+from tasks.policies import adapter_of
 
 MAX_RESPONSE_LENGTH = 256
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from tasks.running.advice import explained
 
-Finding = tuple[str, bool, str]
+DoctorResult = tuple[str, bool, str]
 """What was looked at, whether it is well, and what was found."""
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "prefect", "fastapi", "mlflow", "dvc")
 
 
-def diagnose() -> list[Finding]:
+def diagnose() -> list[DoctorResult]:
     """Look at hardware, versions, settings, base model, data and storage; nothing is changed or trained."""
     return [_guard(name, look) for name, look in LOOKS.items()]
 
 
-def _guard(name: str, look: Callable[[], tuple[bool, str]]) -> Finding:
+def _guard(name: str, look: Callable[[], tuple[bool, str]]) -> DoctorResult:
     try:
         well, found = look()
     except Exception as error:  # a diagnosis reports whatever goes wrong

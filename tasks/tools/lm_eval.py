@@ -5,9 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.evaluate import adapter_of
 from tasks.params.read import load
-from tasks.policies import POLICIES
+from tasks.policies import POLICIES, adapter_of
 from tasks.running.advice import explained
 from tasks.running.checks import quiet
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from alignflow.rewards import RuleError, rule_file
 from tasks.params.edit import override
 from tasks.paths import home
-from tasks.rules import sources
+from tasks.running.rule_sources import sources
 from tests.pipeline import ROOT, paths, stages
 
 DOWNSTREAM = ("dpo", "iterative_dpo", "ppo", "grpo", "evaluate")
