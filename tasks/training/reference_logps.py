@@ -15,32 +15,84 @@ from torch import Tensor
 
 import alignflow
 from alignflow import checkpoint, distributed
+from alignflow.data.collate import by_rows, collate
+from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
-from alignflow.types import Pair
+from alignflow.ops import masked_sum
+from alignflow.types import Example, Sequences
 from tasks.paths import home
 
 CODE = Path(alignflow.__file__).parent
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+START_DIFFERENCE = 0.01  # nats a response; the same weights on the same rows give the same numbers
 
 
-def kept(key: str, compute: Callable[[], Tensor], *, pairs: int, say: Callable[[str], None]) -> Tensor:
-    """Return the log-probs kept under a key, or compute them and keep them. (2, pairs) float32
+def reference_logps(
+    models: SharedBase, examples: Sequence[Example], budget: Budget, *, say: Callable[[str], None]
+) -> Tensor:
+    """Return the summed response log-probs under the reference, kept from an earlier run where there was one. (B,)
+
+    Args:
+        models: with the role ``reference``.
+        examples: prompts with responses. B
+        budget: most tokens of a forward pass.
+        say: receives a line for the user.
+    """
+    found = kept(
+        key_of(models, examples, budget.size),
+        lambda: summed_logps(models, "reference", examples, budget),
+        rows=len(examples),
+        say=say,
+    )
+    return found.to(models.base.device)
+
+
+def summed_logps(models: SharedBase, role: str, examples: Sequence[Example], budget: Budget) -> Tensor:
+    """Return a role's summed response log-probs, without gradient, shared by all processes. (B,)"""
+
+    def logps(batch: Sequences) -> Tensor:
+        return masked_sum(models.logprobs(role, batch)[0], batch.response_mask[:, 1:].to(models.base.device))
+
+    return by_rows(logps, collate(examples), budget).to(models.base.device)
+
+
+def check_start(models: SharedBase, examples: Sequence[Example], budget: Budget) -> None:
+    """Check that policy and reference give the same log-probs.
+
+    Raises:
+        NotAtReference: they do not.
+    """
+    mine, other = (summed_logps(models, role, examples, budget) for role in ("policy", "reference"))
+    difference = float((mine - other).abs().max())
+    if not difference <= START_DIFFERENCE:
+        raise NotAtReference(
+            f"the policy should start at its reference, but their log-probs of a response differ by {difference:.3g} "
+            "nats; they were loaded from different adapters"
+        )
+
+
+class NotAtReference(ValueError):
+    """Policy and reference differ before the first update: a defect, never a setting."""
+
+
+def kept(key: str, compute: Callable[[], Tensor], *, rows: int, say: Callable[[str], None]) -> Tensor:
+    """Return the log-probs kept under a key, or compute them and keep them. (B,) float32
 
     A file that cannot be read is said, computed again and replaced.
 
     Args:
         key: of ``key_of``.
-        compute: gives the log-probs of chosen and rejected responses. (2, pairs)
-        pairs: how many there are.
+        compute: gives the log-probs. (B,)
+        rows: how many there are.
         say: receives a line for the user.
     """
     from safetensors.torch import save
 
     path = home() / "reference_logps" / f"{key}.safetensors"
     # one process looks for all: they compute together or not at all
-    found = distributed.gather(_read(path, pairs, say) if distributed.is_main() else None)[0]
+    found = distributed.gather(_read(path, rows, say) if distributed.is_main() else None)[0]
     if found is not None:
-        say(f"reference log-probs of {pairs} pairs: kept from an earlier run")
+        say(f"reference log-probs of {rows} responses: kept from an earlier run")
         return found
     computed = compute()
     if distributed.is_main():
@@ -48,7 +100,7 @@ def kept(key: str, compute: Callable[[], Tensor], *, pairs: int, say: Callable[[
     return computed
 
 
-def _read(path: Path, pairs: int, say: Callable[[str], None]) -> Tensor | None:
+def _read(path: Path, rows: int, say: Callable[[str], None]) -> Tensor | None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -56,7 +108,7 @@ def _read(path: Path, pairs: int, say: Callable[[str], None]) -> Tensor | None:
         return None
     try:
         found: Tensor = load_file(path)["logps"]
-        if (found.shape, found.dtype) != ((2, pairs), torch.float32):
+        if (found.shape, found.dtype) != ((rows,), torch.float32):
             raise ValueError(f"{tuple(found.shape)} {found.dtype}")
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         say(f"{path} is broken ({error}): computes the reference's log-probs again")
@@ -64,11 +116,12 @@ def _read(path: Path, pairs: int, say: Callable[[str], None]) -> Tensor | None:
     return found
 
 
-def key_of(models: SharedBase, pairs: Sequence[Pair], budget: int) -> str:
+def key_of(models: SharedBase, examples: Sequence[Example], budget: int) -> str:
     """Return a hash of all that the reference's log-probs depend on, to the last bit.
 
     These are weights, precision, device, token ids with their boundaries, the sizes of the passes and the number of
-    processes that share them, the libraries and this project's own core, any edit of which computes them anew.
+    processes that share them, the libraries, this project's own core and this file, any edit of which computes them
+    anew.
     """
     base = models.base
     settings = {
@@ -83,8 +136,8 @@ def key_of(models: SharedBase, pairs: Sequence[Pair], budget: int) -> str:
         "libraries": {name: version(name) for name in LIBRARIES},
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for file in (*sorted(CODE.rglob("*.py")), Path(__file__).with_name("pairs.py")):
+    for file in (*sorted(CODE.rglob("*.py")), Path(__file__)):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    for pair in pairs:
-        digest.update(json.dumps([pair.prompt, pair.chosen, pair.rejected]).encode())
+    for example in examples:
+        digest.update(json.dumps(example).encode())
     return digest.hexdigest()

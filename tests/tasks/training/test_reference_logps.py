@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from alignflow.models.roles import SharedBase
-from alignflow.types import Pair
+from alignflow.types import Example
 from tasks.paths import home
 from tasks.training.reference_logps import kept, key_of
 from tests.close import EXACT, close
 from tests.tiny import disturb, open_base
 
-PAIRS = [Pair((1, 2), (3, 4), (5,)), Pair((6,), (7, 8), (9, 10))]
-LOGPS = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+ROWS = [Example((1, 2), (3, 4)), Example((6,), (7, 8))]
+LOGPS = torch.randn(2, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ class Computing:
 
 def test_the_second_run_gets_the_numbers_of_the_first_to_the_last_bit(place: Path):
     compute, said = Computing(), list[str]()
-    first, second = (kept("a", compute, pairs=2, say=said.append) for _ in range(2))
+    first, second = (kept("a", compute, rows=2, say=said.append) for _ in range(2))
     close(first, LOGPS, EXACT)
     close(second, LOGPS, EXACT)
     assert (compute.times, len(said)) == (1, 1)
-    kept("b", compute, pairs=2, say=said.append)
+    kept("b", compute, rows=2, say=said.append)
     assert compute.times == 2
     assert sorted(path.name for path in place.iterdir()) == ["a.safetensors", "b.safetensors"]
 
@@ -52,15 +52,15 @@ def test_the_second_run_gets_the_numbers_of_the_first_to_the_last_bit(place: Pat
 @pytest.mark.parametrize("spoil", ["empty", "cut", "other size"])
 def test_a_broken_file_is_said_computed_again_and_replaced(place: Path, spoil: str):
     compute, said = Computing(), list[str]()
-    kept("a", compute, pairs=2, say=said.append)
+    kept("a", compute, rows=2, say=said.append)
     path = place / "a.safetensors"
     good = path.read_bytes()
     if spoil == "other size":
-        kept("b", lambda: torch.zeros(2, 3), pairs=3, say=said.append)
+        kept("b", lambda: torch.zeros(3), rows=3, say=said.append)
         (place / "b.safetensors").replace(path)
     else:
         path.write_bytes(b"" if spoil == "empty" else good[:-3])
-    close(kept("a", compute, pairs=2, say=said.append), LOGPS, EXACT)
+    close(kept("a", compute, rows=2, say=said.append), LOGPS, EXACT)
     assert compute.times == 2
     assert len(said) == 1
     assert path.read_bytes() == good
@@ -79,29 +79,29 @@ def test_the_key_is_the_same_for_the_same_reference_whatever_the_policy(tiny: Pa
     again = open_base(tiny)
     again.add("reference")
     disturb(again, "reference")
-    assert key_of(again, PAIRS, 64) == key_of(models, PAIRS, 64)
+    assert key_of(again, ROWS, 64) == key_of(models, ROWS, 64)
 
 
 def test_everything_that_the_numbers_depend_on_is_in_the_key(models: SharedBase):
     base = models.base
     keys = {
-        key_of(models, PAIRS, 64),
-        key_of(models, PAIRS, 32),
-        key_of(models, PAIRS[::-1], 64),
-        key_of(models, [PAIRS[0], Pair((6,), (7, 8), (9, 11))], 64),
-        key_of(models, [Pair((1,), (2, 3, 4), (5,)), PAIRS[1]], 64),  # the same tokens, another boundary
-        key_of(_but(models, dtype=torch.bfloat16), PAIRS, 64),
-        key_of(_but(models, quantization="nf4"), PAIRS, 64),
-        key_of(_but(models, identity=replace(base.identity, sha256="0")), PAIRS, 64),
+        key_of(models, ROWS, 64),
+        key_of(models, ROWS, 32),
+        key_of(models, ROWS[::-1], 64),
+        key_of(models, [ROWS[0], Example((6,), (7, 9))], 64),
+        key_of(models, [Example((1,), (2, 3, 4)), ROWS[1]], 64),  # the same tokens, another boundary
+        key_of(_but(models, dtype=torch.bfloat16), ROWS, 64),
+        key_of(_but(models, quantization="nf4"), ROWS, 64),
+        key_of(_but(models, identity=replace(base.identity, sha256="0")), ROWS, 64),
     }
     shape = models.shape
     models.shape = replace(shape, alpha=16)  # it scales the same weights
-    keys.add(key_of(models, PAIRS, 64))
+    keys.add(key_of(models, ROWS, 64))
     models.shape = shape
     weight = models.parameters("reference")[0]
     with torch.no_grad():
         weight[0, 0] += 1
-        keys.add(key_of(models, PAIRS, 64))
+        keys.add(key_of(models, ROWS, 64))
         weight[0, 0] -= 1
     assert len(keys) == 10
 
