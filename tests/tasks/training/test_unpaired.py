@@ -106,11 +106,15 @@ def test_every_judged_response_is_a_row(place: Path, tiny: Path):
 
 
 def test_it_starts_at_half_the_weight_and_learns_both_kinds(place: Path, tiny: Path):
-    first, *_, last = Trained(tiny, ROWS, SECTION.model_copy(update={"steps": 12})).curve
+    trained = Trained(tiny, ROWS, SECTION.model_copy(update={"steps": 12}))
+    first, *_, last = trained.curve
     close(first["loss"], 0.5, 1e-4)
     close(first["kl/reference_point"], 0.0, 1e-4)
     assert last["loss"] < 0.4
     assert last["rewards/chosen"] > 0 > last["rewards/rejected"]
+    own = [Example(row.prompt, row.response) for row in ROWS]
+    mine, other = (summed_logps(trained.models, role, own, Budget(64, pytest.fail)) for role in ("policy", "reference"))
+    assert (mine > other).tolist() == [row.desirable for row in ROWS]
 
 
 def test_the_reference_point_is_that_of_the_policy_before_the_step(place: Path, tiny: Path):
