@@ -8,6 +8,8 @@ from pathlib import Path
 IDENTITY = Path("artifacts/base/identity.json")
 CONVERTED = Path("models")
 PREPARED = Path("data/prepared")
+UNPAIRED = PREPARED / "unpaired.jsonl"
+"""Bad answers to training prompts that have no good one; only where there are some. They are in no other file."""
 RULES = Path("rewards")
 """The user's own rules."""
 REWARD_MODEL = Path("artifacts/reward_model")

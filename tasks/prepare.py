@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.paths import IDENTITY, PREPARED
+from tasks.paths import IDENTITY, PREPARED, UNPAIRED
 from tasks.running.stage import Stage
 
 
@@ -57,6 +57,8 @@ def work(stage: Stage) -> Mapping[str, float]:
         shutil.rmtree(PREPARED, ignore_errors=True)  # only now: a gate that stops loses nothing
         for side in Side:
             _write(PREPARED / f"{side.name.lower()}.jsonl", found.lines(side))
+        if unpaired := list(found.unpaired_lines()):
+            _write(UNPAIRED, unpaired)
     (PREPARED / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     (PREPARED / "report.html").write_text(page.render(report))
     _track(stage, report)

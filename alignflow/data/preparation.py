@@ -67,8 +67,8 @@ class Preparation:
     """Row with the bad answer to a good answer of its own row; -1 for none. (N,)"""
     used: NDArray[np.bool_]
     """Which rows are written; those that went into another row's pair are not. (N,)"""
-    unused: int
-    """Bad answers to which there is no good one."""
+    unpaired: NDArray[np.bool_]
+    """Bad answers to which there is no good one. (N,)"""
     alike: list[Alike]
     ruler: Ruler
 
@@ -76,6 +76,11 @@ class Preparation:
     def total(self) -> int:
         """Rows read."""
         return len(self.side)
+
+    @property
+    def unused(self) -> int:
+        """Bad answers to which there is no good one: on no side."""
+        return int(self.unpaired.sum())
 
     @property
     def has_rejected(self) -> NDArray[np.bool_]:
@@ -100,6 +105,10 @@ class Preparation:
         for line, partner in zip(self.survey.lines(rows), self.partner[rows], strict=True):
             yield line if partner < 0 else _with_rejected(line, self.survey.line(int(partner)))
 
+    def unpaired_lines(self) -> Iterator[bytes]:
+        """Yield the bad answers without a good one whose prompts are of the training side."""
+        return self.survey.lines(np.flatnonzero(self.unpaired & (self.side == Side.TRAIN)))
+
 
 def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path, *, workers: int) -> Preparation:
     """Read, measure and judge all rows, and decide what becomes of each.
@@ -119,12 +128,13 @@ def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path,
     used = (columns["reason"] == 0) & (columns["has_chosen"] | ~columns["has_rejected"])
     merged = np.zeros(len(columns), bool)
     merged[partner[partner >= 0]] = True
-    unused = int(((columns["reason"] == 0) & ~used & ~merged).sum())
-    alike = _separate(seen, side, used, plan.near_duplicate_threshold)
+    unpaired = (columns["reason"] == 0) & ~used & ~merged
+    alike = _separate(seen, side, used | (unpaired & (side == Side.TRAIN)), plan.near_duplicate_threshold)
     # a bad answer shares the fate of the good one that it was paired with
     columns["reason"][partner[partner >= 0]] = columns["reason"][partner >= 0]
     used &= columns["reason"] == 0
-    return Preparation(seen, side, partner, used, unused, alike, ruler)
+    unpaired &= columns["reason"] == 0
+    return Preparation(seen, side, partner, used, unpaired, alike, ruler)
 
 
 def report(prepared: Preparation) -> dict[str, Any]:

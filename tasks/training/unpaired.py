@@ -16,22 +16,25 @@ from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW, OptimisationConfig
 from alignflow.types import Example
 from tasks.params import Kto
-from tasks.paths import PREPARED
+from tasks.paths import PREPARED, UNPAIRED
 from tasks.running.stage import Stage
-from tasks.training.models import LacksRows, config_of, finish, keep_snapshots, read_prepared, rows_of_step
+from tasks.training.models import LacksRows, config_of, finish, keep_snapshots, read_lines, read_prepared, rows_of_step
 from tasks.training.reference_logps import check_start, reference_logps, summed_logps
 
 
-def read_labelled(tokenizer: Any, side: str) -> list[kto.Labelled]:
-    """Return all judged responses of a side as token ids: each chosen one desirable, each rejected one undesirable.
+def read_labelled(tokenizer: Any) -> list[kto.Labelled]:
+    """Return all judged responses of the training side as token ids: chosen ones are desirable, rejected ones are not.
+
+    Those are the responses of all rows, in pairs or alone, and the bad answers that no other method uses.
 
     Raises:
         LacksRows: there are fewer than two, and KTO compares each with another.
     """
-    found = [labelled for row in read_prepared(side) for labelled in _labelled(tokenizer, row)]
+    rows = read_prepared("train") + (read_lines(UNPAIRED) if UNPAIRED.exists() else [])
+    found = [labelled for row in rows for labelled in _labelled(tokenizer, row)]
     if len(found) < 2:
         raise LacksRows(
-            f"{PREPARED / f'{side}.jsonl'} has {len(found)} judged responses and kto needs at least two; add rows with "
+            f"{PREPARED / 'train.jsonl'} has {len(found)} judged responses and kto needs at least two; add rows with "
             "chosen, rejected or both"
         )
     return found

@@ -363,6 +363,28 @@ def test_readers_return_rows_by_what_they_hold(place: Path):
     assert len(read_prompts("train")) == len(read_prepared("train")) == found["train_prompts"]
 
 
+def test_bad_answers_without_a_good_one_lie_apart_and_move_no_other_row(place: Path):
+    """Thumbs down to prompts of their own: of the 40, those of the training side."""
+    thumbs = [{"prompt": f"say {i}", "response": "yes", "label": True} for i in range(40)]
+    write(thumbs)
+    stage("prepare")
+    files = [Path(f"data/prepared/{side}.jsonl") for side in ("train", "judge", "eval")]
+    unpaired = Path("data/prepared/unpaired.jsonl")
+    assert not unpaired.exists()
+    before = [file.read_bytes() for file in files]
+    write([*thumbs, *({"prompt": f"tell {i}", "response": "no", "label": False} for i in range(40))])
+    found = stage("prepare")
+    assert (found["rows"], found["unused"], found["dropped"]) == (80, 40, 0)
+    assert [file.read_bytes() for file in files] == before
+    rows = [json.loads(line) for line in unpaired.read_text().splitlines()]
+    assert set(kinds(rows)) == {(False, True)}
+    assert 10 < len(rows) < 40
+    for i, row in enumerate(rows):  # with a good answer each, they are rows to train on
+        thumbs.append({"prompt": row["prompt"], "response": f"so {i}", "label": True})
+    write(thumbs)
+    assert stage("prepare")["train_rows"] == len(before[0].splitlines()) + len(rows)
+
+
 def test_a_stage_that_needs_pairs_and_finds_none_says_what_can_be_run(place: Path):
     from tasks.data.prepared import LacksRows, read_demonstrations, read_pairs
 

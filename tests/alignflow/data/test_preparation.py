@@ -187,6 +187,18 @@ def test_a_training_prompt_that_is_almost_held_out_is_dropped_with_all_its_rows_
     assert (pair["row"], pair["eval_row"], pair["eval_prompt"]) == ("1", "2", held_out)
 
 
+def test_a_bad_answer_alone_is_dropped_for_a_held_out_prompt_and_holds_none_out():
+    """It is trained on and never tested with: it drops where it is near, and drops none where it is held out."""
+    (held_out,) = openings("eval", 1)
+    near = next(text for i in range(99) if prepared([row(text := f"{held_out}, please{' now' * i}")])[0]["train"])
+    _, said = prepared([row(near, None, "b", 1), row(held_out, "a", "b", 2)])
+    assert reasons(said) == {"near_duplicate": (1, ["1"])}
+    assert said["unused"] == 0
+    sides, said = prepared([row(near, "a", "b", 1), row(held_out, None, "b", 2)])
+    assert [r["number"] for r in sides["train"]] == [1]
+    assert (said["unused"], said["dropped"]) == (1, 0)
+
+
 def test_the_same_words_on_both_sides_are_told_as_such():
     (held_out,) = openings("eval", 1)
     other = next(text for i in range(1, 99) if prepared([row(text := held_out + "?" * i)])[0]["train"])

@@ -87,12 +87,14 @@ def test_every_judged_response_is_a_row(place: Path, tiny: Path):
     message = [{"role": "user", "content": "a"}]
     rows = [
         {"messages": message, "chosen": chosen, "rejected": rejected}
-        for chosen, rejected in (("b", "c"), ("d", None), (None, "e"), (None, None))
+        for chosen, rejected in (("b", "c"), ("d", None), (None, None), (None, "e"))
     ]
     path = place / "data/prepared/train.jsonl"
     path.parent.mkdir(parents=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_labelled(tokenizer, "train")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    assert len(read_labelled(tokenizer)) == 3
+    path.with_name("unpaired.jsonl").write_text(json.dumps(rows[3]) + "\n")
+    found = read_labelled(tokenizer)
     assert [(tokenizer.decode(row.response)[0], row.desirable) for row in found] == [
         ("b", True),
         ("c", False),
@@ -100,9 +102,9 @@ def test_every_judged_response_is_a_row(place: Path, tiny: Path):
         ("e", False),
     ]
     assert len({row.prompt for row in found}) == 1
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:2] + rows[3:]))
+    path.write_text(json.dumps(rows[2]) + "\n")
     with pytest.raises(LacksRows, match=r"train\.jsonl has 1 judged responses and kto needs at least two"):
-        read_labelled(tokenizer, "train")
+        read_labelled(tokenizer)
 
 
 def test_it_starts_at_half_the_weight_and_learns_both_kinds(place: Path, tiny: Path):
