@@ -41,6 +41,7 @@ POLICIES: Mapping[str, Policy] = {
     "ppo": Policy("PPO", "ppo", Learns.SAMPLES),
     "grpo": Policy("GRPO", "grpo", Learns.SAMPLES),
     "rloo": Policy("RLOO", "rloo", Learns.SAMPLES),
+    "kto": Policy("KTO", "kto", Learns.DATA),
 }
 """By name, in the order of tables, charts and samples."""
 TITLES: Mapping[str, str] = {name: policy.title for name, policy in POLICIES.items()}

@@ -1,12 +1,11 @@
 """Kahneman-Tversky optimisation: learns from single responses with a thumb up or down; policy and reference only.
 
 L = λ_y − v,  v = λ_D·σ(β·(r − z₀)) of a desirable response,  λ_U·σ(β·(z₀ − r)) of an undesirable one
-r = log π(y|x) − log π_ref(y|x)
-z₀ = max(0, mean of log π(y′|x) − log π_ref(y′|x)), y′ the response of another row; without gradient
+r = log π(y|x) − log π_ref(y|x)          z₀ = max(0, mean of log π(y′|x) − log π_ref(y′|x)), y′ of another row
 
-Ethayarajh et al. 2024, arXiv:2402.01306, section 4. Log-probs are sums over response tokens. Departures: z₀ is that of
-the whole optimiser batch, of all processes, where the paper takes it of each micro-batch, so that micro-batches change
-no result; and the rotation that mismatches rows avoids pairs that are rows of the batch.
+Ethayarajh et al. 2024, arXiv:2402.01306, section 4. Log-probs are sums over response tokens. Departures: z₀ is that
+of the whole optimiser batch, of all processes, where the paper takes it of each micro-batch, so that micro-batches
+change no result; and y′ is not the row's own text, nor another answer to its prompt, where the batch has others.
 """
 
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class KTOBatch:
-    """Rows with what the reference says of them, and the reference point of the optimiser batch that they belong to."""
+    """Rows with what the reference says of them, and the reference point of the optimiser batch they are part of."""
 
     sequences: Sequences
     ref_logps: Tensor
@@ -48,45 +47,51 @@ class KTOBatch:
     desirable: Tensor
     """True for a thumb up. (B,) bool"""
     reference_point: Tensor
-    """z₀ of the optimiser batch: the same number in every row, so that rows can be cut into micro-batches. (B,)"""
+    """z₀, the same number for every row of the optimiser batch, so that rows can be cut into micro-batches. (B,)"""
 
 
 def mismatched(rows: Sequence[Labelled]) -> list[Example]:
-    """Return each row's prompt with the response of another row, in the order of the rows.
+    """Return each row's prompt with the response of another row of the batch, in the order of the rows.
 
-    Responses are rotated: row i gets that of row i + k. k is the least number at which fewest of the pairs are rows of
-    the batch themselves, as happens where rows share a prompt or a response; it is 1 where no rows do.
+    Responses are rotated by one, (x_i, y_{i+1}), with equal responses side by side; or by the next number at which
+    fewest rows keep the text of their own response, then fewest get another answer to their own prompt. So a row keeps
+    its own text only where that is the text of more than half of the rows.
 
     Args:
-        rows: the whole optimiser batch, thumbs up and down together. B
+        rows: of the whole optimiser batch, with thumbs up and down alike. B
 
     Returns:
         B pairs
 
     Raises:
-        ValueError: a batch of one row has no other response.
+        ValueError: there is one row, and so no other response.
     """
-    if len(rows) < 2:
+    if len(rows) == 1:
         raise ValueError("KTO needs at least two rows in a batch: each prompt is paired with another row's response")
-    known = {(row.prompt, row.response) for row in rows}
+    first = {row.response: place for place, row in reversed(list(enumerate(rows)))}
+    order = sorted(range(len(rows)), key=lambda place: first[rows[place].response])
 
-    def rotated(k: int) -> list[Example]:
-        return [Example(row.prompt, other.response) for row, other in zip(rows, [*rows[k:], *rows[:k]], strict=True)]
+    def rotated(by: int) -> list[tuple[int, int]]:
+        return list(zip(order, order[by:] + order[:by], strict=True))
 
-    return min(map(rotated, range(1, len(rows))), key=lambda pairs: sum(pair in known for pair in pairs))
+    def kept(by: int) -> tuple[int, int]:
+        texts = sum(rows[here].response == rows[other].response for here, other in rotated(by))
+        return texts, sum(rows[here].prompt == rows[other].prompt for here, other in rotated(by))
+
+    found = dict(rotated(min(range(1, len(rows)), key=kept, default=0)))
+    return [Example(row.prompt, rows[found[place]].response) for place, row in enumerate(rows)]
 
 
-def reference_point(logps: Tensor, ref_logps: Tensor) -> Tensor:
+def reference_point(mismatched_logps: Tensor, ref_mismatched_logps: Tensor) -> Tensor:
     """Return z₀ = max(0, mean of log π(y′|x) − log π_ref(y′|x)), a scalar without gradient.
 
-    Stands for KL(π‖π_ref) in section 4 of Ethayarajh et al. 2024, arXiv:2402.01306. It is biased, since y′ is not
-    sampled from π.
+    Stands for KL(π‖π_ref) in section 4 of Ethayarajh et al. 2024, arXiv:2402.01306; biased, since y′ is not sampled.
 
     Args:
-        logps: log π(y′|x) of all mismatched pairs of the optimiser batch, nats. (B,)
-        ref_logps: log π_ref(y′|x). (B,)
+        mismatched_logps: log π(y′|x) of all mismatched pairs of the optimiser batch, nats. (B,)
+        ref_mismatched_logps: log π_ref(y′|x). (B,)
     """
-    return (logps - ref_logps).detach().mean().clamp(min=0.0)
+    return (mismatched_logps - ref_mismatched_logps).detach().mean().clamp(min=0.0)
 
 
 def kto_loss(
@@ -99,16 +104,15 @@ def kto_loss(
     desirable_weight: float,
     undesirable_weight: float,
 ) -> Tensor:
-    """Return λ_y − v of each row, not reduced.
+    """Return λ_y − v of each row, not reduced: λ_D·σ(−β·(r − z₀)) if desirable, λ_U·σ(β·(r − z₀)) if not.
 
-    λ_D − λ_D·σ(h) = λ_D·σ(−h) of a desirable row, λ_U − λ_U·σ(−h) = λ_U·σ(h) of an undesirable one, h = β·(r − z₀):
-    without the difference, no digits are lost where the policy is sure.
+    λ·(1 − σ(h)) is written as λ·σ(−h), which loses no digits where the policy is sure.
 
     Args:
         logps: log π(y|x), nats. (B,)
         ref_logps: log π_ref(y|x). (B,)
         desirable: True for a thumb up. (B,) bool
-        reference_point: z₀, nats, held constant. (B,)
+        reference_point: z₀, nats; held, whatever graph it comes with. A scalar or (B,)
         beta: β.
         desirable_weight: λ_D.
         undesirable_weight: λ_U.
@@ -138,17 +142,17 @@ def step(models: Models, batch: KTOBatch, config: KTOConfig) -> StepOutput:
         desirable_weight=config.desirable_weight,
         undesirable_weight=config.undesirable_weight,
     )
-    logps = logps.detach()
-    rewards = config.beta * (logps - batch.ref_logps)
+    shown = logps.detach()
+    rewards = config.beta * (shown - batch.ref_logps)
     return StepOutput(
         losses=losses,
         mask=torch.ones_like(losses, dtype=torch.bool),
         metrics={
             "rewards/chosen": rewards[batch.desirable],
             "rewards/rejected": rewards[~batch.desirable],
-            "logps/chosen": logps[batch.desirable],
-            "logps/rejected": logps[~batch.desirable],
-            "kl/reference_point": batch.reference_point,
+            "logps/chosen": shown[batch.desirable],
+            "logps/rejected": shown[~batch.desirable],
+            "kl/reference_point": batch.reference_point.detach(),
         },
     )
 

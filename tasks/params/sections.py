@@ -404,6 +404,22 @@ class Rloo(Grouped):
     """Responses that were cut off count for nothing in the loss."""
 
 
+class Kto(Optimisation):
+    """Kahneman-Tversky optimisation on single responses: each chosen one is desirable, each rejected one is not."""
+
+    beta: Positive
+    """Strength of the pull to the reference. Usual: 0.01 to 0.5."""
+    desirable_weight: Positive
+    """λ_D, of responses with a thumb up. Where one kind is rarer, raise its weight until weight times number of one
+    kind is about that of the other."""
+    undesirable_weight: Positive
+    """λ_U, of responses with a thumb down."""
+    batch_size: Annotated[int, Field(ge=2)]
+    """Responses a step, of both kinds together; the reference point pairs each prompt with another row's response."""
+    snapshots: Natural
+    """Policies kept at equal distances along the training, for the trajectory of the evaluation."""
+
+
 class Evaluate(Section):
     """Evaluation of one policy on held-out prompts."""
 
@@ -494,6 +510,7 @@ class Params(Section):
     ppo: Ppo
     grpo: Grpo
     rloo: Rloo
+    kto: Kto
     evaluate: Evaluate
     llm_judge: LlmJudge
     compare: Compare

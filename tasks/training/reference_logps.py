@@ -15,7 +15,8 @@ from torch import Tensor
 
 import alignflow
 from alignflow import checkpoint, distributed
-from alignflow.data.collate import by_rows, collate
+from alignflow.data.collate import collate
+from alignflow.loops.by_rows import by_rows
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.ops import masked_sum

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from alignflow.algorithms import kto
-from alignflow.data.collate import collate, micro_batches
+from alignflow.data.collate import collate
 from alignflow.data.encoding import encode_prompt, encode_response
-from alignflow.loops.offline import train
+from alignflow.loops.order import micro_batches, rows_of_step
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
-from alignflow.optim import MasterAdamW, OptimisationConfig
+from alignflow.optim import OptimisationConfig
 from alignflow.types import Example
-from tasks.params import Kto
+from tasks.data.prepared import LacksRows, read_lines, read_prepared
+from tasks.params.sections import Kto
 from tasks.paths import PREPARED, UNPAIRED
 from tasks.running.stage import Stage
-from tasks.training.models import LacksRows, config_of, finish, keep_snapshots, read_lines, read_prepared, rows_of_step
+from tasks.training.models import config_of, finish, keep_snapshots
+from tasks.training.offline import train_offline
 from tasks.training.reference_logps import check_start, reference_logps, summed_logps
 
 
@@ -94,24 +96,10 @@ def train_kto(
             for group in micro_batches(lengths, range(len(examples)), most, prompts)
         ]
 
-    stage.total_steps = config.steps
+    stage.total_steps = config.steps  # the snapshots' places follow from it
+    keep = keep_snapshots(stage, models, snapshots)
     algorithm = kto.build(models, config_of(section, kto.KTOConfig))
-    train(
-        batches,
-        algorithm.step,
-        algorithm.count,
-        algorithm.tokens,
-        MasterAdamW(
-            [(models.parameters("policy"), config.learning_rate)],
-            config.weight_decay,
-            kind=stage.params.memory.optimizer,
-        ),
-        config,
-        log=stage.log,
-        announce=stage.announce,
-        keep=keep_snapshots(stage, models, snapshots),
-        resume=stage.resume,
-    )
+    train_offline(stage, models, "policy", algorithm, batches, config, keep=keep)
     return finish(stage, models, "policy", frozen=frozen)
 
 

@@ -13,12 +13,12 @@ from alignflow.algorithms.kto import Labelled
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.types import Example, Sequences
-from tasks import params
-from tasks.params import Kto
+from tasks.data.prepared import LacksRows
+from tasks.params.read import load
+from tasks.params.sections import Kto
 from tasks.paths import home
 from tasks.running.stage import Interrupted, Stage
 from tasks.tracking.recorder import Silent
-from tasks.training.models import LacksRows
 from tasks.training.reference_logps import NotAtReference, summed_logps
 from tasks.training.unpaired import read_labelled, train_kto
 from tests.close import EXACT, close
@@ -66,7 +66,7 @@ class Trained:
         models.add("reference")
         models.add("policy", trained=True)
         path = Path("checkpoints/state.pt")
-        stage = Stage("kto", params.load(FILE), Silent(), path, checkpoint.load(path))
+        stage = Stage("kto", load(FILE), Silent(), path, checkpoint.load(path))
         if stage.resume is not None:
             stage.history = list(stage.resume["history"])
         original = stage.log
@@ -196,6 +196,6 @@ def test_a_policy_that_starts_elsewhere_is_noticed(place: Path, tiny: Path):
     for role in ("reference", "policy"):
         models.add(role, trained=role == "policy")
     disturb(models, "policy")
-    stage = Stage("kto", params.load(FILE), Silent(), Path("checkpoints/state.pt"), None)
+    stage = Stage("kto", load(FILE), Silent(), Path("checkpoints/state.pt"), None)
     with pytest.raises(NotAtReference):
         train_kto(stage, models, ROWS, SECTION, snapshots=0)
