@@ -19,7 +19,7 @@ def test_stages_come_from_dvc_with_what_they_need_before_them(cloned):
     assert stages["compare"].evaluates == ()
     assert stages["dpo"].device
     assert not stages["compare"].device
-    assert stages["dpo"].metrics == ("metrics/training/dpo.json",)
+    assert stages["dpo"].metrics == ("metrics/dpo.json",)
     assert all(stage.stale for stage in stages.values())
 
 

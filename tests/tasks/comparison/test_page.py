@@ -141,10 +141,11 @@ def test_without_snapshots_and_with_an_llm_the_page_is_whole(root):
 
 
 def test_the_page_shows_each_policy_side_by_side_for_a_few_prompts(root, page):
-    chosen = side_by_side.choose(compared(root))
+    comparison = compared(root)
+    chosen = side_by_side.choose(comparison)
     assert len(chosen) == 5
     for sample in chosen:
-        assert list(sample.answers) == list(POLICIES)
+        assert list(sample.answers) == list(comparison.policies)
         assert sample.answers["reference"].answer.response in page.text
 
 
@@ -206,8 +207,8 @@ def test_charts_follow_the_pages_theme(rendered):
     assert used <= set(re.findall(r"(--[\w-]+):", rendered))
 
 
-def test_every_policy_has_a_colour_in_both_themes(rendered):
-    for policy in POLICIES:
+def test_every_policy_has_a_colour_in_both_themes(root, rendered):
+    for policy in compared(root).policies:
         assert len(set(re.findall(rf"--policy-{policy}: (#\w+);", rendered))) == 2
 
 
