@@ -12,9 +12,9 @@ from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response
 from alignflow.sampling.vllm import VLLMUnavailable
+from tasks.__main__ import main
 from tasks.params.edit import override
 from tasks.params.read import load
-from tasks.running import stage
 from tasks.tools import doctor
 from tasks.training import sampling
 from tasks.training.sampling import answering, decode, eos_ids
@@ -96,10 +96,11 @@ def without_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stage_says_at_its_start_that_the_engine_cannot_work_here(
-    without_gpu: None, capsys: pytest.CaptureFixture[str]
+    without_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    monkeypatch.setattr("tasks.__main__.check_inputs", lambda inputs: None)
     with pytest.raises(SystemExit) as failed:
-        stage.run("grpo", pytest.fail, sections=["sampling", "grpo"], inputs=[])
+        main(["grpo"])
     assert failed.value.code == 1
     assert capsys.readouterr().err == f"[grpo] error: {NO_GPU}\n"
 
