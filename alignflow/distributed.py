@@ -1,8 +1,8 @@
-"""Several processes of one training: who takes what, and what they tell each other.
+"""Several processes of one training: which rows each takes, and what they exchange.
 
 Data parallelism as in DDP (Li et al. 2020, arXiv:2006.15704), without its hooks on a module's forward: only adapters
-and heads are trained, so one sum over a flat vector at the end of an optimiser step is all that has to travel. Every
-process holds the whole base, the same weights and the same data; work is dealt out by rows, and each process cuts its
+and heads are trained, so the only communication is one sum over a flat vector at the end of an optimiser step. Every
+process holds the whole base, the same weights and the same data; work is divided by rows, and each process cuts its
 own rows into micro-batches. With one process each function returns at once, there is no process group, and accelerate
 is not imported.
 """

@@ -1,4 +1,4 @@
-"""Work that does not fit into memory is done again in smaller parts, which changes no result."""
+"""Repeat work that does not fit into memory in smaller parts, which changes no result."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence

@@ -28,7 +28,7 @@ def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
     Args:
         values: numbers of any shape.
         mask: True where they count; same shape.
-        keep_mean: scale around the mean and leave it where it is, as rewards want: their sign matters.
+        keep_mean: scale around the mean and keep the mean: for rewards, whose sign matters.
     """
     mean, count = masked_mean(values, mask), mask.sum()
     centred = values - mean
@@ -54,7 +54,7 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, *, cap: float) -> Tensor:
-    """Return min(π_old(y_t) / π_sampler(y_t), C): what a token counts that a sampler of other rounding drew.
+    """Return min(π_old(y_t) / π_sampler(y_t), C): the weight of a token from a sampler that rounds differently.
 
     Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training" (truncated importance
     sampling). Elementwise.

@@ -1,9 +1,9 @@
-"""Rows as a tree of their prefixes: what rows begin with alike is there once, and nothing is padding.
+"""Rows as a tree of their prefixes: a shared prefix is stored once, and nothing is padded.
 
-A causal model's state at a token hangs on the tokens up to it alone. So rows that begin alike (the header of a chat
+In a causal model a state depends only on the tokens up to it. So rows that begin alike (the header of a chat
 template, one prompt with several responses, a preference pair) have equal states there, and whatever works token by
-token (embeddings, norms, linear layers, their 4-bit weights) needs to see each distinct prefix only once. Attention
-alone looks at rows. Same numbers as padded rows, up to the order of sums; gradients of shared tokens add up over
+token (embeddings, norms, linear layers, their 4-bit weights) needs to see each distinct prefix only once. Only
+attention sees the rows. Same numbers as padded rows, up to the order of sums; gradients of shared tokens add up over
 their rows.
 """
 
@@ -81,7 +81,7 @@ def prefix_tree(rows: Sequence[Sequence[int]], device: torch.device) -> PrefixTr
 
 
 class _TreeAttention(torch.autograd.Function):
-    """Attention of every prefix over itself and the prefixes before it; probabilities are computed again backward."""
+    """Attention of every prefix over itself and the prefixes before it; probabilities are recomputed backward."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: PrefixTree, scale: float) -> Tensor:

@@ -10,7 +10,7 @@ Metrics = Mapping[str, float]
 Log = Callable[[int, Metrics], None]
 """Receives an optimiser step (counted from 1) and its metrics."""
 Carry = Mapping[str, float]
-"""What an algorithm hands from one rollout batch to the next; part of a checkpoint."""
+"""Values that an algorithm passes from one rollout batch to the next; part of a checkpoint."""
 Batch = TypeVar("Batch")
 
 
@@ -74,7 +74,7 @@ def _picked(ids: Tensor, mask: Tensor) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Sampled responses and what they earned."""
+    """Sampled responses and their rewards."""
 
     sequences: Sequences
     scores: Tensor
@@ -84,11 +84,11 @@ class Rollouts:
     truncated: Tensor
     """True where the length limit came before end-of-sequence. (B,) bool"""
     sampled_logprobs: Tensor | None = None
-    """What the sampler itself said of its tokens, at the sampling temperature; zero outside the response. (B, S-1)"""
+    """The sampler's own log-probs of its tokens, at the sampling temperature; zero outside the response. (B, S-1)"""
 
 
 class Models(Protocol):
-    """What an algorithm may ask of the models; roles are adapters over one base."""
+    """What an algorithm may compute with the models; roles are adapters over one base."""
 
     def logprobs(
         self, role: str, batch: Sequences, temperature: float = 1.0, entropy: bool = False
@@ -107,7 +107,7 @@ class Models(Protocol):
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step gives the loop: losses that nobody has reduced yet."""
+    """What a step gives the loop: losses that are not reduced yet."""
 
     losses: Tensor
     """One loss an example (B,) or a token (B, T)."""
@@ -119,7 +119,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How responses are sampled, as far as a loss must know."""
+    """The sampling settings that a loss depends on."""
 
     temperature: float
     importance_cap: float | None
@@ -165,8 +165,8 @@ class OnlineAlgorithm(Generic[Batch]):
     prepare: Callable[[Rollouts, Carry, bool], tuple[Batch, dict[str, Tensor], Carry]]
     """Log-probs, values and advantages of the whole rollout batch.
 
-    The last argument says whether the policy's log-probs of before the updates are needed, with ``kl/reference``: the
-    check of the start needs them, and an update that is not the first. Else the steps may take their own.
+    The last argument says whether the policy's log-probs before the updates, and ``kl/reference``, are needed: the
+    check of the start needs them, and so does a second update. Otherwise a step may use its own log-probs.
     """
     steps: Sequence[Callable[[Batch], StepOutput]]
     """Losses to add up in each update."""

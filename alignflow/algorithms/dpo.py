@@ -7,7 +7,7 @@ difference to 1/(2β); ``hinge`` (Liu et al. 2023, arXiv:2309.06657) is max(0, 1
 probability ε, every loss mixes in that of the flipped label (for ``sigmoid`` this is cDPO: Mitchell 2023, "A note on
 DPO with noisy preferences", Eq. 3), except ``robust`` (Chowdhury et al. 2024, arXiv:2403.00409, section 3.1), which
 subtracts it so that the expectation over flips is the loss of the true labels. ``simpo`` (Meng et al. 2024,
-arXiv:2405.14734, Eq. 6) needs no reference and asks for a margin γ. Each may add α times the chosen response's
+arXiv:2405.14734, Eq. 6) needs no reference and has a margin γ. Each may add α times the chosen response's
 negative log-likelihood (Pang et al. 2024, arXiv:2404.19733, Eq. 1).
 
 Log-probs are sums over response tokens; means for ``ipo``, so that 1/(2β) does not depend on length, for ``simpo``,
@@ -42,7 +42,7 @@ class DPOConfig:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """All chosen rows, then all rejected rows, with what the reference says of them."""
+    """All chosen rows, then all rejected rows, with their log-probs under the reference."""
 
     sequences: Sequences
     ref_logps: Tensor

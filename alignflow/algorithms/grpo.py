@@ -7,8 +7,8 @@ The KL is the always-positive estimator on the current log-probs, inside the los
 ``normalization``: ``grpo`` averages over the tokens of a response, then over responses; ``dapo`` over all tokens of
 the batch (Yu et al. 2025, arXiv:2503.14476, Eq. 12); ``dr_grpo`` divides by responses × the longest allowed length and
 does not divide advantages by the deviation (Liu et al. 2025, arXiv:2503.20783, section 3.2). Log-ratios are clamped
-to ±20. With ``importance_cap`` the policy term of each token counts by its truncated importance weight
-(``ops.importance_weights``), which the KL term does not.
+to ±20. With ``importance_cap`` the policy term of each token, but not its KL term, is multiplied by its truncated
+importance weight (``ops.importance_weights``).
 
 Where a rollout batch gets a single update, log π_old is the log π of that update itself, held constant: ρ_t is 1, and
 its gradient that of log π. It then needs no forward of its own.
@@ -64,7 +64,7 @@ class GRPOBatch:
     advantages: Tensor
     """One a response. (B,)"""
     sampled_logprobs: Tensor | None
-    """What the sampler itself said; may lack only without importance weights. (B, S-1)"""
+    """The sampler's own log-probs; needed only for importance weights. (B, S-1)"""
 
 
 def grpo_loss(

@@ -25,7 +25,7 @@ class Choice:
 def shard_of(count: int, *, shard: int, of: int, seed: int) -> list[int]:
     """Return the indices of one of m disjoint shards that together cover all prompts, in random order.
 
-    So the first few of a shard are a fair sample of it.
+    So the first few of a shard are a random sample of it.
 
     Args:
         count: prompts in all.
@@ -48,7 +48,7 @@ def choose_pair(
 ) -> Choice:
     """Pair the answer of highest score − λ·length with the lowest.
 
-    No pair comes of equal texts, of a tie, or of a difference below the margin; the first of equals is taken. An
+    Equal texts, a tie, or a difference below the margin give no pair; of equal scores the first is taken. An
     empty answer may be the worst, never the best. The choice, the tie and the margin are all of corrected scores.
 
     Args:

@@ -7,8 +7,8 @@ The clipped value loss is not in the paper but in its authors' code (Huang et al
 of proximal policy optimization"). Departures: the critic has its own adapter over the shared base, so policy and value
 terms share no trained weight; advantages are whitened over the whole rollout batch; the loss is a mean over all
 response tokens of the optimiser batch; log-ratios are clamped to ±20 before exp. With ``importance_cap`` a token's
-policy term counts by its truncated importance weight (``ops.importance_weights``), which, positive, stands in the
-advantage.
+policy term is multiplied by its truncated importance weight (``ops.importance_weights``), by way of the advantage,
+which is the same because the weight is positive.
 """
 
 from dataclasses import dataclass
@@ -135,7 +135,7 @@ def prepare(
         ref_logprobs: log π_ref of the same tokens. (B, S-1)
         values: critic's value before each token. (B, S-1)
         config: keys of the update.
-        kl_coef: weight of the KL penalty, which the controller may have moved from ``config.kl_coef``.
+        kl_coef: weight of the KL penalty, which adaptive KL may have changed from ``config.kl_coef``.
         importance_cap: largest importance weight of a token; None leaves all at 1.
     """
     sequences = rollouts.sequences.counting(rollouts.scored)

@@ -28,7 +28,7 @@ class RewardModelConfig:
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """All chosen rows, then all rejected rows, with how much better the chosen ones are said to be."""
+    """All chosen rows, then all rejected rows, with the margins of the data."""
 
     sequences: Sequences
     margins: Tensor
@@ -37,7 +37,7 @@ class RewardBatch:
 
 @dataclass(frozen=True)
 class StatesBatch:
-    """What the head sees of each pair: the hidden states on the last response tokens, computed before."""
+    """The input of the head for each pair: the hidden states on the last response tokens, computed before."""
 
     chosen: Tensor
     """(B, H)"""
@@ -66,7 +66,7 @@ def reward_loss(chosen_scores: Tensor, rejected_scores: Tensor, margins: Tensor,
 def cut_rejected(pairs: Sequence[Pair], *, limit: int, fraction: float, seed: int) -> list[Pair]:
     """Return the pairs with a share of the long rejected responses cut off at the sampling limit, end included.
 
-    Samples that reach the limit have no end-of-sequence; a scorer that never saw one without judges them by chance.
+    Samples that reach the limit have no end-of-sequence; a scorer that never saw such a response scores it at random.
     A dispreferred response stays dispreferred when cut, so every label stays true.
 
     Args:

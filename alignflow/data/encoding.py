@@ -1,6 +1,6 @@
 """Conversations and answers to token ids, encoded apart so that the boundary between them is exact.
 
-Control tokens come from the chat template alone: a text that spells one is cut inside it before it is tokenised, so
+Control tokens come only from the chat template: a text that spells one is cut inside it before it is tokenised, so
 that no piece holds a whole one. What the template writes around an answer is read off a conversation that it renders.
 """
 
@@ -151,7 +151,7 @@ def _written(tokenizer: Any, template: _Template, messages: Sequence[Message]) -
 def _tokenize(tokenizer: Any, texts: list[str]) -> Iterator[list[int]]:
     """Return an iterator over the tokens of each text.
 
-    The library's own call spends a third of its time on offsets and masks, which nobody asks for here.
+    The library's own call spends a third of its time on offsets and masks, which are not needed here.
     """
     if not texts or not tokenizer.is_fast:
         found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

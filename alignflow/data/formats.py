@@ -1,4 +1,4 @@
-"""Rows out of records: a literal table of the forms that preferences come in, told apart by their keys.
+"""Rows out of records: a literal table of the forms that preferences come in, recognised by their keys.
 
 Texts are stripped. Roles are ``system``, ``user`` and ``assistant`` by whatever name; a call of a tool is kept as the
 assistant's text, its result as a user's turn, and the list of tools as text of the system's turn.
@@ -23,7 +23,7 @@ Turns = tuple[Message, ...]
 Pairs = Literal["all", "best_worst"]
 
 SAMPLE = 100
-"""Records that tell a source's form."""
+"""Number of records from which a source's form is recognised."""
 
 EMPTY = "empty text"
 HALF_CHARACTER = "half of a surrogate pair in a text"
@@ -291,7 +291,7 @@ def _is_prompt_answer(content: Content) -> bool:
 
 
 def _is_prompts(content: Content) -> bool:
-    # a response that nobody judged is not left out in silence
+    # a response without a judgement must not be ignored in silence
     return any(key in content for key in PROMPT_KEYS) and _first(content, RESPONSE_KEYS + LIST_KEYS) is None
 
 

@@ -70,7 +70,7 @@ def reason_of(fault: Fault) -> str:
 
 
 class Excess(NamedTuple):
-    """Rows of which there are more than may be dropped."""
+    """More rows were dropped than the limit allows."""
 
     rows: int
     reason: str | None

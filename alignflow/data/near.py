@@ -29,7 +29,7 @@ def shingles(text: AnyStr) -> set[AnyStr]:
 def similarity(one: str, other: str) -> float:
     """Return the Jaccard similarity of the shingles of two texts, in [0, 1]; 0 if they name different numbers.
 
-    What is asked of 12 and of 13 are two questions, however many letters they share.
+    A question about 12 differs from one about 13, however similar their texts are.
     """
     if re.findall(r"\d+", one) != re.findall(r"\d+", other):
         return 0.0
@@ -64,7 +64,7 @@ def matches(
 ) -> list[tuple[int, int, float]]:
     """Return each of the others that is at least so similar to a held-out prompt, with the first such prompt.
 
-    Memory grows with the sketches alone: texts are asked for one by one, to confirm a candidate. Of each band, the
+    Memory grows only with the sketches: texts are read one by one, to confirm a candidate. Of each band, the
     first held-out prompt that shares it is a candidate.
 
     Args:

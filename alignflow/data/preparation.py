@@ -2,7 +2,7 @@
 
 Rows are read once and measured (``survey``). What is wrong with them among each other, who pairs with whom and
 which side they are on is then decided on their numbers alone, so that neither the order of the rows nor the number
-of processes has a say; and what is kept is copied out of the survey's file.
+of processes matters; and what is kept is copied out of the survey's file.
 """
 
 import json
@@ -27,7 +27,7 @@ from alignflow.evaluation.language import languages
 ALIKE_SHOWN = 20
 """Pairs of near-duplicates that are reported; all are counted."""
 LANGUAGE_SAMPLE = 1000
-"""Prompts whose language is told; the ones with the smallest hashes, so that the order of rows has no say."""
+"""Number of prompts whose language is found: those with the smallest hashes, whatever the order of rows."""
 SURE_LANGUAGE = 0.9
 """Probability from which a prompt counts as of a language in the report."""
 MOST_TURNS = 8
@@ -168,7 +168,7 @@ def report(prepared: Preparation) -> dict[str, Any]:
 
 
 def describe(prepared: Preparation) -> dict[str, Any]:
-    """Return the statistics of all rows that can be read; of the pull of length, over the pairs that are used."""
+    """Return the statistics of all rows that can be read; of length bias, over the pairs that are used."""
     columns = prepared.survey.columns
     read = columns["size"] > 0
     pairs = prepared.used & columns["has_chosen"] & prepared.has_rejected

@@ -1,6 +1,6 @@
 """Streaming raw records out of files, folders and data sets of the Hub, whatever their container.
 
-Containers are told apart by content: compression, Parquet and Arrow by their first bytes, one JSON document from JSON
+Containers are recognised by content: compression, Parquet and Arrow by their first bytes, one JSON document from JSON
 lines by how it begins. Endings decide only what content cannot (CSV, TSV). Memory does not grow with the rows.
 """
 
@@ -41,8 +41,8 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")
 SNIFF = 1 << 20  # bytes looked at to tell one container from another
 CHUNK = 1 << 16  # characters of a JSON document read at a time
 BATCH = 1024  # rows of a Parquet or Arrow file held at a time
-LONGEST_CELL = 1 << 24  # characters; a longer cell of a CSV file is a quote that nobody closed
-PROBE_SECONDS = 10.0  # the Hub answers within this, or is told to be out of reach
+LONGEST_CELL = 1 << 24  # characters; a longer cell of a CSV file is a quote that is never closed
+PROBE_SECONDS = 10.0  # the Hub answers within this, or counts as out of reach
 
 
 @dataclass(frozen=True)
@@ -462,7 +462,7 @@ def dataset_records(name: str, data: Any, split: str | None) -> Iterator[Record]
     while True:
         try:
             content = next(rows, None)
-        except Exception as error:  # network, file system or a broken shard, told by several libraries
+        except Exception as error:  # network, file system or a broken shard, raised by several libraries
             raise DataError(f"{name}: row {number + 1} cannot be read ({_line(error)}); try again") from error
         if content is None:
             return

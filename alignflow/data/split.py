@@ -1,4 +1,4 @@
-"""Which side a prompt is on: train, judge or eval, by the hash of how its conversation opens."""
+"""Which side a prompt is on: train, judge or eval, by a hash of the first message of its conversation."""
 
 import hashlib
 from enum import IntEnum
@@ -12,7 +12,7 @@ class Side(IntEnum):
 
     TRAIN = 0
     JUDGE = 1
-    """Training prompts that the second reward model alone learns from."""
+    """Training prompts for the second reward model only."""
     EVAL = 2
 
 
@@ -20,7 +20,7 @@ def draw(opening: str, seed: int) -> int:
     """Return the 64-bit number that decides a conversation's side, from its first user message and the seed.
 
     Conversations that open alike, case and spaces aside, draw alike: those that grow from one another by turns
-    stay together. No other row has a say, so that rows added later move none.
+    stay together. No other row matters, so rows that are added later move none.
     """
     text = " ".join(opening.casefold().split())
     return int.from_bytes(hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest())

@@ -1,4 +1,4 @@
-"""What preference data looks like: lengths, the pull of length, turns and languages."""
+"""What preference data looks like: lengths, length bias, turns and languages."""
 
 import math
 from collections import Counter
@@ -25,7 +25,7 @@ def quantiles(lengths: NDArray[np.uint32]) -> dict[str, float]:
 
 
 def length_bias(chosen: NDArray[np.uint32], rejected: NDArray[np.uint32]) -> dict[str, float]:
-    """Return how far length gives the better answer away.
+    """Return how far length alone tells which answer is better.
 
     Args:
         chosen: lengths of the better answers. (N,)

@@ -66,7 +66,7 @@ class RowPasses:
         return self._tokens(lambda batch: self.models.logprobs(role, batch, self.temperature)[0], sequences)
 
     def policy_and_reference(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
-        """Return the log-probs of policy and reference; equal weights, as at the start, are asked once.
+        """Return the log-probs of policy and reference; one pass serves both if their weights are equal.
 
         (B, S-1) each
         """

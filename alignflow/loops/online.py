@@ -60,8 +60,8 @@ def train(
         config: steps, schedule and micro-batch size.
         epochs: passes over each rollout batch.
         minibatches: optimiser steps a pass.
-        target_kl: a rollout batch is left after the update that found the policy further than this from the one
-            that sampled, nats a token; None never.
+        target_kl: updates on a rollout batch end after one that finds the policy further than this from the one
+            that sampled, nats a token; None: never.
         log: receives (step, metrics), once a rollout batch.
         announce: receives a line when memory ran out and micro-batches became smaller.
         keep: called after every rollout batch with a function that returns the state to save.

@@ -59,8 +59,8 @@ def update_that_fits(
     """Accumulate gradients of all micro-batches, divide by their common denominator, and step once.
 
     loss = Σ_micro-batches Σ where(mask, losses, 0) / Σ_micro-batches count, over those of all processes, so that k
-    micro-batches give the same gradient as one. When memory runs out all of it is done again in smaller ones; of
-    several processes only the one whose memory ran out does its share again, the others wait for its gradients.
+    micro-batches give the same gradient as one. When memory runs out, all of it is repeated in smaller ones; of several
+    processes only the one whose memory ran out repeats its share, and the others wait for its gradients.
 
     Args:
         cut: this process's part of the optimiser batch in micro-batches within a budget of tokens; there may be none.

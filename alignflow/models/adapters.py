@@ -139,7 +139,7 @@ def dense(layer: Any, name: str) -> nn.Module | None:
 
 
 def dense_bytes(model: Any) -> int:
-    """Return what the plain forms of all adapted layers take, in bytes."""
+    """Return the size of the plain forms of all adapted layers, in bytes."""
     import bitsandbytes as bnb
 
     total = 0

@@ -105,7 +105,7 @@ def _wrapped(own: str, module: Any) -> Any:
 def shares_prefixes(model: Any, decoder: Any) -> bool:
     """Return whether a model's states over a small tree are those of its rows one by one.
 
-    They are not where a layer mixes tokens in another way than attention, or attends in a way of its own.
+    They differ where a layer mixes tokens other than by attention, or has its own form of attention.
     """
     device = next(model.parameters()).device
     rows = [[3, 1, 4, 1, 5], [3, 1, 4, 2], [2, 7]]

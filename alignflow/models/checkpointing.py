@@ -1,4 +1,4 @@
-"""Gradient checkpointing: keep the inputs of the decoder layers alone, and compute the rest again for the gradient.
+"""Gradient checkpointing: keep only the inputs of the decoder layers, and recompute the rest for the gradient.
 
 Chen et al. 2016, arXiv:1604.06174. The library's own switch works in train mode, where dropout is on; and it would
 compute again as the role that is active by then, not as the one whose gradient is wanted.

@@ -1,1 +1,1 @@
-"""Responses of a role: the own sampler and its cache, or vLLM."""
+"""Sample responses of a role: the built-in sampler and its cache, or vLLM."""

@@ -1,4 +1,4 @@
-"""Keys and values of a decode: the prompts' are spread over their rows, with room for the tokens to come."""
+"""Keys and values in decoding: each prompt's are copied to its rows, with room for the tokens to come."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Sample responses: one prefill a distinct prompt, then a token a row at a time; finished rows leave the batch.
+"""Sample responses: one prefill for each distinct prompt, then one token a row and step; finished rows leave.
 
-Each row draws from its own random stream, so a response depends on seed and row, not on how rows are batched or dealt
-out to several processes.
+Each row draws from its own random stream, so a response depends on seed and row, not on how rows are batched or
+distributed over processes.
 No top-k or top-p: the log-probs that training takes are those of the full distribution.
 """
 

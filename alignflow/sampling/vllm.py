@@ -3,8 +3,8 @@
 Written against the documented interface of vLLM 0.11 and newer and tested with a stand-in; it has not run on a GPU yet.
 
 vLLM holds a copy of the base of its own (in NF4 where the base is), and gets a role as an adapter folder. Its kernels
-round otherwise than those of training do, and by what else is in the batch, so its own log-probs come back with each
-response, for ``ops.importance_weights``; and a seed gives the same response only for the same batch.
+round differently from those of training, depending on the rest of the batch, so each response brings its log-probs,
+for ``ops.importance_weights``; and a seed gives the same response only for the same batch.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _versions = count(1)  # an id of its own for each adapter: vLLM keeps adapters a
 
 
 class VLLMError(ValueError):
-    """The engine gave what no response can be made of."""
+    """The output of the engine is no valid response."""
 
 
 class VLLMUnavailable(VLLMError):

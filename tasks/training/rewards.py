@@ -1,4 +1,4 @@
-"""What PPO, GRPO and iterative DPO maximise, samples with what they earned, and the learned score on its own."""
+"""The reward that PPO, GRPO and iterative DPO maximise, samples with their rewards, and the learned score alone."""
 
 import json
 import math

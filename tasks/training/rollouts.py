@@ -1,4 +1,4 @@
-"""What the on-policy stages share: the roles, and rollouts of the current policy with their rewards."""
+"""Training on own samples as all on-policy stages do it: roles, rollouts and rewards."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What all that sample share: responses of a role with their texts."""
+"""Sampling as all stages do it: responses of a role with their texts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
