@@ -121,7 +121,7 @@ def select(stages: Graph, only: Sequence[str]) -> tuple[list[str], list[str]]:
     needs. A report on a selected stage comes along when all the work it looks at is selected or up to date:
     ``--only dpo`` compares DPO with policies trained earlier, but trains no other policy for the sake of the
     comparison, and never compares with an outdated one. The evaluation of DPO itself also brings what else it
-    needs, such as the judge model, but no stage that has an evaluation of its own: that is another policy.
+    needs, such as the judge model, but no stage that is evaluated itself: that is another policy.
     """
     if not only:
         return list(stages), []

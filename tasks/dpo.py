@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from tasks.data.prepared import encode_pairs, read_pairs
+from tasks.paths import SFT
 from tasks.running.stage import Stage
-from tasks.training.models import SFT, open_models
+from tasks.training.models import open_models
 from tasks.training.pairs import train_dpo
 
 

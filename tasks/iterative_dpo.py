@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from tasks.paths import REWARD_MODEL, SFT
 from tasks.running.stage import Stage
-from tasks.training.models import REWARD_MODEL, SFT, open_models
+from tasks.training.models import open_models
 from tasks.training.pairs import train_dpo
 from tasks.training.shard_pairs import make_pairs
 

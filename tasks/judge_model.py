@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from tasks.paths import REWARD_MODEL
 from tasks.running.stage import Stage
-from tasks.training.models import REWARD_MODEL
 from tasks.training.reward_model import train_reward_model
 
 

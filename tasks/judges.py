@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from tasks.paths import REWARD_MODEL
+from tasks.paths import JUDGE_MODEL, REWARD_MODEL
 
 
 class Kind(Enum):
@@ -38,9 +38,7 @@ PROXY = "score"
 """The judge that training maximised; every other one is independent of it."""
 JUDGES: Mapping[str, Judge] = {
     PROXY: Judge("training reward", Kind.PROXY, REWARD_MODEL, "The reward model of training"),
-    "judge_model": Judge(
-        "second reward model", Kind.REWARD_MODEL, Path("artifacts/judge_model"), "The second reward model"
-    ),
+    "judge_model": Judge("second reward model", Kind.REWARD_MODEL, JUDGE_MODEL, "The second reward model"),
     "llm": Judge("LLM judge", Kind.LLM),
 }
 """By the name in files and metrics, in the order of tables; rules stand before an LLM."""

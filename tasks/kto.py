@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from tasks.paths import SFT
 from tasks.running.stage import Stage
-from tasks.training.models import SFT, open_models
+from tasks.training.models import open_models
 from tasks.training.unpaired import read_labelled, train_kto
 
 

@@ -12,7 +12,9 @@ UNPAIRED = PREPARED / "unpaired.jsonl"
 """Bad answers to training prompts that have no good one; only where there are some. They are in no other file."""
 RULES = Path("rewards")
 """The user's own rules."""
+SFT = Path("artifacts/sft")
 REWARD_MODEL = Path("artifacts/reward_model")
+JUDGE_MODEL = Path("artifacts/judge_model")
 
 
 @cache
@@ -37,5 +39,5 @@ def home() -> Path:
 
 
 def stage_file(folder: str, stage: str, suffix: str) -> Path:
-    """Return e.g. ``metrics/iterative_dpo/round-1.json`` for stage ``iterative_dpo@round-1``."""
+    """Return e.g. ``plots/iterative_dpo/round-1.csv`` for stage ``iterative_dpo@round-1``."""
     return Path(folder) / f"{stage.replace('@', '/')}{suffix}"

@@ -7,8 +7,8 @@ import torch
 from alignflow.algorithms import ppo
 from alignflow.models.roles import SharedBase
 from tasks.params.sections import Params
+from tasks.paths import REWARD_MODEL, SFT
 from tasks.running.stage import Stage
-from tasks.training.models import REWARD_MODEL, SFT
 from tasks.training.rewards import normalization
 from tasks.training.rollouts import open_roles, train_online
 

@@ -8,12 +8,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tasks import paths
 from tasks.params.names import closest
 from tasks.params.sections import Params
 from tasks.policies import POLICIES, Learns, Policy
 
-BASE, SFT, PREPARED = "artifacts/base", "artifacts/sft", "data/prepared"
-REWARD_MODEL, JUDGE_MODEL = "artifacts/reward_model", "artifacts/judge_model"
+BASE, SFT, PREPARED, REWARD_MODEL, JUDGE_MODEL = map(
+    str, (paths.IDENTITY.parent, paths.SFT, paths.PREPARED, paths.REWARD_MODEL, paths.JUDGE_MODEL)
+)
 TRAINING = "metrics/training"
 """Where the stages that train leave their metrics."""
 MODEL = ("base", "lora", "memory")
@@ -57,15 +59,9 @@ def _trains(name: str, policy: Policy) -> StageEntry:
 
 STAGES: Mapping[str, StageEntry] = {
     "base": StageEntry(("base",)),
-    "prepare": StageEntry(("data",), (f"{BASE}/identity.json", "${data.path}")),
+    "prepare": StageEntry(("data",), (str(paths.IDENTITY), "${data.path}")),
     "rules": StageEntry(outs=("artifacts/rules",)),
-    "sft": StageEntry(
-        (*MODEL, "sft"),
-        (BASE, PREPARED),
-        (SFT,),
-        shared=True,
-        metrics=TRAINING,
-    ),
+    "sft": StageEntry((*MODEL, "sft"), (BASE, PREPARED), (SFT,), shared=True, metrics=TRAINING),
     "reward_model": StageEntry(
         (*MODEL, "sampling", "reward_model"), (BASE, SFT, PREPARED), (REWARD_MODEL,), shared=True, metrics=TRAINING
     ),

@@ -55,8 +55,8 @@ def micro_batches(
     """Cut rows, those of one prompt side by side and long ones first, into groups within a budget of tokens.
 
     Tokens are counted as they are computed: without padding, and a prompt once for all its rows in a group. A row
-    longer than the budget makes a group of its own. Of several processes each gets groups of its own share of the rows,
-    alike in tokens; there may be none.
+    longer than the budget is a group alone. With several processes, the rows are divided between them into shares with
+    about as many tokens each, and this one gets the groups of its share; there may be none.
 
     Args:
         lengths: real tokens of every row of the data, prompt included.

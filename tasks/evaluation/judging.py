@@ -8,8 +8,9 @@ from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from tasks.evaluation.answers import PolicyAnswers
 from tasks.params.sections import Params
+from tasks.paths import JUDGE_MODEL, REWARD_MODEL, SFT
 from tasks.training import rewards
-from tasks.training.models import JUDGE_MODEL, REWARD_MODEL, SFT, open_models
+from tasks.training.models import open_models
 
 JUDGE = "judge_model"
 

@@ -24,7 +24,7 @@ def policies_of(names: Collection[str]) -> dict[str, str]:
 
 
 def trained_of(names: Collection[str]) -> dict[str, list[str]]:
-    """Return the map ``trained``: an item for each stage that is to train a policy; rounds have a map of their own."""
+    """Return the map ``trained``: an item for each stage that is to train a policy; rounds have another map."""
     return {
         name: [ITEM] if name in names else []
         for name, policy in POLICIES.items()

@@ -1,4 +1,4 @@
-"""What is checked before a stage begins, and how an error is told; imports no torch."""
+"""What is checked before a stage begins, and how an error is reported; imports no torch."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from tasks.running import processes
 from tasks.running.advice import explained
 from tasks.running.provenance import MADE
 
-OWN = ("alignflow", "tasks")  # whose errors are told in one line
+OWN = ("alignflow", "tasks")  # whose errors are reported in one line
 
 
 def check_inputs(inputs: Sequence[str]) -> None:
@@ -40,12 +40,12 @@ def _hub(path: str) -> str:
 
 
 def is_users(error: Exception) -> bool:
-    """Return whether an error is told in one line: it names what the user can mend."""
+    """Return whether an error is reported in one line: it names what the user can correct."""
     return type(error).__module__.split(".")[0] in OWN and isinstance(error, ValueError)
 
 
 def failed(title: str, error: Exception) -> NoReturn:
-    """End the process: with one line where the user can mend the error, else with its traceback; told once of many."""
+    """End the process: one line where the user can correct the error, else a traceback; one process reports it."""
     if not processes.tells():
         sys.exit(1)
     if not (isinstance(error, FileNotFoundError) or is_users(error)):

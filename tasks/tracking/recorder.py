@@ -1,4 +1,4 @@
-"""What a stage says to tracking: it writes its record on disk, and a process of its own delivers it.
+"""What a stage says to tracking: it writes its record on disk, and a separate process delivers it.
 
 So a slow, hung or dead tracking server can never slow, stop or fail a stage, and MLflow's memory and imports
 do not count as the stage's. Nothing here needs MLflow.

@@ -20,9 +20,6 @@ from tasks.paths import CONVERTED, IDENTITY
 from tasks.running.stage import Stage
 
 Config = TypeVar("Config")
-SFT = Path("artifacts/sft")
-REWARD_MODEL = Path("artifacts/reward_model")
-JUDGE_MODEL = Path("artifacts/judge_model")
 
 
 def config_of(section: object, record: type[Config]) -> Config:

@@ -22,9 +22,10 @@ from alignflow.optim import OptimisationConfig
 from alignflow.types import Example
 from tasks.data.prepared import encode_pairs, read_prepared, read_prompts
 from tasks.params.sections import RewardModel
+from tasks.paths import SFT
 from tasks.running.stage import Stage
 from tasks.training import sampling
-from tasks.training.models import SFT, config_of, finish, open_models
+from tasks.training.models import config_of, finish, open_models
 from tasks.training.offline import train_offline
 
 ROLE = "reward_model"  # whichever stage trains it: one process holds one

@@ -17,9 +17,8 @@ from alignflow.rewards import apply_rule, rule_file
 from alignflow.sampling.own import Response
 from alignflow.types import Example
 from tasks.params.sections import Params
-from tasks.paths import RULES
+from tasks.paths import REWARD_MODEL, RULES
 from tasks.training import sampling
-from tasks.training.models import REWARD_MODEL
 
 LEARNED = "reward_model"
 

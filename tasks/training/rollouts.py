@@ -17,9 +17,10 @@ from alignflow.optim import OptimisationConfig, adamw
 from alignflow.types import Metrics, OnlineAlgorithm, Rollouts, SamplingConfig
 from tasks.data.prepared import read_prompts
 from tasks.params.sections import OnPolicy, Params
+from tasks.paths import REWARD_MODEL, SFT
 from tasks.running.stage import Stage
 from tasks.training import sampling
-from tasks.training.models import REWARD_MODEL, SFT, config_of, finish, keep_snapshots, open_models
+from tasks.training.models import config_of, finish, keep_snapshots, open_models
 from tasks.training.rewards import Sample, check_sources, means, sample
 
 Config = TypeVar("Config")

@@ -119,3 +119,9 @@ def agree(mine: Result, expected: Result, factor: float = 1.0) -> None:
     scale = factor * flat[1].abs().max()
     assert scale > 0
     close(flat[0] / scale, factor * flat[1] / scale)
+
+
+def ids(length: int, seed: int) -> tuple[int, ...]:
+    """Return random letters; 97 ends a response."""
+    generator = torch.Generator().manual_seed(1000 * seed + length)
+    return tuple(torch.randint(1, 97, (length,), generator=generator).tolist())

@@ -19,7 +19,7 @@ Differences by design, each asserted below but for the last, of a metric:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,30 +34,13 @@ from alignflow.data.collate import collate, collate_pairs, take_rows
 from alignflow.ops import masked_sum, token_logprobs
 from alignflow.types import Example, Pair, Rollouts
 from tests.close import EXACT, close
-from tests.oracle.sides import QUIET, Result, agree, open_ours, our_result, their_result, trainer_of, write_roles
+from tests.oracle.sides import QUIET, Result, agree, ids, open_ours, our_result, their_result, trainer_of
 
 pytest.importorskip("trl", reason="the oracle extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own, of deprecated names
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)  # TRL is told to use the CPU
-        yield write_roles(tmp_path_factory.mktemp("oracle"))
-    datasets.enable_progress_bars()
-
-
 # -- pairs: reward model, DPO, SimPO, SFT --------------------------------------------------------------------------
-
-
-def ids(length: int, seed: int) -> tuple[int, ...]:
-    """Return random letters; 97 ends a response."""
-    generator = torch.Generator().manual_seed(1000 * seed + length)
-    return tuple(torch.randint(1, 97, (length,), generator=generator).tolist())
 
 
 def pair(number: int, prompt: int, chosen: int, rejected: int, margin: float) -> Pair:

@@ -15,7 +15,7 @@ The first three and the fifth are asserted below. Of several processes TRL avera
 that is our number where all have as many rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,27 +28,10 @@ from alignflow.models.roles import SharedBase
 from alignflow.ops import masked_sum
 from alignflow.types import Example
 from tests.close import EXACT, close
-from tests.oracle.sides import Result, agree, open_ours, our_result, their_result, trainer_of, write_roles
+from tests.oracle.sides import Result, agree, ids, open_ours, our_result, their_result, trainer_of
 
 pytest.importorskip("trl", reason="the oracle extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own, of deprecated names
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)  # TRL is told to use the CPU
-        yield write_roles(tmp_path_factory.mktemp("oracle"))
-    datasets.enable_progress_bars()
-
-
-def ids(length: int, seed: int) -> tuple[int, ...]:
-    """Return random letters; 97 ends a response."""
-    generator = torch.Generator().manual_seed(1000 * seed + length)
-    return tuple(torch.randint(1, 97, (length,), generator=generator).tolist())
 
 
 def row(number: int, prompt: int, response: int, desirable: bool) -> Labelled:

@@ -33,7 +33,6 @@ from tests.oracle import test_trl as shared
 from tests.oracle.sides import Result, agree, open_ours, our_result, their_result, trainer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own, of deprecated names
-folder = shared.folder
 ROWS, SCORES, CUT, GROUP, TEMPERATURE = shared.ROWS, shared.SCORES, shared.CUT, shared.GROUP, shared.TEMPERATURE
 
 
