@@ -1,1 +1,1 @@
-"""Evaluation: win rates with intervals, and figures of answers, judges and trainings."""
+"""Evaluation: win rates with intervals, and statistics of answers, judges and training runs."""

@@ -1,4 +1,4 @@
-"""Figures of one policy on prompts it never saw: distance to the reference, repetition, variety and language."""
+"""Statistics of one policy's answers to unseen prompts: KL to the reference, repetition, diversity and language."""
 
 import re
 from collections.abc import Sequence
@@ -26,20 +26,20 @@ def response_kl(
 ) -> Tensor:
     """Return Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) along each response: exact at every token, at temperature 1.
 
-    Summing the whole distribution's KL, instead of the sampled token's log-ratio, has the same expectation under
-    samples of π, is never negative and varies less.
+    At each token the KL is taken over the whole vocabulary. Under samples of π its sum has the same expectation as the
+    sum of log-ratios of the sampled tokens, but it is never negative and has a lower variance.
 
     Args:
         policy_hidden: last hidden states of the policy. (B, S, H)
-        reference_hidden: of the reference. (B, S, H)
+        reference_hidden: last hidden states of the reference. (B, S, H)
         weight: output embedding. (V, H)
         batch: prompts with responses. B rows
-        bias: of the output embedding. (V,)
+        bias: bias of the output embedding. (V,)
         softcap: cap of the logits, 0 for none.
-        chunk: positions whose logits exist at once.
+        chunk: number of positions whose logits are computed together; bounds memory.
 
     Returns:
-        Nats a response. (B,)
+        Nats per response. (B,)
     """
     mask = batch.response_mask[:, 1:]
     mine, other = policy_hidden[:, :-1][mask], reference_hidden[:, :-1][mask]
@@ -57,7 +57,7 @@ def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: f
     return torch.log_softmax(softcap * torch.tanh(logits / softcap) if softcap else logits, -1)
 
 
-# a run of word characters; of Chinese and Japanese, which write no spaces, each character
+# a word is a run of word characters; in Chinese and Japanese, which write no spaces, it is a single character
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
 
@@ -67,15 +67,15 @@ def words(text: str) -> list[str]:
 
 
 def repetition(text: str) -> float:
-    """Return the share of word trigrams that occurred before in the text: 1 − distinct / all; 0 below three words."""
+    """Return the share of word trigrams that already occurred in the text: 1 − distinct / all; 0 below three words."""
     trigrams = _ngrams(words(text), 3)
     return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Return distinct-n: different word n-grams of all texts, over all their words; 0 without any word.
+    """Return distinct-n: number of distinct word n-grams of all texts / number of words; 0 if there is no word.
 
-    Li et al. 2016, arXiv:1510.03055. N-grams do not reach from one text into the next.
+    Li et al. 2016, arXiv:1510.03055. No n-gram spans two texts.
     """
     split = [words(text) for text in texts]
     total = sum(map(len, split))
@@ -87,5 +87,5 @@ def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def language_drift(found: Sequence[str | None], wanted: Sequence[str | None]) -> float:
-    """Return the share of answers in another language than their prompt, where both languages are certain."""
+    """Return the share of answers whose language is known and differs from the known language of their prompt."""
     return sum(None not in pair and pair[0] != pair[1] for pair in zip(found, wanted, strict=True)) / len(found)

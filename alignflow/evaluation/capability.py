@@ -1,6 +1,6 @@
-"""What a policy must not forget: a small fixed set of multiple-choice questions, and the perplexity of good texts.
+"""What a policy must not forget: accuracy on a small set of multiple-choice questions, and perplexity of good texts.
 
-Both are measured by log-likelihood: nothing is sampled, so small regressions show.
+Both use log-likelihoods. Nothing is sampled, so sampling noise does not hide small regressions.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from alignflow.types import Example
 
-PROMPT = "Question: {question}\nAnswer:"  # plain text, as base models know it too; no chat template
+PROMPT = "Question: {question}\nAnswer:"  # plain text without chat template, so that base models can be measured, too
 
 
 class Question(NamedTuple):
@@ -18,7 +18,7 @@ class Question(NamedTuple):
     question: str
     choices: tuple[str, ...]
     answer: int
-    """Index of the right choice."""
+    """Index of the correct choice."""
 
 
 class BadQuestion(ValueError):
@@ -50,14 +50,14 @@ def encode_choices(tokenizer: Any, question: Question) -> list[Example]:
 
 
 def choice_accuracy(logps: Sequence[float], lengths: Sequence[int], questions: Sequence[Question]) -> float:
-    """Return the share of questions whose right choice has the highest log-likelihood a token.
+    """Return the share of questions whose correct choice has the highest log-likelihood per token.
 
     argmax_i log π(choice_i | question) / |choice_i|. Brown et al. 2020, arXiv:2005.14165, section 2.4.
 
     Args:
         logps: log π(choice | question) of every choice of every question, in order, nats.
-        lengths: tokens of these choices.
-        questions: whose choices they are.
+        lengths: number of tokens of each of these choices.
+        questions: the questions, in the same order.
     """
     means = [logp / length for logp, length in zip(logps, lengths, strict=True)]
     right, start = 0, 0
@@ -73,6 +73,6 @@ def perplexity(logps: Sequence[float], lengths: Sequence[int]) -> float:
 
     Args:
         logps: summed log π of each text's tokens, nats.
-        lengths: tokens of each text.
+        lengths: number of tokens of each text.
     """
     return math.exp(-sum(logps) / sum(lengths))

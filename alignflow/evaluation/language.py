@@ -1,4 +1,4 @@
-"""The language of a text, found offline."""
+"""Detects the language of a text, offline."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -17,7 +17,7 @@ def languages(texts: Sequence[str], *, least: float) -> list[str | None]:
     return [str(one[0]) if one is not None and one[1] >= least else None for one in found]
 
 
-@cache  # half a second to load
+@cache  # loading takes half a second
 def _classifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 

@@ -1,9 +1,9 @@
-"""A win rate as it would be between answers of equal length.
+"""Length-controlled win rate: an estimate of the win rate between answers of equal length.
 
 Dubois et al. 2024, *Length-Controlled AlpacaEval* (arXiv:2404.04475), section 3: a logistic regression of the
-outcome on the difference of lengths, read off at difference 0. Departures: one pair of models at a time, so
-there is no term for the difficulty of a prompt; a ridge keeps both coefficients finite on few or separable
-prompts; the difference is divided by its root mean square, not by its deviation, so that 0 stays 0.
+outcome on the difference of lengths, evaluated at difference 0. Departures: it compares one pair of models, so
+there is no term for the difficulty of a prompt; a ridge penalty keeps both coefficients finite when prompts are few or
+separable; the difference is divided by its root mean square, not by its standard deviation, so that 0 stays 0.
 """
 
 from statistics import NormalDist
@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 from alignflow.evaluation.win_rates import Floats, Interval, Mean, Resampling
 
 STEPS = 100
-"""Newton steps; each is cut to length 1, so far-off optima need some."""
+"""Maximum number of Newton steps. A step has at most length 1, so a distant optimum needs several."""
 TOLERANCE = 1e-9
 AT_ONCE = 2_000_000
-"""Resamples times prompts that are fitted at once; bounds memory."""
+"""Number of resamples times prompts in one fit; bounds memory."""
 
 
 def length_controlled(each: Floats, extra: Floats, ridge: float, resampling: Resampling) -> Mean:
-    """Return the win rate at equal length, with a bootstrap interval, widened where length decides everything.
+    """Return the win rate at equal length, with a bootstrap interval that is widened where the data is not informative.
 
     P(win) = σ(θ + φ · tanh(dᵢ / s)),  s² = mean d²;  the rate is σ(θ̂)
-    interval: the bootstrap's, widened on each side to σ(θ̂ ± z · se), se² = [H⁻¹]_θθ of the penalised fit
+    interval: that of the bootstrap, widened on each side to σ(θ̂ ± z · se), se² = [H⁻¹]_θθ of the penalised fit
     (θ̂, φ̂) = argmin −Σᵢ [oᵢ log pᵢ + (1 − oᵢ) log(1 − pᵢ)] + ½ λ (θ² + φ²)
 
-    Where length separates wins from losses, or every response is the longer one, the data says nothing
-    about equal length. The bootstrap does not show that, because then only the ridge decides in every resample; se
-    does. Otherwise the two intervals are about the same.
+    Where length separates wins from losses, or every response of the policy is longer, the data contains no information
+    about equal length. The bootstrap interval does not show this, because the ridge alone determines the fit of every
+    resample; the standard error se does. Otherwise the two intervals are about the same.
 
     Args:
         each: Outcome on each prompt: 1, ½ or 0. (P,)
         extra: Length of the policy's response minus the reference's, tokens. (P,)
-        ridge: λ > 0; as strong as about 4 λ prompts.
-        resampling: Number of resamples, confidence and seed; s is that of all prompts in each of them.
+        ridge: λ > 0; has about the weight of 4 λ prompts.
+        resampling: Number of resamples, confidence and seed. All resamples use the s of all prompts.
 
     Returns:
         Rate and interval.
@@ -47,7 +47,7 @@ def length_controlled(each: Floats, extra: Floats, ridge: float, resampling: Res
         raise ValueError(f"outcomes and lengths must be two aligned (P,) arrays, got {each.shape} and {extra.shape}")
     scale = float(np.sqrt(np.mean(extra**2)))
     covariate = np.tanh(extra / scale) if scale else np.zeros_like(extra)
-    # prompts alike in outcome and length are one column: as in `bootstrap_interval`, the order cannot matter
+    # prompts with equal outcome and length are one column: the order of prompts does not matter (`bootstrap_interval`)
     (each, covariate), counts = np.unique(np.stack((each, covariate)), axis=1, return_counts=True)
     size = int(counts.sum())
     random = np.random.default_rng(resampling.seed)

@@ -1,6 +1,6 @@
-"""How far a reward model can be trusted: figures on pairs of unseen prompts.
+"""How reliable a reward model is: statistics on pairs of unseen prompts.
 
-A pair's margin is score(chosen) − score(rejected), not normalised: above 0 where the model agrees with the label.
+A pair's margin is score(chosen) − score(rejected), not normalised: it is above 0 where the model agrees with the label.
 """
 
 import math
@@ -15,12 +15,12 @@ CONFIDENCE = 0.95  # of the interval of an accuracy
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of pairs, and on how many of them the model agrees with the label."""
+    """A bucket of pairs, and the share on which the model agrees with the label."""
 
     low: float
-    """Least value inside."""
+    """Smallest value in the bucket."""
     high: float
-    """Greatest value inside."""
+    """Largest value in the bucket."""
     pairs: int
     accuracy: float
 
@@ -30,19 +30,19 @@ class Point:
     """One point of a calibration curve."""
 
     probability: float
-    """Mean probability that the model gives the answer it prefers."""
+    """Mean probability that the model assigns to the answer it prefers."""
     observed: float
     """Share of these pairs whose label agrees."""
     pairs: int
 
 
 def accuracy(margins: Sequence[float]) -> float:
-    """Return the share of pairs in the right order; a tie is wrong."""
+    """Return the share of pairs that the model orders as the label does; a tie counts as wrong."""
     return sum(margin > 0 for margin in margins) / len(margins)
 
 
 def wilson(successes: int, total: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share: it holds near 0 and 1 and for few observations, too.
+    """Return Wilson's 95 % interval of a share, which is also valid near 0 and 1 and for few observations.
 
     (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n). Wilson 1927, "Probable inference, the law of succession, and
     statistical inference".
@@ -51,16 +51,16 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     p, weight = successes / total, z * z / total
     half = z * math.sqrt(p * (1 - p) / total + weight / (4 * total))
     low, high = (p + weight / 2 - half) / (1 + weight), (p + weight / 2 + half) / (1 + weight)
-    return (low if successes else 0.0), (high if successes < total else 1.0)  # exactly: rounding may cross p
+    return (low if successes else 0.0), (high if successes < total else 1.0)  # exact ends: rounding could put p outside
 
 
 def buckets(values: Sequence[float], margins: Sequence[float], *, count: int = 4) -> list[Bucket]:
-    """Return the accuracy of pairs sorted by a value into equally full buckets; equal values stay together.
+    """Return the accuracy in buckets of about equal size, of pairs sorted by a value; equal values share a bucket.
 
     Args:
-        values: what the pairs are sorted by. N
-        margins: of the same pairs. N
-        count: buckets, where the values are different enough.
+        values: value of each pair, by which pairs are sorted. N
+        margins: margins of the same pairs. N
+        count: number of buckets; fewer if there are too few distinct values.
     """
     ordered = sorted(values)
     cuts = sorted({ordered[len(ordered) * i // count] for i in range(1, count)})
@@ -77,7 +77,7 @@ def buckets(values: Sequence[float], margins: Sequence[float], *, count: int = 4
 def calibration_curve(margins: Sequence[float], *, bins: int = 5) -> list[Point]:
     """Return how often the label agrees with the preferred answer, by its probability σ(|margin|).
 
-    Bins of equal width over [½, 1]; those without pairs are left out. A tie counts one half.
+    Bins have equal width over [½, 1]; bins without pairs are left out. A tie counts as one half.
     """
     inside: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for margin in margins:
@@ -101,7 +101,7 @@ def calibration_error(curve: Sequence[Point]) -> float:
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return Pearson's correlation; None where one side never varies."""
+    """Return Pearson's correlation; None if either side is constant."""
     try:
         return statistics.correlation(first, second)
     except statistics.StatisticsError:
@@ -109,7 +109,7 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> float | None
 
 
 def shorter_wins(chosen: Sequence[int], rejected: Sequence[int]) -> float:
-    """Return the accuracy of "the shorter answer is better", from the lengths of each pair; a tie counts one half."""
+    """Return the accuracy of the rule "the shorter answer is better", from lengths; a tie counts as one half."""
     return sum(0.5 if a == b else float(a < b) for a, b in zip(chosen, rejected, strict=True)) / len(chosen)
 
 

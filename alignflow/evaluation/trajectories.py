@@ -1,4 +1,4 @@
-"""Algorithms along their training: compared at equal distance from the reference, and watched for over-optimisation.
+"""Algorithms along their training: compares them at equal KL to the reference, and detects over-optimisation.
 
 Gao et al. 2023, *Scaling Laws for Reward Model Overoptimization* (arXiv:2210.10760): the gain is close to linear
 in √KL near the reference, and the proxy continues to rise after the true reward has begun to fall.
@@ -17,26 +17,26 @@ class Trajectory:
     """One algorithm's snapshots in training order, the reference first (KL 0), on the same P prompts."""
 
     kl: Floats
-    """To the reference, nats a response. (snapshots, P)"""
+    """KL to the reference, nats per response. (snapshots, P)"""
     values: Mapping[str, Floats]
-    """Values by judge, the proxy among them. (snapshots, P)"""
+    """Scores by judge, including the proxy. (snapshots, P)"""
 
 
 @dataclass(frozen=True)
 class EqualKl:
-    """What the algorithms reach at the same KL, as the mean gain over the reference."""
+    """Mean gain of the algorithms over the reference at equal KL."""
 
     levels: tuple[float, ...]
-    """Nats a response, ascending; the last is the smallest final KL of all algorithms."""
+    """Nats per response, ascending; the last is the smallest final KL of all algorithms."""
     gains: Mapping[str, tuple[Mean, ...]]
-    """By algorithm, a value a level."""
+    """By algorithm, one value per level."""
     leads: tuple["Lead", ...]
     """The leader at each level."""
 
 
 @dataclass(frozen=True)
 class Lead:
-    """Who is ahead at a level of KL, and by how much over the next one, compared prompt by prompt."""
+    """The algorithm with the largest gain at a level of KL, and its paired difference to the second."""
 
     first: str
     second: str
@@ -48,7 +48,7 @@ class Fall:
     """A judge fell from a snapshot to the end of training while the proxy rose."""
 
     since: int
-    """Index of the snapshot; 0 is the reference."""
+    """Index of that snapshot; 0 is the reference."""
     judge: float
     """Change of the judge's mean since then, < 0."""
     proxy: float
@@ -60,22 +60,22 @@ def at_equal_kl(paths: Mapping[str, Trajectory], judge: str, levels: int, resamp
 
     gₐ(κ) = (1 − w) vⱼ₋₁ + w vⱼ − v₀,  w = (√κ − √kⱼ₋₁) / (√kⱼ − √kⱼ₋₁),  j the first snapshot with kⱼ ≥ κ
 
-    k and v are means over prompts. Interpolated in √KL, in which the gain is nearly linear (see above): in KL
-    itself the first stretch, from the reference, would be read far too low. Levels are spaced evenly in √KL.
-    Each resample of prompts is the same for all algorithms, so that a lead is a paired comparison; a resample
-    whose KL ends below a level gives its last snapshot.
+    k and v are means over prompts. Interpolation is linear in √KL, because the gain is nearly linear in it (see
+    above); interpolation in KL would give far too low values between the reference and the first snapshot. Levels
+    have equal distances in √KL. All algorithms share each resample of prompts, so a lead is a paired comparison.
+    A resample whose KL ends below a level takes its last snapshot.
 
     Args:
-        paths: By algorithm; all on the same prompts.
-        judge: Which of `Trajectory.values` is compared.
-        levels: How many levels.
+        paths: Trajectories by algorithm; all on the same prompts.
+        judge: Key of `Trajectory.values` to compare.
+        levels: Number of levels.
         resampling: How intervals are drawn, by prompt.
 
     Returns:
         Gains and leads; None when fewer than two algorithms have moved away from the reference.
 
     Raises:
-        ValueError: The paths are not on the same number of prompts.
+        ValueError: The paths have different numbers of prompts.
     """
     moved = {name: path for name, path in paths.items() if path.kl.mean(1)[-1] > 0}
     if len(moved) < 2:
@@ -110,16 +110,15 @@ def at_equal_kl(paths: Mapping[str, Trajectory], judge: str, levels: int, resamp
 
 
 def over_optimised(path: Trajectory, proxy: str, judge: str, resampling: Resampling) -> Fall | None:
-    """Say whether a judge fell while the proxy rose, from any snapshot to the end of training.
+    """Return the largest significant fall of a judge during which the proxy rose, or None.
 
-    From snapshot j: paired differences of the last snapshot to it, the judge's interval below 0 and the
-    proxy's above 0. All m earlier snapshots are tested, so each interval has confidence 1 − α/m (Bonferroni):
-    the highest of many noisy snapshots would otherwise seem to be followed by a fall. If there are several, the
-    largest fall is returned.
+    A fall since snapshot j: of the paired differences between the last snapshot and j, the judge's interval is below 0
+    and the proxy's above 0. All m earlier snapshots are tested, so each interval has confidence 1 − α/m (Bonferroni).
+    Without this correction, noise makes the highest of many snapshots look like the start of a fall.
 
     Args:
         path: The algorithm's snapshots.
-        proxy: Name of what training maximised.
+        proxy: Name of the score that training maximised.
         judge: Name of the judge.
         resampling: How intervals are drawn, by prompt.
     """

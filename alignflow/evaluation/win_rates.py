@@ -1,8 +1,8 @@
-"""Which of two policies answers better, and is the difference significant: statistics paired by prompt.
+"""Which of two policies answers better, and whether the difference is significant; statistics are paired by prompt.
 
-Both policies answered the same P prompts, so the difficulty of a prompt cancels, and prompts are resampled.
-Where policies gave several answers to a prompt, every answer is compared with every answer of the other policy,
-and each prompt counts once, by the mean of these comparisons.
+Both policies answer the same P prompts, so the difficulty of a prompt cancels out. The bootstrap resamples prompts.
+If policies give several answers to a prompt, every answer is compared with every answer of the other policy. The
+mean of these comparisons is the outcome of the prompt, and each prompt has the same weight.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,12 +47,12 @@ class WinRate:
     ties: int
     losses: int
     rate: float
-    """Mean over prompts of the share of pairs won; with one answer a prompt (wins + ½ ties) / P."""
+    """Mean over prompts of the share of pairs won; with one answer per prompt (wins + ½ ties) / P."""
     interval: Interval
     p_value: float
-    """Two-sided, exact, of "either policy is as likely the better one on a prompt"; see `sign_flip_test`."""
+    """Exact and two-sided, see `sign_flip_test`. Null hypothesis: both policies are equally likely to win a prompt."""
     adjusted_p: float
-    """The same after Holm's correction over its family of tests; p_value where it was tested alone."""
+    """The p-value after Holm's correction over its family of tests; equal to `p_value` for a single test."""
 
     @property
     def prompts(self) -> int:
@@ -60,10 +60,10 @@ class WinRate:
         return self.wins + self.ties + self.losses
 
     def settled(self, confidence: float) -> bool:
-        """Say whether the rate differs from one half both by interval and by corrected test.
+        """Return whether the rate differs from one half, both by the interval and by the corrected test.
 
-        Both are needed because they fail differently: a percentile interval has no width when every
-        prompt is a win (three wins of three would look certain), and the test does not see ties.
+        Both are needed because each has a weakness: a percentile interval has no width when every prompt is a
+        win (three wins of three would look certain), and the test ignores ties.
         """
         excludes_half = self.interval.low > 0.5 or self.interval.high < 0.5
         return excludes_half and self.adjusted_p < 1 - confidence
@@ -71,7 +71,7 @@ class WinRate:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean of one value a prompt, with its bootstrap interval."""
+    """A mean of one value per prompt, with its bootstrap interval."""
 
     value: float
     interval: Interval
@@ -79,17 +79,17 @@ class Mean:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two judges agree on the same pairs of answers."""
+    """Agreement of two judges on the same pairs of answers."""
 
     share: float
-    """Pairs on which both say the same (win, tie or loss)."""
+    """Share of pairs with the same outcome (win, tie or loss) by both judges."""
     kappa: float | None
-    """Cohen's κ, agreement beyond chance; None when both judges always give the same one outcome."""
+    """Cohen's κ, agreement beyond chance; None if both judges give one and the same outcome to all pairs."""
     pairs: int
 
 
 def same_order(prompt_ids: Sequence[str], reference_ids: Sequence[str]) -> NDArray[np.intp]:
-    """Return the indices that bring a policy's rows into the order of the reference's.
+    """Return the indices that sort a policy's rows in the order of the reference's rows.
 
     Args:
         prompt_ids: Prompt of each of the policy's rows. (P,)
@@ -99,7 +99,7 @@ def same_order(prompt_ids: Sequence[str], reference_ids: Sequence[str]) -> NDArr
         ``order`` with ``prompt_ids[order[i]] == reference_ids[i]``. (P,)
 
     Raises:
-        PromptMismatchError: A prompt occurs twice, or only on one side.
+        PromptMismatchError: A prompt occurs twice, or only in one of both lists.
     """
     for ids in (prompt_ids, reference_ids):
         if len(set(ids)) != len(ids):
@@ -143,21 +143,21 @@ def outcomes(scores: Floats, reference_scores: Floats) -> Floats:
 
 
 def bootstrap_interval(values: Floats, resampling: Resampling) -> Interval:
-    """Return the percentile bootstrap interval of the mean of one value a prompt.
+    """Return the percentile bootstrap interval of the mean of one value per prompt.
 
     [Q_{α/2}, Q_{1−α/2}] of x̄* = (1/P) Σⱼ nⱼ xⱼ,  n ~ Multinomial(P, share of each distinct value xⱼ),
     α = 1 − confidence
 
-    Drawing how often each distinct value occurs has the same law as drawing P prompts with replacement,
-    needs three columns instead of P for outcomes, and cannot depend on the order of the prompts.
+    The function draws how often each distinct value occurs. This has the same distribution as drawing P prompts with
+    replacement, but needs only a few columns instead of P and does not depend on the order of the prompts.
     Percentile interval: Efron and Tibshirani 1993, *An Introduction to the Bootstrap*, chapter 13.
 
     Args:
-        values: One value a prompt. (P,)
+        values: One value per prompt. (P,)
         resampling: Number of resamples, confidence and seed.
 
     Returns:
-        The interval. It has no width when all values are equal.
+        The interval. Its width is 0 if all values are equal.
     """
     distinct, counts = np.unique(values, return_counts=True)
     random = np.random.default_rng(resampling.seed)
@@ -174,14 +174,14 @@ def sign_flip_test(balances: NDArray[np.int64]) -> float:
     p = P(|Σᵢ εᵢ bᵢ| ≥ |Σᵢ bᵢ|),  εᵢ = ±1 equally likely and independent
 
     If neither policy is better, both signs of a prompt's balance are equally likely. Fisher 1935, *The Design of
-    Experiments*, section 21. With one answer a prompt (bᵢ of −1, 0, 1) it is the sign test. The distribution of
+    Experiments*, section 21. With one answer per prompt (bᵢ of −1, 0, 1) this is the sign test. The distribution of
     T = ½ Σ (1 + εᵢ) |bᵢ| is the inverse Fourier transform of Πᵢ ½ (1 + exp(−2πi |bᵢ| f)).
 
     Args:
-        balances: Pairs of answers won minus pairs lost on each prompt; all of one number of pairs. (P,)
+        balances: Pairs of answers won minus pairs lost on each prompt; all prompts have the same number of pairs. (P,)
 
     Returns:
-        Probability of a sum at least this far from 0; 1 where all balances are 0. Right to about 1e-14.
+        Probability of a sum at least this far from 0; 1 if all balances are 0. Its error is about 1e-14.
     """
     sizes, counts = np.unique(np.abs(balances), return_counts=True)
     total = int(sizes @ counts)
@@ -200,7 +200,7 @@ def rate_of(each: Floats, resampling: Resampling) -> WinRate:
 
     Args:
         each: 1 for a win, ½ for a tie, 0 for a loss, of n pairs of answers to each prompt. (P, n)
-        resampling: How the interval is drawn, by prompt.
+        resampling: How prompts are resampled for the interval.
 
     Returns:
         Counts, rate, bootstrap interval and sign-flip test.
@@ -225,18 +225,18 @@ def rate_of(each: Floats, resampling: Resampling) -> WinRate:
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Return p-values that hold for a whole family of m tests.
+    """Return the p-values of a family of m tests with Holm's correction.
 
     p̃₍ᵢ₎ = min(1, max_{j ≤ i} (m − j + 1) · p₍ⱼ₎),  p₍₁₎ ≤ … ≤ p₍ₘ₎
 
-    Holm 1979, *A Simple Sequentially Rejective Multiple Test Procedure*: rejecting where p̃ < α makes any
-    error with probability at most α, however the tests depend on each other.
+    Holm 1979, *A Simple Sequentially Rejective Multiple Test Procedure*: if tests with p̃ < α are
+    rejected, the probability of any false rejection is at most α, for tests with any dependence.
 
     Args:
-        p_values: One a test, in any order.
+        p_values: One per test, in any order.
 
     Returns:
-        The corrected ones, in the same order.
+        The corrected p-values, in the same order.
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, largest = [1.0] * len(p_values), 0.0
@@ -253,12 +253,12 @@ def corrected(family: Mapping[str, WinRate]) -> dict[str, WinRate]:
 
 
 def mean(values: Floats, resampling: Resampling) -> Mean:
-    """Return the mean of one value a prompt with its interval; of differences, it is a paired comparison."""
+    """Return the mean of one value per prompt with its interval; for differences, this is a paired comparison."""
     return Mean(float(values.mean()), bootstrap_interval(values, resampling))
 
 
 def agreement(first: Floats, second: Floats) -> Agreement:
-    """Return how alike two judges order the same pairs of answers.
+    """Return the agreement of two judges on the same pairs of answers.
 
     κ = (pₒ − pₑ) / (1 − pₑ),  pₒ = share of equal outcomes,  pₑ = Σ_c share₁(c) · share₂(c)
 
