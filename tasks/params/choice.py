@@ -6,13 +6,13 @@ from tasks.params.names import closest
 from tasks.policies import POLICIES, REFERENCE, adapter_folder
 
 ALWAYS = ("base", REFERENCE)
-"""What every comparison has."""
+"""Policies that are always evaluated and compared."""
 ITEM = "policy"
-"""Of a stage that trains one policy in one run; DVC makes a stage of each item, and none of an empty list."""
+"""The item of a stage that trains its policy in one run. DVC makes one stage for each item, none for an empty list."""
 
 
 def policies_of(names: Collection[str]) -> dict[str, str]:
-    """Return the map ``policies``: what is evaluated and compared, with the folder of what its stage made.
+    """Return the map ``policies``: the policies to evaluate and compare, each with the folder of its adapter.
 
     Raises:
         ValueError: a name is not in the table of policies.
@@ -24,7 +24,7 @@ def policies_of(names: Collection[str]) -> dict[str, str]:
 
 
 def trained_of(names: Collection[str]) -> dict[str, list[str]]:
-    """Return the map ``trained``: an item for each stage that is to train a policy; rounds have another map."""
+    """Return the map ``trained``: an item for each stage that trains a policy, rounds of iterative DPO excepted."""
     return {
         name: [ITEM] if name in names else []
         for name, policy in POLICIES.items()
@@ -35,16 +35,16 @@ def trained_of(names: Collection[str]) -> dict[str, list[str]]:
 def check_choice(
     policies: Mapping[str, str], trained: Mapping[str, Collection[str]], rounds: Mapping[str, object]
 ) -> None:
-    """Check that everything follows from the chosen policies.
+    """Check that ``trained`` and the rounds match the chosen policies.
 
     Raises:
-        ValueError: a policy is unknown, or a map does not fit the others.
+        ValueError: a policy is unknown, or a map does not match the others.
     """
     in_rounds = any(POLICIES[name].in_rounds for name in policies if name in POLICIES)
     fits = policies == policies_of(policies) and trained == trained_of(policies) and bool(rounds) == in_rounds
     if not fits:
         chosen = ",".join(name for name in policies if name not in ALWAYS)
         raise ValueError(
-            "policies, trained and iterative_dpo.rounds do not fit each other; "
+            "policies, trained and iterative_dpo.rounds do not match; "
             f"run `alignflow set policies={chosen}` to rewrite them"
         )

@@ -20,7 +20,7 @@ from tasks.policies import POLICIES
 def override(path: Path, assignments: Sequence[str]) -> None:
     """Apply ``section.key=value`` assignments to the file, keeping its comments; nothing is written on error.
 
-    ``policies=dpo,ppo`` chooses what is trained and compared and rewrites all that follows from it. Setting
+    ``policies=dpo,ppo`` chooses what is trained and compared and rewrites everything that follows from it. Setting
     ``iterative_dpo.shards`` also rewrites the map of rounds.
 
     Raises:
@@ -50,17 +50,17 @@ def override(path: Path, assignments: Sequence[str]) -> None:
 
 
 def scenario(path: Path) -> tuple[str, ...]:
-    """Return the assignments that a scenario stands for: a file of sections and keys, written as in ``params.yaml``.
+    """Return the assignments in a scenario: a file of sections and keys, written as in ``params.yaml``.
 
-    A key's value replaces the whole of what is there, so a scenario means the same whatever was set before.
+    A value replaces the whole old value of its key, so the result does not depend on what was set before.
 
     Raises:
-        ParamsError: there is no such file, or it is not one of sections with keys; the message names the nearest and
-            all that there are.
+        ParamsError: the file does not exist (the message lists the known scenarios), or does not consist of sections
+            with keys.
     """
     known = sorted(file.stem for file in path.parent.glob("*.yaml"))
     if path.stem not in known:
-        there = f"; there are: {', '.join(known)}" if known else f"; {path.parent}/ holds none"
+        there = f"; there are: {', '.join(known)}" if known else f"; {path.parent}/ has no scenarios"
         raise ParamsError(f"no scenario {path.stem!r}{closest(path.stem, known)}{there}")
     tree = read_tree(path)
     for section, keys in tree.items():
@@ -102,7 +102,7 @@ def _known(part: str, node: Any, seen: str) -> str:
 
 
 def _value(text: str) -> Any:
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):  # YAML 1.2 reads 1e-4 as a text
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):  # YAML 1.2 reads 1e-4 as a string
         return float(text)
     try:
         return YAML(typ="safe").load(text) if text else None

@@ -67,7 +67,7 @@ def _explain(error: Any, path: Path) -> str:
         parents, leaf = error["loc"][:-1], error["loc"][-1]
         model: Any = Params
         for part in parents:
-            if isinstance(part, int):  # place in a list of sections
+            if isinstance(part, int):  # index in a list of sections
                 model = next(iter(get_args(model)), None)
             else:
                 model = model.model_fields[part].annotation if hasattr(model, "model_fields") else None
@@ -75,7 +75,7 @@ def _explain(error: Any, path: Path) -> str:
         section = "".join(f"{part}." for part in parents)
         return f"{path}: unknown key {key}{suggest(str(leaf), known, section)}"
     if error["type"] == "missing":
-        return f"{path}: missing key {key}"
+        return f"{path}: missing key {key}; add it"
     said = error["msg"].removeprefix("Value error, ")
     where = f"{path}: {key}" if key else str(path)
     return f"{where}: {said}" + ("" if isinstance(error["input"], dict) else f", got {error['input']!r}")

@@ -21,13 +21,13 @@ def last_of(shards: int) -> str:
 
 
 def check_rounds(shards: int, rounds: Mapping[str, Mapping[str, object]], last: str) -> None:
-    """Check that the rounds and the last of them are those of this number of shards.
+    """Check that ``rounds`` and ``last`` match the number of shards.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they do not match.
     """
     if rounds != rounds_of(shards) or last != last_of(shards):
         raise ValueError(
-            f"rounds and last do not fit shards: {shards}; run `alignflow set iterative_dpo.shards={shards}` "
+            f"rounds and last do not match shards: {shards}; run `alignflow set iterative_dpo.shards={shards}` "
             "to rewrite them"
         )

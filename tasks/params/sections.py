@@ -50,19 +50,19 @@ class Lora(Section):
 
 
 class Memory(Section):
-    """What saves memory while training."""
+    """Ways to save memory in training."""
 
     gradient_checkpointing: bool
-    """Keeps the inputs of the decoder layers alone and computes the rest again for the gradient; changes memory and
+    """Keeps only the inputs of the decoder layers and computes the rest again for the gradient; changes memory and
     speed only. Usual: false; true where a single pair of full length does not fit."""
     share_base: bool
-    """Lets several processes of one machine (``ALIGNFLOW_PROCESSES``) hold the frozen base once: on CPUs in memory that
-    all map; on GPUs there as well, from where a linear layer comes over each time it computes. Loading still takes the
-    whole base in each. The plain layers of ``sampling.merged`` remain each process's own. Changes memory and speed
-    only; one process ignores it. Usual: false; true where bases fill the memory."""
+    """The processes of one machine (``ALIGNFLOW_PROCESSES``) share one frozen base in host memory. On GPUs, a linear
+    layer's weight is copied to the device each time the layer computes. Each process still loads the whole base once
+    and has its own plain layers (``sampling.merged``). Changes memory and speed only; no effect on one process. Usual:
+    false; true where the copies of the base fill the memory."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
-    """How AdamW keeps its moments: in float32, or in 8 bits for tensors from 4,096 numbers on, which changes results a
-    little. ``paged_`` lets those of large tensors leave a full GPU; on a CPU it changes nothing."""
+    """How AdamW stores its moments: in float32, or in 8 bits for tensors of at least 4,096 numbers, which changes
+    results slightly. ``paged_`` lets a full GPU move those of large tensors to host memory; no effect on a CPU."""
 
 
 class DataSource(Section):
@@ -73,37 +73,37 @@ class DataSource(Section):
     subset: str | None
     """Hub only: the configuration, where a data set has several."""
     revision: str | None
-    """Hub only: a commit, so that the same data is read next year."""
+    """Hub only: a commit, so that later runs read the same data."""
     split: str | None
-    """Of the Hub or a folder, where there are several."""
+    """The split to read, where the data set of the Hub or the folder has several."""
     weight: Positive
-    """The source of the greatest weight is read whole; another's share of its prompts is its weight over that one."""
+    """The source with the greatest weight is read whole; of another, the share weight / greatest weight of prompts."""
 
 
 class Data(Section):
     """The preferences, how they are split and how much of them may be unusable."""
 
     path: Annotated[str, Field(min_length=1)]
-    """A file, or a folder of files; with sources, the folder that their files lie in. DVC watches it."""
+    """A file, or a folder of files; with sources, the folder of their files. DVC tracks it."""
     sources: list[DataSource]
     """Several sources that are mixed by weight; empty reads all of data.path."""
     format: str
     """``auto`` or a name in alignflow/data/formats.py."""
     pairs: Literal["all", "best_worst"]
-    """Of scored responses: every pair that does not tie, or the best with the worst alone."""
+    """Pairs from scored responses: all with different scores, or only the best with the worst."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the distinct prompts kept for evaluation."""
     judge_fraction: Fraction
     """Share of the other prompts that only the second reward model learns from; 0 leaves it untrained."""
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
-    """Similarity (Jaccard, of runs of five characters) from which a training prompt counts as one of the evaluation
-    side and is dropped. Usual: 0.7 to 0.9; 1 drops equal words alone."""
+    """A training prompt whose similarity to an evaluation prompt is at least this is dropped (Jaccard index of their
+    5-character sequences). Usual: 0.7 to 0.9; 1 drops only prompts with the same words."""
     max_prompt_length: Count
     """Tokens, chat template included; longer rows are dropped and counted."""
     max_response_length: Count
     """Tokens, end-of-sequence included; longer rows are dropped and counted."""
     max_dropped_fraction: Annotated[float, Field(ge=0, le=1)]
-    """Above this share of dropped rows the stage stops."""
+    """The stage stops when a larger share of the rows is dropped."""
     max_fraction: dict[str, Annotated[float, Field(ge=0, le=1)]]
     """The same for single reasons, by the names in alignflow/data/gate.py."""
     workers: Count
@@ -138,34 +138,34 @@ class Data(Section):
         for source in self.sources:
             if source.revision is None and not Path(source.path).is_relative_to(self.path):
                 raise ValueError(
-                    f"sources: {source.path} does not lie in data.path ({self.path}), which is all that DVC watches; "
+                    f"sources: {source.path} does not lie in data.path ({self.path}), and DVC tracks only that; "
                     "move it there, or give a revision if it is a data set of the Hub"
                 )
         return self
 
 
 class Sampling(Section):
-    """How responses are sampled while training."""
+    """How responses are sampled in training."""
 
     max_response_length: Annotated[int, Field(ge=2)]
     temperature: Positive
     rows: Count
     """Responses sampled at once; changes memory and speed only."""
     importance_cap: Positive | None
-    """PPO and GRPO: the policy term of a token counts by min(π_old / π_sampler, this), which corrects for a sampler
-    that rounds otherwise than training does; null counts all by 1. Usual: 2 (Yao et al. 2025)."""
+    """PPO, GRPO and RLOO: the policy term of a token has the weight min(π_old / π_sampler, cap). This corrects for the
+    different rounding of sampler and training; null: all weights are 1. Usual: 2 (Yao et al. 2025)."""
     merged: Literal["auto"] | bool
-    """Sample through plain layers, adapter added and dequantised: several times faster, for 2 bytes a weight in
-    bfloat16. ``auto`` does where they take up to half of the free memory, and says so where they do not. The sums are
-    rounded to base.dtype, so that the samples of true and false differ as those of two roundings do."""
+    """Sample through plain layers (dequantised, adapter added): several times faster, for 2 bytes per weight in
+    bfloat16. ``auto`` does so if they fit in half of the free memory, and prints a line if they do not. The sums are
+    rounded to base.dtype, so true and false give samples that differ by rounding."""
     engine: Literal["own", "vllm"]
-    """What samples: alignflow/sampling/own.py, or vLLM (`pip install 'alignflow[vllm]'`) on one CUDA device, which
-    needs ``importance_cap`` and leaves ``merged`` aside."""
+    """The sampler: alignflow/sampling/own.py, or vLLM (`pip install 'alignflow[vllm]'`) on one CUDA device, which
+    needs ``importance_cap`` and ignores ``merged``."""
     vllm_memory_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the device's memory for vLLM's copy of the base and its cache, beside the models that train; changes
     speed only."""
     vllm_max_length: Annotated[int, Field(ge=2)]
-    """Most tokens of a prompt with its response under vLLM, up to what the base takes; its cache must hold one such."""
+    """vLLM: most tokens of a prompt with its response, at most the base's own limit. vLLM's cache must hold so many."""
 
     @model_validator(mode="after")
     def _another_engine_is_corrected_for(self) -> Self:
@@ -182,7 +182,7 @@ class Rewards(Section):
     reward_model: NonNegative
     """Weight of the learned score."""
     rules: dict[str, dict[str, float]]
-    """By name of a rule, of alignflow/rules or rewards: its ``weight`` and its own numbers. A bare number: weight."""
+    """By name of a rule in alignflow/rules or rewards: its ``weight`` and its own numbers. One number is a weight."""
     missing_eos_penalty: NonNegative
     """Subtracted from the reward of a response that was cut off."""
 
@@ -207,7 +207,7 @@ class Rewards(Section):
     @model_validator(mode="after")
     def _something_to_maximise(self) -> Self:
         if not self.reward_model and not any(rule["weight"] for rule in self.rules.values()):
-            raise ValueError("no source has a weight; set rewards.reward_model or a rule above 0")
+            raise ValueError("no source has a weight; set rewards.reward_model or the weight of a rule above 0")
         return self
 
 
@@ -215,16 +215,16 @@ class Optimisation(Section):
     """Keys shared by every stage that trains."""
 
     steps: Annotated[int, Field(ge=0)]
-    """Optimiser steps; for PPO and GRPO rollout batches."""
+    """Optimiser steps; for PPO, GRPO and RLOO rollout batches."""
     batch_size: Count
-    """Examples, pairs or prompts a step."""
+    """Examples, pairs or prompts per step."""
     learning_rate: Positive
     """Peak of the schedule: linear warm-up, then cosine to a tenth. Usual with LoRA: 1e-5 to 5e-4."""
     warmup_fraction: Fraction
     weight_decay: NonNegative
     max_grad_norm: Positive
     micro_batch_tokens: Annotated[int, Field(ge=16)]
-    """Tokens that a forward pass computes at most, shared prompts once; halved when memory runs out. Changes memory and
+    """Most tokens in a forward pass, a shared prompt counted once; halved when memory runs out. Changes memory and
     speed, not the gradient."""
     seed: Seed
 
@@ -239,32 +239,32 @@ class RewardModel(Optimisation):
     """Bradley-Terry reward model."""
 
     head_steps: Annotated[int, Field(ge=0)]
-    """Optimiser steps of the head alone, on states of the start adapter, before ``steps`` train both. With some hundred
-    pairs take ``steps: 0`` and three epochs here; 0 starts from a random head."""
+    """Optimiser steps that train only the head, on hidden states of the start adapter, before ``steps`` train both.
+    With a few hundred pairs set ``steps: 0`` and three epochs here; 0 starts from a random head."""
     head_learning_rate: Positive
-    """Peak rate of the head alone; usual: 3e-3 to 3e-2."""
+    """Peak learning rate of these steps; usual: 3e-3 to 3e-2."""
     center_coef: NonNegative
     margin_coef: NonNegative
-    """Of the rows' own ``margin`` inside the loss; without effect on rows that have none."""
+    """Weight of the rows' own ``margin`` in the loss; no effect on rows without one."""
     cut_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
-    """Share of the long rejected responses that training cuts at sampling.max_response_length, as samples are."""
+    """Of rejected responses above sampling.max_response_length, the share that training cuts there, like samples."""
     normalization_prompts: Annotated[int, Field(ge=2)]
-    """Responses of the reference whose scores get mean 0 and deviation 1."""
+    """Number of responses of the reference whose scores get mean 0 and standard deviation 1."""
 
 
 class DpoLoss(Section):
     """Keys of the DPO loss."""
 
     beta: Positive
-    """Strength of the pull to the reference. Usual: 0.01 to 0.5."""
+    """A larger beta keeps the policy closer to the reference. Usual: 0.01 to 0.5."""
     loss: Literal["sigmoid", "ipo", "hinge", "robust", "simpo"]
-    """``simpo`` takes no reference and a larger beta: usual 2 to 10."""
+    """``simpo`` uses no reference and needs a larger beta: usual 2 to 10."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
-    """Probability that a label is wrong; with ``sigmoid`` it makes cDPO, with ``robust`` the unbiased loss."""
+    """Probability that a label is wrong; ``sigmoid`` with it is cDPO, ``robust`` the unbiased loss."""
     simpo_margin: NonNegative
-    """γ of ``simpo``, in units of its h. Usual: 0.3 to 1.6."""
+    """γ of ``simpo``: target for beta times the log-prob difference. Usual: 0.3 to 1.6."""
     nll_coef: NonNegative
-    """Of the chosen response's negative log-likelihood per token, added to any loss. Usual: 0 or 1."""
+    """Weight of the chosen response's negative log-likelihood per token, added to any loss. Usual: 0 or 1."""
 
     @model_validator(mode="after")
     def _margin_belongs_to_simpo(self) -> Self:
@@ -279,7 +279,7 @@ class Dpo(DpoLoss, Optimisation):
     """Direct preference optimisation."""
 
     snapshots: Natural
-    """Policies kept at equal distances along the training, for the trajectory of the evaluation."""
+    """Adapters saved at equal distances during training; the evaluation shows them as a trajectory."""
 
 
 class Round(Section):
@@ -298,7 +298,7 @@ class IterativeDpo(DpoLoss, Optimisation):
     samples_per_prompt: Annotated[int, Field(ge=2)]
     min_margin: NonNegative
     length_penalty: NonNegative
-    """Reward units a token, subtracted from each answer's reward before best and worst are chosen."""
+    """Reward per token, subtracted from each answer's reward before best and worst are chosen."""
     reference: Literal["previous", "initial"]
     rounds: dict[str, Round]
     last: str
@@ -311,17 +311,17 @@ class IterativeDpo(DpoLoss, Optimisation):
 
 
 class OnPolicy(Optimisation):
-    """Keys shared by PPO and GRPO."""
+    """Keys shared by PPO, GRPO and RLOO."""
 
     epochs: Count
     """Passes over each rollout batch."""
     minibatches: Count
-    """Optimiser steps a pass."""
+    """Optimiser steps per pass."""
     target_kl: Positive | None
-    """Leaves a rollout batch when the policy is further than this from the one that sampled it, nats a token.
+    """The updates on a rollout batch end when the KL to the policy that sampled it exceeds this, in nats per token.
     Usual: null or 0.01 to 0.1."""
     snapshots: Natural
-    """Policies kept at equal distances along the training, for the trajectory of the evaluation."""
+    """Adapters saved at equal distances during training; the evaluation shows them as a trajectory."""
 
 
 class Ppo(OnPolicy):
@@ -329,23 +329,23 @@ class Ppo(OnPolicy):
 
     critic_learning_rate: Positive
     kl_coef: NonNegative
-    """Of the per-token KL penalty in the reward."""
+    """Weight of the per-token KL penalty in the reward."""
     kl_estimator: Literal["k1", "k3"]
-    """Of the penalty: ``k1`` is unbiased and of either sign, ``k3`` never negative."""
+    """Estimator of the KL: ``k1`` is unbiased and can be negative, ``k3`` is never negative."""
     kl_target: Positive | None
-    """Nats a response; moves kl_coef after every rollout batch to hold it. null keeps kl_coef fixed."""
+    """KL in nats per response; kl_coef is adapted to it after every rollout batch. null keeps kl_coef fixed."""
     kl_gain: Positive
-    """How fast kl_coef follows; Ziegler et al. 2019 take 0.1."""
+    """How fast kl_coef is adapted; Ziegler et al. 2019 use 0.1."""
     reward_clip: Positive | None
-    """Scores are cut to ± this, missing-end penalty included; null cuts none."""
+    """Scores, missing_eos_penalty included, are clipped to plus or minus this; null clips none."""
     whiten_rewards: bool
-    """Scales the token rewards of a rollout batch to deviation 1 around their mean."""
+    """Scales the token rewards of a rollout batch to standard deviation 1 and keeps their mean."""
     clip_range: Annotated[float, Field(gt=0, lt=1)]
     value_clip_range: Positive | None
-    """How far a value may move from the sampling one before its loss stops falling; null clips none."""
+    """How far a value may move from its value at sampling before its gradient is cut; null clips none."""
     value_coef: Positive
     entropy_coef: NonNegative
-    """Of the entropy bonus. Usual: 0 or 1e-4 to 1e-2."""
+    """Weight of the entropy bonus. Usual: 0 or 1e-4 to 1e-2."""
     gamma: Annotated[float, Field(gt=0, le=1)]
     gae_lambda: Annotated[float, Field(ge=0, le=1)]
 
@@ -359,10 +359,10 @@ class Ppo(OnPolicy):
 
 
 class Grouped(OnPolicy):
-    """Keys shared by the methods whose responses to one prompt are each other's baseline."""
+    """Keys shared by GRPO and RLOO, which take the baseline from the responses to the same prompt."""
 
     group_size: Annotated[int, Field(ge=2)]
-    """Responses a prompt."""
+    """Responses per prompt."""
 
     @model_validator(mode="after")
     def _minibatches_fit(self) -> Self:
@@ -377,47 +377,47 @@ class Grpo(Grouped):
     beta: NonNegative
     clip_range_low: Annotated[float, Field(gt=0, lt=1)]
     clip_range_high: Positive
-    """Above clip_range_low it lets unlikely tokens grow ("clip-higher"; DAPO takes 0.2 and 0.28)."""
+    """Above clip_range_low, unlikely tokens can gain more probability ("clip-higher"; DAPO uses 0.2 and 0.28)."""
     normalization: Literal["grpo", "dr_grpo", "dapo"]
     std_epsilon: Positive
-    """Added to a group's deviation; groups below it count as of zero variance."""
+    """Added to a group's standard deviation; a group whose deviation is below it counts as zero variance."""
     zero_variance: Literal["keep", "drop", "resample"]
-    """Groups whose rewards are alike: kept (the KL alone moves them), dropped from loss and denominator, or sampled
-    again from other prompts, then dropped."""
+    """What happens to groups with equal rewards: ``keep`` them (only the KL term has a gradient), ``drop`` them from
+    loss and denominator, or ``resample`` from other prompts and drop those that are still equal."""
     resample_limit: Count
-    """How often at most."""
+    """How many times to resample at most."""
     mask_truncated: bool
-    """Responses that were cut off count for nothing in the loss."""
+    """Leaves responses that were cut off out of the loss."""
 
 
 class Rloo(Grouped):
     """REINFORCE with a leave-one-out baseline."""
 
     kl_coef: NonNegative
-    """Of the KL penalty in the reward. Usual: 0.03 to 0.1."""
+    """Weight of the KL penalty in the reward. Usual: 0.03 to 0.1."""
     kl_estimator: Literal["k1", "k3"]
-    """Of the penalty: ``k1`` is unbiased and of either sign, ``k3`` never negative."""
+    """Estimator of the KL: ``k1`` is unbiased and can be negative, ``k3`` is never negative."""
     clip_range: Annotated[float, Field(gt=0, lt=1)]
     level: Literal["sequence", "token"]
-    """What an action is: the whole response, as in the paper, or each token."""
+    """The action: the whole response, as in the paper, or each token."""
     mask_truncated: bool
-    """Responses that were cut off count for nothing in the loss."""
+    """Leaves responses that were cut off out of the loss."""
 
 
 class Kto(Optimisation):
     """Kahneman-Tversky optimisation on single responses: each chosen one is desirable, each rejected one is not."""
 
     beta: Positive
-    """Strength of the pull to the reference. Usual: 0.01 to 0.5."""
+    """A larger beta keeps the policy closer to the reference. Usual: 0.01 to 0.5."""
     desirable_weight: Positive
-    """λ_D, of responses with a thumb up. Where one kind is rarer, raise its weight until weight times number of one
-    kind is about that of the other."""
+    """λ_D: weight of the desirable responses. If one kind is rarer, raise its weight until weight × number is about
+    equal for both kinds."""
     undesirable_weight: Positive
-    """λ_U, of responses with a thumb down."""
+    """λ_U: weight of the undesirable responses."""
     batch_size: Annotated[int, Field(ge=2)]
-    """Responses a step, of both kinds together; the reference point pairs each prompt with another row's response."""
+    """Responses per step, both kinds together; the reference point pairs each prompt with another row's response."""
     snapshots: Natural
-    """Policies kept at equal distances along the training, for the trajectory of the evaluation."""
+    """Adapters saved at equal distances during training; the evaluation shows them as a trajectory."""
 
 
 class Evaluate(Section):
@@ -425,20 +425,20 @@ class Evaluate(Section):
 
     prompts: Annotated[int, Field(ge=2)]
     trajectory_prompts: Count
-    """The first of these prompts, which the snapshots of a policy answer, too."""
+    """How many of these prompts, from the first, the snapshots of a policy answer too."""
     samples_per_prompt: Count
-    """Answers to each prompt; each meets each of another policy's. More of them narrow the intervals, as do prompts."""
+    """Answers to each prompt; each is compared with each of another policy. More of them narrow the intervals."""
     max_response_length: Annotated[int, Field(ge=2)]
     temperature: NonNegative
     """0 is greedy."""
     judges: list[str]
     """Names of rules that judge but are never trained on, beside the second reward model; they take no numbers."""
     language_probability: Fraction
-    """A text's language counts as known from this probability on. Usual: 0.8 to 0.95."""
+    """The language of a text counts as known if its probability is at least this. Usual: 0.8 to 0.95."""
     capability_path: Annotated[str, Field(min_length=1)]
     """JSONL file of multiple-choice questions: ``question``, ``choices`` and the index of the right one, ``answer``."""
     capability_texts: Count
-    """Held-out chosen responses whose perplexity is measured."""
+    """Number of held-out chosen responses whose perplexity is measured."""
     seed: Seed
 
     @field_validator("judges", mode="after")
@@ -454,19 +454,19 @@ class LlmJudge(Section):
     """A language model behind an OpenAI-compatible endpoint that compares each policy with the reference."""
 
     url: Annotated[str, Field(pattern="^https?://")] | None
-    """Up to and without ``/chat/completions``, e.g. http://localhost:8000/v1; null judges nothing."""
+    """Address without ``/chat/completions``, e.g. http://localhost:8000/v1; null: nothing is judged."""
     model: str | None
     prompts: Count
-    """The first prompts of the evaluation, two questions each a policy."""
+    """How many prompts of the evaluation, from the first; each gives two questions per policy."""
     temperature: NonNegative
     max_tokens: Count
-    """Of a verdict; models that think first need more."""
+    """Longest verdict; models that reason first need more."""
     parallel: Count
-    """Questions under way at once."""
+    """Questions sent at the same time."""
     retries: Natural
-    """Of a question, after a failed connection or a server that is busy or broken."""
+    """Retries of a question after a failed connection or when the server is busy or fails."""
     retry_seconds: NonNegative
-    """Before the first retry; doubled for each further one."""
+    """Wait before the first retry; doubled for each further one."""
     timeout_seconds: Positive
 
     @model_validator(mode="after")
@@ -482,10 +482,10 @@ class Compare(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     length_ridge: Positive
-    """Of the length-controlled win rate: keeps its two coefficients finite, as strong as about four times as many
-    prompts. Usual: 0.01 to 1."""
+    """Ridge penalty λ of the length-controlled win rate: keeps its two coefficients finite and is as strong as about
+    4 λ prompts. Usual: 0.01 to 1."""
     kl_levels: Annotated[int, Field(ge=1, le=10)]
-    """At how many levels of KL to the reference algorithms are compared."""
+    """Number of levels of KL to the reference at which algorithms are compared."""
     seed: Seed
 
 
@@ -493,9 +493,9 @@ class Params(Section):
     """The whole of ``params.yaml``."""
 
     policies: dict[str, str]
-    """What is trained, evaluated and compared, with the folder that its stage makes; base and reference always are."""
+    """The policies to train, evaluate and compare, each with its stage's folder; always with base and reference."""
     trained: dict[str, list[str]]
-    """Follows from policies: one item for each stage that is to train a policy."""
+    """Follows from policies: one item for each stage that trains a policy."""
     base: Base
     lora: Lora
     memory: Memory
@@ -524,14 +524,16 @@ class Params(Section):
     def _judges_are_never_trained_on(self) -> Self:
         for judge in self.evaluate.judges:
             if judge in self.rewards.rules:
-                raise ValueError(f"evaluate.judges: {judge} is also a training reward (rewards.rules)")
+                raise ValueError(
+                    f"evaluate.judges: {judge} is also a training reward; remove it here or in rewards.rules"
+                )
         return self
 
     @model_validator(mode="after")
     def _the_judge_has_another_seed(self) -> Self:
         if self.judge_model.seed == self.reward_model.seed:
             raise ValueError(
-                f"judge_model.seed: {self.judge_model.seed} is reward_model.seed, too; an independent judge has its own"
+                f"judge_model.seed: {self.judge_model.seed} is also reward_model.seed; set another for independence"
             )
         return self
 

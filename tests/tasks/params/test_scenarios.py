@@ -73,7 +73,7 @@ def test_an_unknown_scenario_names_the_nearest_and_all_there_are(tmp_path: Path)
     write(tmp_path, "grpo: {steps: 9}\n", "questions")
     with pytest.raises(ParamsError, match=r"qestions.; did you mean questions\?; there are: questions, short"):
         scenario(tmp_path / "qestions.yaml")
-    with pytest.raises(ParamsError, match=r"no scenario 'x'; .*none/ holds none"):
+    with pytest.raises(ParamsError, match=r"no scenario 'x'; .*none/ has no scenarios"):
         scenario(tmp_path / "none" / "x.yaml")
 
 
