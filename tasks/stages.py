@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tasks import paths
+from tasks.judges import learned
 from tasks.params.names import closest
 from tasks.params.sections import Params
 from tasks.policies import POLICIES, Learns, Policy
@@ -75,7 +76,7 @@ STAGES: Mapping[str, StageEntry] = {
     **{name: _trains(name, policy) for name, policy in POLICIES.items() if policy.learns},
     "evaluate": StageEntry(
         ("base", "lora", "rewards", "evaluate"),
-        (BASE, SFT, REWARD_MODEL, JUDGE_MODEL, PREPARED, "${evaluate.capability_path}", "${item}"),
+        (BASE, SFT, REWARD_MODEL, *map(str, learned().values()), PREPARED, "${evaluate.capability_path}", "${item}"),
         ("evaluations/${key}",),
         items="policy",
         shared=True,

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from tasks.__main__ import SAMPLING
+from tasks.judges import JUDGES
 from tasks.params.choice import policies_of, trained_of
 from tasks.params.edit import override
 from tasks.policies import POLICIES
@@ -111,6 +112,14 @@ def test_what_a_stage_reads_is_among_its_deps(stage: str):
     deps = paths(STAGES[stage]["deps"])
     for path in TABLE[stage].inputs:
         assert any(covers(dep, path) or covers(path, dep) for dep in deps), f"{stage} reads {path}"
+
+
+def test_evaluation_and_comparison_depend_on_every_reward_model_of_the_table_of_judges():
+    evaluate, compare = (set(paths(STAGES[stage]["deps"])) for stage in ("evaluate", "compare"))
+    folders = {judge.folder.as_posix() for judge in JUDGES.values() if judge.folder}
+    assert folders <= evaluate, f"dvc.yaml, evaluate.deps lacks {sorted(folders - evaluate)}"
+    reports = {f"{folder}/report.json" for folder in folders}
+    assert reports <= compare, f"dvc.yaml, compare.deps lacks {sorted(reports - compare)}"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -7,12 +7,11 @@ from typing import Any
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from tasks.evaluation.answers import PolicyAnswers
+from tasks.judges import learned
 from tasks.params.sections import Params
-from tasks.paths import JUDGE_MODEL, REWARD_MODEL, SFT
+from tasks.paths import REWARD_MODEL, SFT
 from tasks.training import rewards
 from tasks.training.models import open_models
-
-JUDGE = "judge_model"
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,9 @@ def open_scorers(params: Params) -> SharedBase:
     models.add("reference", start=SFT)
     if params.rewards.reward_model:
         models.add("reward_model", start=REWARD_MODEL)
-    if rewards.is_trained(JUDGE_MODEL):
-        models.add(JUDGE, start=JUDGE_MODEL)
+    for name, folder in learned().items():
+        if rewards.is_trained(folder):
+            models.add(name, start=folder)
     return models
 
 
@@ -43,9 +43,11 @@ def judge(params: Params, models: SharedBase, answers: Sequence[PolicyAnswers], 
     examples = [example for one in answers for example in one.examples]
     sources = rewards.sources(models, params, rows, examples, texts, budget=budget)
     scores = [_score(params, row, mine) for row, mine in zip(rows, sources, strict=True)]
-    judges: dict[str, list[float]] = {}
-    if JUDGE in models.heads:
-        judges[JUDGE] = rewards.learned_scores(models, JUDGE, JUDGE_MODEL, examples, budget)
+    judges = {
+        name: rewards.learned_scores(models, name, folder, examples, budget)
+        for name, folder in learned().items()
+        if name in models.heads
+    }
     for rule in params.evaluate.judges:
         judges[rule] = [_rule(rule, row, text) for row, text in zip(rows, texts, strict=True)]
     result, start = [], 0
