@@ -9,8 +9,8 @@ ADVICE: Mapping[str, str] = {
         "max_response_length"
     ),
     "alignflow.models.adapters.AdaptsOutput": "leave it out of lora.target_modules",
-    "alignflow.models.adapters.UnlikeAdapter": "make the section lora what it was trained with, or train it again",
-    "alignflow.models.base.BaseChanged": "run `dvc repro -f -s base` to start anew with this one",
+    "alignflow.models.adapters.UnlikeAdapter": "set the section lora as it was trained, or train it again",
+    "alignflow.models.base.BaseChanged": "run `dvc repro -f -s base` to start again with this one",
     "alignflow.models.base.BaseModelError": "check base.model and base.revision",
     "alignflow.models.base.ChatTemplateError": "check base.chat_template",
     "alignflow.models.checkpointing.CannotCheckpoint": "set memory.gradient_checkpointing: false",
@@ -23,7 +23,7 @@ ADVICE: Mapping[str, str] = {
     "alignflow.sampling.vllm.VLLMTooShort": "raise sampling.vllm_max_length",
     "alignflow.sampling.vllm.VLLMUnavailable": "set sampling.engine: own to do without it",
 }
-"""By type of error; its name, so that telling an error imports nothing."""
+"""By the name of the error's type, so that this module imports none of these types."""
 
 
 def explained(error: Exception) -> str:

@@ -17,22 +17,24 @@ OWN = ("alignflow", "tasks")  # whose errors are reported in one line
 
 
 def check_inputs(inputs: Sequence[str]) -> None:
-    """Look whether all inputs of a stage are there.
+    """Check that all inputs of a stage exist.
 
     Raises:
-        FileNotFoundError: one is not; the message says what makes it.
+        FileNotFoundError: one is missing; the message says how to get it.
     """
     for path in inputs:
         if not Path(path).exists():
             made = path.startswith((*MADE, PREPARED.as_posix()))
             advice = (
-                "run the stage that makes it, e.g. with `dvc repro`" if made else f"params.yaml names it{_hub(path)}"
+                "run the stage that makes it, e.g. with `dvc repro`"
+                if made
+                else f"add it, or correct its path in params.yaml{_hub(path)}"
             )
             raise FileNotFoundError(f"{path} is missing; {advice}")
 
 
 def _hub(path: str) -> str:
-    """Return how to name a data set of the Hub, should a path be meant as one."""
+    """Return how to name a data set of the Hub, if the path looks like one."""
     if path.count("/") != 1 or Path(path).suffix:
         return ""
     source = f"{{path: {path}, revision: COMMIT, split: train, weight: 1}}"
@@ -40,12 +42,12 @@ def _hub(path: str) -> str:
 
 
 def is_users(error: Exception) -> bool:
-    """Return whether an error is reported in one line: it names what the user can correct."""
+    """Return whether the user can correct an error, so that it is reported in one line."""
     return type(error).__module__.split(".")[0] in OWN and isinstance(error, ValueError)
 
 
 def failed(title: str, error: Exception) -> NoReturn:
-    """End the process: one line where the user can correct the error, else a traceback; one process reports it."""
+    """End the process: one line if the user can correct the error, else a traceback; only one process reports it."""
     if not processes.tells():
         sys.exit(1)
     if not (isinstance(error, FileNotFoundError) or is_users(error)):
@@ -60,10 +62,10 @@ def tell(title: str, error: Exception) -> NoReturn:
 
 
 def quiet() -> None:
-    """Keep the libraries' progress bars and notices out of the stage's lines."""
+    """Keep the libraries' progress bars and notices out of the stage's output."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it offers a kernel for inference that is not used
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it suggests an inference kernel that is not used
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -21,9 +21,9 @@ def describe() -> str:
 
 
 def peak_memory_gib() -> float:
-    """Return the allocator's peak on a GPU, else the most memory this process ever held (RSS).
+    """Return the peak memory in GiB: of the allocator on a GPU, else of the process (RSS).
 
-    Of several processes, which must all ask, it is that of the one with most.
+    Several processes must all call this; it returns the largest of their peaks.
     """
     import torch
 
@@ -31,12 +31,12 @@ def peak_memory_gib() -> float:
 
     if torch.cuda.is_available():
         return max(distributed.gather(torch.cuda.max_memory_allocated() / 2**30))
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # so counted on Linux
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
     return max(distributed.gather(kib / 2**20))
 
 
 def free_memory(device: "torch.device") -> int | None:
-    """Return the bytes that a device could still give, or None where the system does not tell."""
+    """Return the free memory of a device in bytes, or None where the system does not report it."""
     import torch
 
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""One stage in several processes: how they are asked for, started, stopped, and which of them tells of an error."""
+"""One stage in several processes: their number, start and stop, and which of them reports an error."""
 
 import os
 import signal
@@ -9,41 +9,41 @@ from types import FrameType
 
 VARIABLE = "ALIGNFLOW_PROCESSES"
 KILLED = 128  # plus the number of the signal: what a shell reports
-LOOK_SECONDS = 0.2  # how often a thread looks after processes
+LOOK_SECONDS = 0.2  # between two checks of the processes
 
 
 class BadProcesses(ValueError):
-    """Several processes were asked for in a way that cannot be had."""
+    """The number or the launch of the processes is not possible here."""
 
 
 def wanted() -> int:
-    """Return how many processes the user asks for with ``ALIGNFLOW_PROCESSES``; 1 where it is not set.
+    """Return the number of processes in ``ALIGNFLOW_PROCESSES``; 1 if it is not set.
 
     Raises:
-        BadProcesses: it is no such number, or there are fewer GPUs.
+        BadProcesses: it is not a number of at least 1, or there are fewer GPUs.
     """
     text = os.environ.get(VARIABLE) or "1"
     if not (text.isdecimal() and int(text) >= 1):
-        raise BadProcesses(f"{VARIABLE} is {text!r}; it is the number of processes of a training stage, at least 1")
+        raise BadProcesses(f"{VARIABLE} is {text!r}; set it to the number of processes of a training stage, at least 1")
     if int(text) > 1:
         _check_gpus(int(text))
     return int(text)
 
 
 def join(*, shared: bool) -> bool:
-    """Enter the group if a launcher has started this process as one of several; return whether it has.
+    """Join the process group if a launcher started this process as one of several; return whether it did.
 
     Args:
-        shared: whether this stage can be done by several.
+        shared: whether several processes can run this stage.
 
     Raises:
-        BadProcesses: the launcher was told what cannot be had.
+        BadProcesses: the launcher's options do not work for this stage.
     """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
     if by_accelerate and "MASTER_ADDR" in os.environ and "LOCAL_RANK" not in os.environ:
         raise BadProcesses(
             "accelerate launch was given several processes, but starts one on a machine without several GPUs; add "
-            f"--multi_gpu, which serves CPUs as well, or set {VARIABLE} and start the stage without it"
+            f"--multi_gpu, which works on CPUs too, or set {VARIABLE} and start the stage without it"
         )
     if not _one_of_several():
         return False
@@ -56,9 +56,9 @@ def join(*, shared: bool) -> bool:
     for key in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         if os.environ.get(key, "").lower() == "true":
             raise BadProcesses(
-                f"{key.rpartition('_')[2]} is not supported: processes do not run the same passes; nf4 makes the base "
-                "small, and with memory.share_base: true in params.yaml they hold it once between them; use "
-                "accelerate launch --multi_gpu"
+                f"{key.rpartition('_')[2]} is not supported, because processes do not run the same passes; use "
+                "accelerate launch --multi_gpu; to save memory, set base.quantization: nf4 and memory.share_base: true "
+                "in params.yaml"
             )
     _check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     distributed.join(cpu=not torch.cuda.is_available())
@@ -69,11 +69,11 @@ def join(*, shared: bool) -> bool:
 def launch(stage: str, count: int) -> int:
     """Start a stage's program as several processes with ``accelerate launch`` and return its exit code.
 
-    A SIGTERM or Ctrl-C is handed on to all of them once; they save and stop at the same step.
+    A SIGTERM or Ctrl-C is sent to each of them once; they save and stop at the same step.
 
     Args:
         stage: as dvc.yaml names it.
-        count: processes.
+        count: number of processes.
     """
     import logging
 
@@ -89,7 +89,7 @@ def launch(stage: str, count: int) -> int:
         "--num_processes": str(count),
         "--num_machines": "1",
         "--main_process_port": "0",  # any free one
-        "--mixed_precision": "no",  # base.dtype says it
+        "--mixed_precision": "no",  # base.dtype decides
         "--dynamo_backend": "no",
         "--num_cpu_threads_per_process": threads,
     }
@@ -103,7 +103,7 @@ def launch(stage: str, count: int) -> int:
 
 
 def tells() -> bool:
-    """Return whether this process is the first of its training to ask; so that an error of all is told once."""
+    """Return whether this process is the first that calls this, so that an error of all processes is reported once."""
     if not _one_of_several():
         return True
     from datetime import timedelta
@@ -127,13 +127,13 @@ def _check_gpus(count: int) -> None:
 
     if 0 < torch.cuda.device_count() < count:
         raise BadProcesses(
-            f"{count} processes need a GPU each, but {torch.cuda.device_count()} can be seen here; lower {VARIABLE} "
-            "(or --num_processes), or look at CUDA_VISIBLE_DEVICES"
+            f"{count} processes need a GPU each, but only {torch.cuda.device_count()} visible; lower {VARIABLE} "
+            "(or --num_processes), or check CUDA_VISIBLE_DEVICES"
         )
 
 
 def _exit_code(stage: str, count: int, codes: dict[int, int]) -> int:
-    """Return the exit code of a stage whose processes failed, by rank; say so where none of them could."""
+    """Return the exit code of a stage whose processes failed, by rank; report a process that a signal ended."""
     for rank, code in codes.items():
         if code < 0 and -code != signal.SIGTERM:
             name = signal.Signals(-code).name
@@ -162,7 +162,7 @@ def _hand_on(*_: int | FrameType | None) -> None:
 
 
 def _end_with(launcher: int) -> None:
-    """End this process at once when its launcher is gone: nobody could stop it any more."""
+    """End this process at once when its launcher is gone, because nothing else could stop it."""
     while os.getppid() == launcher:
         time.sleep(LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,8 +1,8 @@
 """The progress of a stage, written once for programs and once for people.
 
 For programs: one line of JSON a step, in the file that ``ALIGNFLOW_PROGRESS`` names; a flow names a new file for each
-run of a stage. For people: one line of text on standard output. The JSON line is written first, so whoever reads the
-text can read its record.
+run of a stage. For people: one line of text on standard output. The JSON line is written first, so a program
+that sees the text line finds the JSON line.
 """
 
 import json
@@ -60,7 +60,7 @@ class Reader:
 
     path: Path
     _read: int = field(default=0, init=False)
-    """Bytes so far."""
+    """Bytes read so far."""
 
     def new(self) -> list[StepProgress]:
         """Return the steps since the last call; a line that is half written waits for the next call."""

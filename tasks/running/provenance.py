@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tasks.paths import IDENTITY, PREPARED
 
-MADE = ("artifacts", "evaluations", "metrics", "plots")  # by other stages: no data sets
+MADE = ("artifacts", "evaluations", "metrics", "plots")  # by other stages, so not data sets
 
 
 def fingerprint(name: str, used: object, inputs: Sequence[str]) -> str:
-    """Return a short hash of everything that a checkpoint depends on, so that no other setting resumes from it."""
+    """Return a short hash of everything that a checkpoint depends on, so that other settings never resume from it."""
     digest = hashlib.sha256(json.dumps([name, used], sort_keys=True, default=str).encode())
     for path in map(Path, inputs):
         for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
@@ -22,13 +22,13 @@ def fingerprint(name: str, used: object, inputs: Sequence[str]) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Return a file's digest without holding the file in memory."""
+    """Return a file's SHA-256 without loading the whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def datasets(inputs: Sequence[str]) -> list[dict[str, str]]:
-    """Return the files of data among the inputs, as the tracking run lists them."""
+    """Return the data files among the inputs, in the form that tracking takes."""
     found = [Path(p) for p in inputs if not p.startswith(MADE)]
     inside = [(p, sorted(p.glob("*.jsonl") if p == PREPARED else p.rglob("*")) if p.is_dir() else [p]) for p in found]
     files = [file for _, files in inside for file in files if file.is_file()]
@@ -44,7 +44,7 @@ def datasets(inputs: Sequence[str]) -> list[dict[str, str]]:
 
 
 def base_tag() -> dict[str, str]:
-    """Return name and hash of the base model; nothing before it was found."""
+    """Return name and hash of the base model; empty before the stage ``base`` has run."""
     if not IDENTITY.exists():
         return {}
     content = json.loads(IDENTITY.read_text())
@@ -52,6 +52,6 @@ def base_tag() -> dict[str, str]:
 
 
 def commit() -> dict[str, str]:
-    """Return the commit of the checkout; nothing outside of git."""
+    """Return the commit of the checkout; empty outside git."""
     found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {"git.commit": found.stdout.strip()} if found.returncode == 0 else {}

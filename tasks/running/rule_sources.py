@@ -12,7 +12,7 @@ CODE = SHIPPED.parents[1]
 
 
 def source_hashes(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return of each rule its source files with their hashes."""
+    """Return the source files of each rule with their hashes."""
     return {name: {_shown(f): sha256(f) for f in sources(rule_file(name, RULES))} for name in sorted(names)}
 
 
@@ -48,7 +48,7 @@ def _imports(path: Path) -> list[Path]:
                 if not inside:
                     raise RuleError(
                         f"{path}:{node.lineno}: a rule imports {names[-1]}, which is not watched for changes; "
-                        "it may import files of alignflow/rules and installed packages"
+                        "import only files of alignflow/rules and installed packages"
                     )
                 found.append(inside[0])
     return found

@@ -23,17 +23,17 @@ from tasks.running.provenance import base_tag, commit, datasets, fingerprint
 from tasks.stages import StageEntry
 from tasks.tracking import recorder as tracking
 
-SAVE_SECONDS = 60.0  # at most so much work is lost to a kill; a SIGTERM loses none
+SAVE_SECONDS = 60.0  # at most this much work is lost by a kill, none by SIGTERM
 INTERRUPTED = 143  # what a shell reports for SIGTERM
 
 
 class Interrupted(Exception):
-    """The stage was told to stop; its state is saved."""
+    """The stage was asked to stop; its state is saved."""
 
 
 @dataclass
 class Stage:
-    """One run of a stage; of several processes, the main one alone tracks, writes and prints what is true of all."""
+    """One run of a stage. Of several processes, only the main one tracks, writes and prints what is true for all."""
 
     name: str
     params: Params
@@ -52,7 +52,7 @@ class Stage:
             self.announce(text)
 
     def announce(self, text: str) -> None:
-        """Print a line that may be true of this process alone; all but the main one are named by their numbers."""
+        """Print a line that may be true for this process only; all except the main one add their rank."""
         rank = distributed.rank()
         where = f", process {rank}" if rank else ""
         print(f"[{self.name}{where}] {text}", flush=True)
@@ -68,7 +68,7 @@ class Stage:
             progress.write(progress.StepProgress(step, self.total_steps, metrics, left), self.say)
 
     def keep(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """Save the training state now and then, and before stopping; all processes stop together."""
+        """Save the training state every ``SAVE_SECONDS`` and before stopping; all processes stop together."""
         stop = distributed.agree(self._stop)
         if not stop and time.monotonic() - self._saved < SAVE_SECONDS:
             return
@@ -90,7 +90,7 @@ class Stage:
         path.write_text(json.dumps(dict(metrics), indent=2) + "\n")
 
     def write_curve(self) -> None:
-        """Write the history as CSV: a column a metric, a row a step."""
+        """Write the history as CSV: one column per metric, one row per step."""
         path = stage_file("plots", self.name, ".csv")
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(key for row in self.history for key in row)) or ["step"]
@@ -118,14 +118,14 @@ def run(name: str, work: Callable[[Stage], Mapping[str, float]], params: Params,
         name: the stage's name, with its item: ``evaluate@dpo``.
         work: does the work and returns the stage's metrics.
         params: all settings.
-        entry: of the table of stages, its paths filled in.
+        entry: from the table of stages, with its paths filled in.
     """
     used = {section: getattr(params, section).model_dump() for section in entry.sections}
     key = f"{name}-{fingerprint(name, used, entry.inputs)}"
     stage = _open(name, key, params, used, entry.inputs)
     previous = signal.signal(signal.SIGTERM, stage.stop)
     try:
-        distributed.barrier()  # all have read the state that the main one goes on from
+        distributed.barrier()  # all have read the checkpoint
         if stage.resume is None and distributed.is_main():
             for out in entry.outs:
                 shutil.rmtree(out, ignore_errors=True)
@@ -133,20 +133,22 @@ def run(name: str, work: Callable[[Stage], Mapping[str, float]], params: Params,
     except Interrupted as stopped:
         stage.say(str(stopped))
         stage.record.finish("KILLED", {})
-        distributed.barrier()  # the launcher ends those that are left once one has ended
+        distributed.barrier()  # once one process ends, the launcher ends the others
         sys.exit(INTERRUPTED)
     except Exception as error:
         stage.record.finish("FAILED", {})
         if isinstance(error, distributed.PeerLost) or not processes.tells():
             sys.exit(1)
         if stage.checkpoint.exists():
-            kept = "the last good state is kept; the same command continues there, other settings start anew"
+            kept = (
+                "the last good state is kept; the same command continues there, other settings start from the beginning"
+            )
             print(f"[{name}] {kept}", flush=True)
         if not (is_users(error) or isinstance(error, Diverged)):
             raise
         tell(name, error)
     finally:
-        if distributed.world() == 1:  # one of several must not be ended by a late signal while it writes or tells
+        if distributed.world() == 1:  # one of several must not be ended by a late signal while it writes or reports
             signal.signal(signal.SIGTERM, previous)
     if distributed.is_main():
         stage.write(metrics, entry.metrics)

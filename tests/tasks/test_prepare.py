@@ -141,7 +141,7 @@ def test_a_gate_that_stops_loses_nothing(place: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.path=data/none.jsonl", "data/none.jsonl is missing; params.yaml names it$"),
+        ("data.path=data/none.jsonl", "data/none.jsonl is missing; add it, or correct its path in params.yaml$"),
         ("data.path=owner/name", r"owner/name is missing; .* goes into data.sources: \[{path: owner/name, revision"),
         ("data.eval_fraction=0.0001", "no prompt is left to evaluate on; change data.eval_fraction"),
         ("data.format=ranked", "no usable row|none of 40 rows can be used"),
