@@ -31,7 +31,7 @@ class FlowResult:
     """The user's checkout holds the results."""
     stages: tuple[stage.StageResult, ...]
     left_out: tuple[str, ...]
-    """Reports that ``only`` left out, as they look at stages that are not up to date."""
+    """Reports that ``only`` left out, because they need stages that are not up to date."""
     reports: tuple[str, ...]
     """Reports among the stages."""
     comparison: tuple[PolicyRow, ...]
@@ -137,7 +137,7 @@ def _collect(
 
 
 def _compared(stages: graph.Graph, results: Sequence[stage.StageResult]) -> bool:
-    """Return whether the comparison was part of this run; otherwise what lies there is an earlier one."""
+    """Return whether this run made the comparison; otherwise the files are from an earlier run."""
     made = [out for result in results for out in stages[result.stage].outs]
     return any(graph.within(str(summary.DATA), out) for out in made)
 
@@ -164,5 +164,5 @@ def _deliver(
         experiment = place.name
     brought = workspace.bring_back(place)
     if experiment and not brought:
-        get_run_logger().info("your files are as they were; to take it over: dvc exp apply %s", experiment)
+        get_run_logger().info("your files are unchanged; to use the result: dvc exp apply %s", experiment)
     return FlowResult(experiment, brought, tuple(results), tuple(left_out), tuple(reports), tuple(rows), tuple(said))

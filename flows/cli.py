@@ -39,7 +39,7 @@ Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...
 def run(
     overrides: Assignments = None,
     only: Annotated[str, typer.Option(help="Stages to run, e.g. dpo,grpo, with all they need.")] = "",
-    scenario: Annotated[str, typer.Option(help="Settings of scenarios/NAME.yaml; KEY=VALUE goes on top.")] = "",
+    scenario: Annotated[str, typer.Option(help="Settings of scenarios/NAME.yaml; KEY=VALUE overrides them.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the DVC experiment that keeps the result.")] = None,
 ) -> None:
     """Run the pipeline as a Prefect flow; KEY=VALUE (dpo.beta=0.2) changes parameters for this run alone.
@@ -71,9 +71,7 @@ def run(
 
 @app.command()
 def stage(
-    name: Annotated[
-        str, typer.Argument(help="As `dvc stage list` has it, or its group when that has one stage, e.g. dpo.")
-    ],
+    name: Annotated[str, typer.Argument(help="As in `dvc stage list`, or its group if that has one stage, e.g. dpo.")],
 ) -> None:
     """Run one stage in this checkout, through DVC."""
     root = _project()
@@ -85,7 +83,7 @@ def stage(
         raise UserError(missing)
     outdated = [n for n in stages if n in graph.above(stages, one.name) and stages[n].stale]
     if outdated:
-        print(f"[{one.name}] builds on what is out of date: {', '.join(outdated)}", file=sys.stderr)
+        print(f"[{one.name}] uses results that are out of date: {', '.join(outdated)}", file=sys.stderr)
 
     def say(_: str, text: str, _steps: object = ()) -> None:
         print(text if text.startswith("[") else f"[{one.name}] {text}", flush=True)
@@ -103,7 +101,7 @@ def set_(assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE..."
         from tasks.params.edit import override
 
         override(PARAMS, assignments)
-    print(f"{PARAMS}: {', '.join(assignments)}; `alignflow run` or `dvc repro` computes what that changes")
+    print(f"{PARAMS}: {', '.join(assignments)}; `alignflow run` or `dvc repro` computes what changes")
 
 
 @app.command()
@@ -171,11 +169,11 @@ def doctor() -> None:
 @data.command("check")
 def check(
     file: Annotated[str, typer.Argument(help="File, folder, or owner/name of a data set of the Hub.")],
-    format_: Annotated[str, typer.Option("--format", help="The form of its rows, when it is not told right.")] = "auto",
-    split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a data set of the Hub.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="The form of its rows, if detected wrongly.")] = "auto",
+    split: Annotated[str | None, typer.Option(help="Split of a data set that has several.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a data set of the Hub.")] = None,
 ) -> None:
-    """Say what a file of preferences is, what would be dropped from it and why; exit status 1 if it cannot be used."""
+    """Show what a file of preferences holds, what would be dropped and why; exit status 1 if it cannot be used."""
     if not file.strip():
         raise UserError("name a file, a folder, or owner/name of a data set of the Hub")
     asked = Path(file).resolve() if Path(file).exists() else Path(file)
@@ -198,7 +196,7 @@ def check(
     console = Console()
     console.print(view(found))
     if taken := command(name, found, chosen, settings):
-        console.print(f"to take it over: {taken}", style="dim", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"to use it: {taken}", style="dim", soft_wrap=True, highlight=False, markup=False)
     if found.problems:
         raise typer.Exit(1)
 
@@ -222,7 +220,7 @@ def deliver() -> None:
 
 @app.command()
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> None:
     """Remove the workspaces that failed and cancelled runs have left; results in DVC's cache stay."""
     root = _project()
@@ -237,7 +235,7 @@ def prune(
 
 
 def main() -> None:
-    """Run the command; an error that the user can mend is one message and exit status 1."""
+    """Run the command; an error that the user can correct is one message and exit status 1."""
     app.add_typer(data, name="data")
     try:
         app()
@@ -250,7 +248,7 @@ def main() -> None:
 
 
 def _project() -> Path:
-    """Return the root of the checkout, having gone there: everything else works in any folder of it."""
+    """Go to the root of the checkout and return it, so that commands work in any of its folders."""
     from flows.git import checkout_root
 
     root = checkout_root(Path.cwd())
@@ -259,7 +257,7 @@ def _project() -> Path:
 
 
 def _settings_of(scenario: str) -> tuple[str, ...]:
-    """Return what a scenario sets, having found every mistake in its file."""
+    """Return what a scenario sets, after a check of its file."""
     if not scenario:
         return ()
     from tasks.params.edit import scenario as read
@@ -326,7 +324,7 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
     counted = {how: sum(r.how == how for r in result.stages) for how in (stage.RAN, stage.RESTORED, stage.UNCHANGED)}
     console.print(f"\n{len(result.stages)} stages: {', '.join(f'{n} {how}' for how, n in counted.items() if n)}")
     if result.left_out:
-        console.print(f"left out, as they look at what is not up to date: {', '.join(result.left_out)}")
+        console.print(f"left out, because they need stages that are not up to date: {', '.join(result.left_out)}")
         reports = {r.stage: r.metrics for r in result.stages if r.stage in result.reports}
         console.print(summary.measured(reports))
     elif result.comparison:
@@ -337,7 +335,7 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
     tracking = os.environ.get("MLFLOW_TRACKING_URI", database)
     here = result.in_checkout
     steps = [
-        (f"dvc exp apply {result.experiment}", "takes the result over; your files are as they were")
+        (f"dvc exp apply {result.experiment}", "brings the result into your files, which are unchanged")
         if result.experiment and not here
         else None,
         ("dvc repro", "computes nothing: everything is up to date") if here and not result.left_out else None,

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 def view(checked: Checked) -> RenderableType:
     """Return everything found as something to print; texts of the data are never read as markup."""
     report, statistics = checked.report, checked.report["statistics"]
-    seen = "" if checked.whole else f" (the first {FIRST}; the stage looks at all)"
+    seen = "" if checked.whole else f" (the first {FIRST}; the stage checks all)"
     facts = Table(box=None, pad_edge=False, show_header=False)
     for path, form in checked.forms.items():
         facts.add_row("form", Text(f"{path}: {form_in_words(form)}"))
     facts.add_row("rows", f"{report['rows']}{seen}: {report['used']} used, {report['dropped']} dropped")
     if report["unused"]:
-        facts.add_row("", f"{report['unused']} bad answers have no good one beside them and are not used")
+        facts.add_row("", f"{report['unused']} bad answers have no good answer to the same prompt; only kto uses them")
     for side, contents in report["sides"].items():
         facts.add_row(side, ", ".join(_contents(contents)))
     facts.add_row("user turns", _counts(statistics["turns"]))
@@ -83,7 +83,7 @@ def _remarks(report: dict[str, Any]) -> Iterator[str]:
             "with rewards.rules and rewards.reward_model=0 (without chosen answers also sft.enabled=false)"
         )
     if statistics["unit"] == "words":
-        yield "no tokenizer yet (`alignflow stage base` brings it): lengths count words, and none was found too long"
+        yield "no tokenizer yet (run `alignflow stage base`): lengths are in words, and no text counts as too long"
 
 
 def _faults(report: dict[str, Any]) -> Table:
@@ -105,7 +105,7 @@ def _verdict(checked: Checked) -> Iterator[Text]:
     for problem in checked.problems:
         yield Text(f"prepare would stop: {problem}", style="bold red")
     if not checked.problems:
-        yield Text("prepare would take this data", style="green")
+        yield Text("prepare would accept this data", style="green")
 
 
 def command(name: str, checked: Checked, chosen: "Data", present: "Data") -> str:
@@ -125,7 +125,7 @@ def command(name: str, checked: Checked, chosen: "Data", present: "Data") -> str
     local = Path(name).exists()
     settings = [f"data.path={name}"] if local else []
     sources = [s.model_dump(exclude_none=True) for s in chosen.sources]
-    if not local:  # the same data next year: only a commit names it
+    if not local:  # only a commit keeps the data the same
         sources = [{"revision": "COMMIT", **source} for source in sources or [{"path": name, "weight": 1}]]
     if sources or present.sources:
         settings.append(f"data.sources={json.dumps(sources)}")

@@ -1,4 +1,4 @@
-"""Slots for the accelerator: how many stages may compute on it at once, 1 unless told otherwise."""
+"""Slots for the accelerator: how many stages may compute on it at once, by default 1."""
 
 import fcntl
 import os
@@ -14,19 +14,19 @@ LIMIT = "device-slot"
 """Name of the Prefect global concurrency limit that counts slots across machines."""
 
 LEASE_SECONDS = 60  # a holder that was killed frees its slot after this; Prefect's own default is 300
-PATIENCE_SECONDS = 10  # how long one question to the server may wait; then it is asked again, or given up
+PATIENCE_SECONDS = 10  # timeout of one request to the server, which is then repeated or given up
 
 
 class Stopped(Exception):
-    """The wait for a slot was called off."""
+    """The wait for a slot was cancelled."""
 
 
 @contextmanager
 def slot(stop: Event, *, server: bool, waiting: Callable[[], None]) -> Iterator[Mapping[str, str]]:
-    """Hold a device slot; yield what the stage's environment must say about the device.
+    """Hold a device slot; yield the stage's environment variables for the device.
 
-    A file lock, which the kernel frees whatever happens, counts on this machine, with or without a server.
-    With one, its limit counts across machines. ``ALIGNFLOW_DEVICE_SLOTS`` is the number on this machine;
+    File locks, which the kernel always releases, count the slots of this machine. With a server, its limit
+    also counts across machines. ``ALIGNFLOW_DEVICE_SLOTS`` is the number on this machine;
     when ``CUDA_VISIBLE_DEVICES`` lists as many devices, each slot sees its own.
 
     Raises:

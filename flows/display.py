@@ -1,6 +1,6 @@
 """What a user sees while the flow runs: a live table on a terminal, plain lines elsewhere.
 
-Fed by the log records of the tasks, so the flow itself knows nothing of a display.
+It reads the log records of the tasks, so the flow needs no code for the display.
 """
 
 import logging
@@ -37,7 +37,7 @@ class StageView:
     """The last step, with the last known value of each metric."""
 
     def after(self, state: str, steps: Sequence[StepProgress]) -> "StageView":
-        """Return what is known once these steps were done."""
+        """Return what is known after these steps."""
         last = self.last
         for step in steps:
             last = replace(step, values={**(last.values if last else {}), **step.values})
@@ -54,7 +54,7 @@ class Board(logging.Handler):
         self.stages: dict[str, StageView] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take in one record; ones of Prefect itself carry no stage and are left out."""
+        """Handle one record; Prefect's own records have no stage and are ignored."""
         if (plan := getattr(record, "stage_plan", None)) is not None:
             self.stages = {name: StageView() for name in plan}
         name = getattr(record, "stage", "")
@@ -85,7 +85,7 @@ def watching(console: "Console") -> Iterator[Board]:
     from dvc.logger import setup
     from rich.live import Live
 
-    setup(logging.CRITICAL)  # DVC's own progress bars, of calls in this process, would tear the table
+    setup(logging.CRITICAL)  # DVC's own progress bars, of calls in this process, would break the table
     board = Board(console, live=console.is_terminal)
     loggers = [logging.getLogger("prefect.task_runs"), logging.getLogger("prefect.flow_runs")]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Settings that Prefect reads when it is imported; so this runs before, and imports nothing of it."""
+"""Settings that Prefect reads when it is imported; so this runs first and does not import Prefect."""
 
 import os
 import tomllib
@@ -7,13 +7,13 @@ from pathlib import Path
 from tasks.paths import home
 
 QUIET = {
-    # stage lines go to the run's page and to our own display; Prefect's console says the rest twice
+    # stage lines go to the run's page and to our own display; Prefect's console would repeat them
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 OWN_SERVER = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 is too little beside a training
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 is too short while a training runs
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
 }

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend: one message, no traceback."""
+"""Errors that a user can cause and correct: one message, no traceback."""
 
 import difflib
 from collections.abc import Iterable

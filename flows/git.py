@@ -14,7 +14,7 @@ def git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> 
     """Run git in a folder, without the user's hooks, and return what it printed.
 
     Raises:
-        UserError: git refused; the message is git's own.
+        UserError: git failed; the message is git's own.
     """
     done = subprocess.run(
         ["git", "-c", "core.hooksPath=/dev/null", *arguments],
@@ -30,7 +30,7 @@ def git(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> 
 
 
 def checkout_root(folder: Path) -> Path:
-    """Return the root of the git checkout that holds ``folder``, once it is fit to run the pipeline.
+    """Return the root of the git checkout that holds ``folder``, after checking that the pipeline can run in it.
 
     Raises:
         UserError: not a git checkout, without a commit, or without a file that the pipeline needs.

@@ -3,8 +3,8 @@
 Two keys of a stage's ``meta`` in dvc.yaml matter here:
 
 * ``device: true``: it computes on the accelerator, so it waits for a device slot;
-* ``report: true``: it looks at other stages (an evaluation, the comparison), so it runs along when those
-  were selected, without being named. ``report: PATH`` says also which output it evaluates.
+* ``report: true``: it reports on other stages (an evaluation, the comparison), so it also runs when those
+  are selected, without being named. ``report: PATH`` also says which output it evaluates.
 """
 
 from collections import Counter
@@ -71,7 +71,7 @@ def read(root: Path) -> Graph:
             written = {each: place for place, each in enumerate(repo.index.stages)}
             items = Counter(_group(_target(each)) for each in written if isinstance(each, PipelineStage))
             names: dict[object, str] = {}
-            # where the graph leaves a choice, the order of dvc.yaml
+            # stages without an order in the graph keep that of dvc.yaml
             for each in networkx.lexicographical_topological_sort(index.reverse(), key=written.get):
                 if isinstance(each, PipelineStage):
                     target = _target(each)
@@ -86,7 +86,7 @@ def read(root: Path) -> Graph:
 
 
 def output_hashes(root: Path) -> dict[str, dict[str, str]]:
-    """Return what dvc.lock says of the outputs of each stage, by target: their hashes by path."""
+    """Return the output hashes of each stage in dvc.lock, by target and path."""
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
@@ -118,10 +118,10 @@ def select(stages: Graph, only: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the stages to run for ``--only`` and the reports that have to be left out.
 
     A name stands for a stage or for all items of a ``foreach`` group. Each is taken with everything it
-    needs. A report on a selected stage comes along when all the work it looks at is selected or up to date:
-    ``--only dpo`` compares DPO with policies trained earlier, but trains no other policy for the sake of the
-    comparison, and never compares with an outdated one. The evaluation of DPO itself also brings what else it
-    needs, such as the judge model, but no stage that is evaluated itself: that is another policy.
+    needs. A report on a selected stage is added when all stages that it needs are selected or up to date:
+    ``--only dpo`` compares DPO with policies trained earlier, but trains no other policy for the comparison and
+    never compares with an outdated one. The evaluation of DPO itself also adds what else it needs, such as the
+    judge model, but no stage that is evaluated itself, because that is another policy.
     """
     if not only:
         return list(stages), []
@@ -143,12 +143,12 @@ def select(stages: Graph, only: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def above(stages: Graph, name: str) -> set[str]:
-    """Return everything that a stage builds on, directly or not."""
+    """Return everything that a stage depends on, directly or not."""
     return set().union(*({n} | above(stages, n) for n in stages[name].needs))
 
 
 def missing_inputs(stages: Graph, node: Node, root: Path) -> str:
-    """Return which input keeps a stage from running here, and the command that makes it; empty if none."""
+    """Return which input of a stage is missing, and the command that makes it; empty if none is."""
     for path in node.deps:
         if not (root / path).exists():
             maker = next((name for name in node.needs if _makes(stages[name], path)), "")

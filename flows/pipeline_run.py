@@ -1,4 +1,4 @@
-"""The parent run of a flow in the tracking service: what it was asked, and what became of it."""
+"""The parent run of a flow in the tracking service: its settings and its results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parent:
-    """The parent run that the stages of a flow hang below."""
+    """The parent run of the stages of a flow."""
 
     recorder: "Recorder"
     place: Workspace
 
     @property
     def env(self) -> Mapping[str, str]:
-        """What tells a stage's process where it belongs."""
+        """Environment variables that link a stage's process to this run."""
         return {"ALIGNFLOW_PARENT": str(self.recorder.folder)}
 
     def finish(self, results: Sequence[stage.StageResult], rows: Sequence[PolicyRow]) -> None:
-        """Add what no stage process could: the stages that DVC did not have to run, and the comparison."""
+        """Add what no stage's process can record: the stages that DVC did not have to run, and the comparison."""
         from tasks.tracking import mlflow
 
         record, hashes = self.recorder.folder, output_hashes(self.place.path)
         for result in results:
             made = hashes[result.target]
             if result.how == stage.RAN:
-                for name in {result.stage, result.target}:  # a stage's process may call itself by either
+                for name in {result.stage, result.target}:  # a stage's process may use either name
                     mlflow.link_ran(record, name, made)
             else:
                 mlflow.link_reused(record, result.stage, result.metrics, made)

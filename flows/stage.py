@@ -1,4 +1,4 @@
-"""Run one stage of the pipeline: DVC decides whether, a supervisor makes sure that it can be stopped."""
+"""Run one stage of the pipeline: DVC decides whether it has to run, a supervisor can stop it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TAIL = 12  # last lines of a failed stage that its error shows
 WAITING, RUNNING, FAILED = "waiting", "running", "failed"
 RAN, RESTORED, UNCHANGED = "ran", "restored", "unchanged"
 
-_NOISE = (  # advice of DVC that has no place here
+_NOISE = (  # DVC's advice, which does not apply here
     "Generating lock file",
     "Updating lock file",
     "To track the changes with git",
@@ -73,7 +73,7 @@ class Stop:
         self._running: set[subprocess.Popen[str]] = set()
 
     def __call__(self) -> None:
-        """Ask every stage to end and wait until the last is gone; their supervisors bound the time."""
+        """Ask every stage to end and wait until the last has ended; their supervisors limit the time."""
         self.asked.set()
         running = list(self._running)
         for process in running:
@@ -129,9 +129,9 @@ def run(
 
 @contextmanager
 def stoppable(stop: Stop) -> Iterator[None]:
-    """Stop the stages at once on SIGTERM and Ctrl-C, then do what would have been done anyway.
+    """Stop the stages at once on SIGTERM and Ctrl-C, then call the earlier signal handler.
 
-    Prefect alone would wait for its task threads, while the trainers go on for half a minute.
+    Prefect alone would wait for its task threads, while the trainings go on for half a minute.
     """
     signals = (signal.SIGTERM, signal.SIGINT)
     earlier = {number: signal.getsignal(number) for number in signals}
@@ -147,7 +147,7 @@ def stoppable(stop: Stop) -> Iterator[None]:
     try:
         for number in signals:
             signal.signal(number, handle)
-    except ValueError:  # not in the main thread: whoever owns it handles signals
+    except ValueError:  # not in the main thread, which alone handles signals
         yield
         return
     try:
@@ -158,7 +158,7 @@ def stoppable(stop: Stop) -> Iterator[None]:
 
 
 def _up_to_date(stage: Node, root: Path) -> bool:
-    """Ask DVC in this process (0.1 s; a DVC process takes 0.6 s); when it cannot say, the stage runs."""
+    """Ask DVC in this process (0.1 s; a DVC process takes 0.6 s); if DVC cannot answer, the stage runs."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
@@ -199,7 +199,7 @@ def _supervised(
     process = subprocess.Popen(
         [sys.executable, "-S", supervise.__file__, str(GRACE_SECONDS), *command],
         cwd=root,
-        stdin=subprocess.PIPE,  # the lifeline: it closes when this process is gone
+        stdin=subprocess.PIPE,  # it closes when this process ends, and the supervisor then stops the command
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

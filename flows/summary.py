@@ -30,7 +30,7 @@ def verdict(root: Path) -> list[str]:
 
 
 def best(rows: Sequence[PolicyRow]) -> str:
-    """Return the policy to try first: one that is shown to be better, then by the judge that likes it least."""
+    """Return the policy to try first: a better one if there is one, then the highest of the lowest win rates."""
 
     def rank(row: PolicyRow) -> tuple[bool, float]:
         rates = [judge["win_rate"] for judge in row.get("judges", {}).values()]

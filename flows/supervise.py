@@ -1,11 +1,11 @@
-"""Run a command in a session of its own, and let nothing of it outlive whoever asked for it.
+"""Run a command in its own session, and stop all its processes when the caller ends.
 
 ``python -S supervise.py GRACE COMMAND...``
 
-DVC dies at once on SIGTERM while the trainer below it goes on, as an orphan, into an output folder that DVC
-may delete; and nobody signals anybody when the caller is killed with SIGKILL. So this process stands
-between: on SIGTERM, or when its standard input closes (the caller held the other end and is gone), the
-whole process group gets SIGTERM, has GRACE seconds to save a checkpoint, and is then killed. It returns
+On SIGTERM, DVC ends at once, but the training that it started goes on and writes to an output folder that
+DVC may delete. When the caller is killed with SIGKILL, no process gets a signal. So this process runs between
+them: on SIGTERM, or when its standard input closes (the caller held the other end and has ended), the whole
+process group gets SIGTERM, has GRACE seconds to save a checkpoint, and is then killed. It returns
 when the group is empty. Standard library only: it starts in milliseconds.
 """
 
@@ -22,7 +22,7 @@ def main(grace: float, command: list[str]) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def send(number: int) -> bool:
-        """Signal the whole group; False when nobody is left."""
+        """Signal the whole group; False when no process is left."""
         try:
             os.killpg(child.pid, number)
         except ProcessLookupError:

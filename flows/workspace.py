@@ -1,6 +1,6 @@
 """A private checkout for every flow run.
 
-What a running stage reads must not change under it: DVC records the parameters it finds *after* a stage
+What a stage reads must not change while it runs: DVC records the parameters it finds *after* a stage
 has run. So a run works in a git worktree under ``home()/runs`` that starts as an exact copy of the user's
 files (uncommitted and untracked ones too), shares the DVC cache, and has overrides applied to its own
 ``params.yaml`` only. Its result is saved as a DVC experiment on the user's commit.
@@ -49,7 +49,7 @@ def create(run: str, checkout: Path, overrides: Sequence[str], name: str) -> Wor
 
     Raises:
         UserError: the experiment's name is taken or not usable.
-        tasks.params.read.ParamsError: an override names no parameter or has no fit value.
+        tasks.params.read.ParamsError: an override names an unknown parameter or has a value out of range.
     """
     folder, record = _runs() / run, _runs() / f"{run}.json"
     if record.exists() and folder.exists():
@@ -130,7 +130,7 @@ def discard(checkout: Path, run: str) -> None:
     """Remove a run's worktree and record."""
     folder = _runs() / run
     if folder.exists():
-        with suppress(UserError):  # git does not know a folder that was only half made
+        with suppress(UserError):  # git does not know a folder that was created only in part
             git(checkout, "worktree", "remove", "--force", str(folder))
         shutil.rmtree(folder, ignore_errors=True)
     git(checkout, "worktree", "prune")
@@ -147,7 +147,7 @@ def in_use(run: str) -> Iterator[None]:
 
 
 def prune(checkout: Path, *, dry_run: bool) -> Iterator[tuple[str, bool]]:
-    """Remove the workspaces of failed and cancelled runs; yield each with whether it was free to go."""
+    """Remove the workspaces of failed and cancelled runs; yield each name, and False if it is still in use."""
     for folder in sorted(f for f in _runs().glob("*") if f.is_dir()):
         lock = _runs() / f"{folder.name}.lock"
         try:

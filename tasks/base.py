@@ -7,7 +7,7 @@ from tasks.running.stage import Stage
 
 
 def work(stage: Stage) -> Mapping[str, float]:
-    """Identify the base model with its chat template; whatever changes in them reruns everything."""
+    """Identify the base model and its chat template; any change in them makes all stages run again."""
     from alignflow.data.encoding import template_notes
     from alignflow.models.base import identify, save_identity
     from alignflow.models.load import load_tokenizer

@@ -14,7 +14,7 @@ from tasks.tracking import recorder
 
 
 def work(stage: Stage) -> Mapping[str, float]:
-    """Compare in the current folder, print table and verdict, track the page, the tables and a run a policy."""
+    """Compare in the current folder, print table and verdict, track the page, the tables and one run per policy."""
     comparison, verdict = write_reports(Path(), chosen(stage.params.policies), stage.params)
     rows = export.rows(comparison, verdict)
     print("\n".join([table.text(rows), "", *verdict.lines]), flush=True)
@@ -22,6 +22,6 @@ def work(stage: Stage) -> Mapping[str, float]:
     stage.record.table("comparison", [table.scalars(row) for row in rows])
     stage.record.table("round_robin", export.round_robin(comparison))
     for result in comparison.results.values():
-        # the same keys in every run, so that MLflow's compare view puts the policies beside each other
+        # the same keys in every run, so that MLflow's compare view shows the policies side by side
         recorder.nested(stage.record, f"compare/{result.policy}", export.of_policy(result))
     return export.metrics(comparison)

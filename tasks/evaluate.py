@@ -1,4 +1,4 @@
-"""Stage ``evaluate@POLICY``: answer held-out prompts, judge the answers, and see what was forgotten on the way."""
+"""Stage ``evaluate@POLICY``: answer held-out prompts, judge the answers, and measure what training has forgotten."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from tasks.running.stage import Stage
 
 
 def work(stage: Stage) -> Mapping[str, float]:
-    """Sample from the policy and its snapshots, judge all answers in one pass, and measure what it still knows."""
+    """Sample from the policy and its snapshots, judge all answers in one pass, and measure its capabilities."""
     policy, params, section = stage.name.partition("@")[2], stage.params, stage.params.evaluate
     asked = rows_to_answer(params)
     models, trajectory = open_scorers(params), trajectory_of(policy, params)

@@ -7,12 +7,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def render(template: Path, content: Mapping[str, object], filters: Mapping[str, Callable[..., object]]) -> str:
-    """Return the page of a template; others that it includes lie beside it.
+    """Return the page of a template; templates that it includes are in the same folder.
 
     Args:
-        template: its file.
-        content: what it may name; any other name is an error.
-        filters: functions for its ``|``.
+        template: the template's file.
+        content: the template's variables; any other name is an error.
+        filters: the template's filters by name.
     """
     environment = Environment(
         loader=FileSystemLoader(template.parent),

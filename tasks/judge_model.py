@@ -1,4 +1,4 @@
-"""Stage ``judge_model``: a reward model of other prompts and another seed, which judges and is never maximised."""
+"""Stage ``judge_model``: a reward model from other prompts and another seed; it judges and is never maximised."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Where things lie: the project's home for state that outlives a checkout, and names inside a checkout."""
+"""Paths: the project's home for state that outlives a checkout, and names inside a checkout."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ IDENTITY = Path("artifacts/base/identity.json")
 CONVERTED = Path("models")
 PREPARED = Path("data/prepared")
 UNPAIRED = PREPARED / "unpaired.jsonl"
-"""Bad answers to training prompts that have no good one; only where there are some. They are in no other file."""
+"""Bad answers to training prompts that have no good answer; no other file holds them. Exists only if there are some."""
 RULES = Path("rewards")
 """The user's own rules."""
 SFT = Path("artifacts/sft")
@@ -22,7 +22,7 @@ def home() -> Path:
     """Return the folder for state shared by every workspace of this project (not versioned).
 
     It holds run workspaces, checkpoints, undelivered tracking records, the local MLflow database and the
-    device lock. A flow hands it down in ``ALIGNFLOW_HOME``; otherwise it lies in the main checkout, also
+    device lock. A flow passes it on in ``ALIGNFLOW_HOME``; otherwise it is in the main checkout, also
     when called from a linked git worktree.
     """
     given = os.environ.get("ALIGNFLOW_HOME")

@@ -23,7 +23,7 @@ def work(stage: Stage) -> Mapping[str, float]:
 
 
 def add_critic(models: SharedBase, params: Params) -> None:
-    """Add the critic: it starts at the reward model's score, or at 0 everywhere where rules alone give the reward."""
+    """Add the critic: it starts from the reward model, or with value 0 if only rules give the reward."""
     if params.rewards.reward_model:
         models.add("critic", start=REWARD_MODEL, trained=True)
         models.standardize_head("critic", *normalization(REWARD_MODEL))

@@ -1,4 +1,4 @@
-"""Stage ``reward_model``: train the scorer that PPO, GRPO and iterative DPO maximise."""
+"""Stage ``reward_model``: train the reward model that PPO, GRPO, RLOO and iterative DPO maximise."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Stage ``rloo``: no critic; the other responses to a prompt are the baseline of each, the KL is in the reward."""
+"""Stage ``rloo``: no critic; the other responses to the prompt give the baseline, the KL is in the reward."""
 
 from collections.abc import Mapping
 

@@ -11,9 +11,9 @@ OUT = Path("artifacts/rules")
 
 
 def work(stage: Stage) -> Mapping[str, float]:
-    """Write a file for the training rewards and one for the judges: of each rule, its source files with their hashes.
+    """Write a file for the training rewards and one for the judges: the source files of each rule, with hashes.
 
-    An editor of one rule then makes stale what is trained or judged by it, and nothing else.
+    After an edit of a rule, only stages that train or judge by that file run again.
     """
     used = {"rewards": list(stage.params.rewards.rules), "judges": stage.params.evaluate.judges}
     OUT.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Stage ``sft``: fine-tune on the chosen responses; the result is where every method starts and its reference."""
+"""Stage ``sft``: fine-tune on the chosen responses; every method starts from the result and has it as reference."""
 
 from collections.abc import Mapping
 

@@ -30,13 +30,13 @@ class StageEntry:
     """One stage."""
 
     sections: tuple[str, ...] = ()
-    """Of params.yaml: handed to its tracking run and part of its checkpoint's key."""
+    """Of params.yaml; its tracking run and its checkpoint's key contain them."""
     inputs: tuple[str, ...] = ()
-    """Files and folders that must be there."""
+    """Files and folders that must exist."""
     outs: tuple[str, ...] = ()
-    """Folders that it empties before it starts anew."""
+    """Folders that it deletes before it starts from the beginning."""
     items: str = ""
-    """What one run of it is about: ``policy`` or ``round``; empty: the stage runs once."""
+    """What one run handles: ``policy`` or ``round``; empty: the stage runs once."""
     shared: bool = False
     """Several processes can do the work together."""
     metrics: str = "metrics"
@@ -106,7 +106,7 @@ def resolved(name: str, item: str, params: Params) -> StageEntry:
     """Return the entry of a stage with its paths filled in for one item.
 
     Raises:
-        UnknownStage: the stage has no such item, or is about none.
+        UnknownStage: the stage has no such item, or takes none.
     """
     entry, known = stage_named(name), items_of(name, params)
     if item not in known and (item or known):
@@ -117,7 +117,7 @@ def resolved(name: str, item: str, params: Params) -> StageEntry:
     def fill(text: str) -> str:
         return re.sub(r"\$\{([\w.]+)\}", lambda found: _value(found[1], item, known, params), text)
 
-    inputs = tuple(dict.fromkeys(map(fill, entry.inputs)))  # an item may be an input anyway
+    inputs = tuple(dict.fromkeys(map(fill, entry.inputs)))  # an item can also be a listed input
     return replace(entry, inputs=inputs, outs=tuple(map(fill, entry.outs)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.params.sections import Data
 
 FIRST = 10_000
-"""Rows that are looked at; more would take minutes, and the stage looks at them all."""
+"""Number of rows that are checked; more would take minutes. The stage itself checks all rows."""
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,19 @@ class Checked:
     """Data as the stage ``prepare`` would find it."""
 
     forms: dict[str, str]
-    """Of each source, by its path; a name in alignflow/data/formats.py."""
+    """Form of each source by its path: a name in alignflow/data/formats.py."""
     report: dict[str, Any]
-    """As ``alignflow.data.preparation.report`` gives it."""
+    """As ``alignflow.data.preparation.report`` returns it."""
     problems: list[str]
-    """What would stop the stage; empty when nothing would."""
+    """Reasons that would stop the stage; empty if there are none."""
     whole: bool
-    """Whether all rows were looked at."""
+    """Whether all rows were checked."""
 
 
 def check(data: Data) -> Checked:
     """Read the first rows of the data as the stage ``prepare`` reads it.
 
-    Without the base model's tokenizer (artifacts/base, which the stage ``base`` makes) lengths count words.
+    Without the base model's tokenizer (artifacts/base, which the stage ``base`` makes) lengths are in words.
 
     Raises:
         DataError: the data cannot be read, or is of no known form.

@@ -7,17 +7,17 @@ from alignflow.data.rows import DataError
 
 ADVICE: Mapping[str, str] = {
     "broken": "repair or delete these rows; text has to be UTF-8",
-    "wrong_type": "repair these rows, or name their form (data.format); files of several forms go into data.sources",
+    "wrong_type": "repair these rows, or set their form (data.format); files of several forms go into data.sources",
     "empty": "fill in or delete these rows",
-    "role_order": "let user and assistant take turns, and end with the user's",
+    "role_order": "let user and assistant alternate, and end with a user message",
     "refused": "take another base.chat_template, e.g. plain",
-    "identical": "delete these rows: they say nothing",
-    "prompt_too_long": "raise data.max_prompt_length as far as the model goes",
-    "response_too_long": "raise data.max_response_length as far as the model goes",
+    "identical": "delete these rows: equal answers show no preference",
+    "prompt_too_long": "raise data.max_prompt_length, at most to the model's limit",
+    "response_too_long": "raise data.max_response_length, at most to the model's limit",
     "contradictory": "delete the judgements that are wrong",
     "duplicate": "delete the copies",
     "both_sides": "delete one of the two spellings",
-    "near_duplicate": "delete one of the two, or raise data.near_duplicate_threshold if they are not alike",
+    "near_duplicate": "delete one of the two, or raise data.near_duplicate_threshold if they are not similar",
 }
 """What to do about dropped rows, by the keys of ``alignflow.data.gate.REASONS``."""
 
@@ -50,5 +50,5 @@ def check(name: str, total: int, findings: Sequence[Finding], limits: Limits) ->
         return
     table = "".join(f"\n{finding.line}" for finding in findings)
     advice = "".join(f"\n  {REASONS[reason]}: {ADVICE[reason]}" for reason in dict.fromkeys(f.reason for f in findings))
-    allow = "\nor allow more in params.yaml; `alignflow data check` shows the whole picture" if findings else ""
+    allow = "\nor raise the limit in params.yaml; `alignflow data check` shows all details" if findings else ""
     raise DataError(f"{name}: {'; '.join(said)}{':' if table else ''}{table}{advice}{allow}")

@@ -8,8 +8,8 @@ from tasks import html
 from tasks.data.limits import ADVICE
 
 TEMPLATE = Path(__file__).parent / "templates" / "data.html.j2"
-LEAST_SHARE = 0.001  # a smaller share is written as such, not as 0
-LEANING = 0.6  # of pairs whose chosen answer is on one side of the other's length: worth a word
+LEAST_SHARE = 0.001  # a smaller share is written as "< 0.1 %", not as 0
+LEANING = 0.6  # share of pairs from which length predicts the chosen answer
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -34,14 +34,14 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def leaning(bias: Mapping[str, float]) -> str:
-    """Return in a sentence whether length gives the better answer away; empty without pairs."""
+    """Return a sentence on whether length predicts the chosen answer; empty without pairs."""
     if not bias:
         return ""
     if bias["shorter"] > LEANING:
-        return f"The chosen answer is the shorter one in {share(bias['shorter'])} of the pairs: length gives it away."
+        return f"The chosen answer is the shorter one in {share(bias['shorter'])} of the pairs: length predicts it."
     if bias["longer"] > LEANING:
-        return f"The chosen answer is the longer one in {share(bias['longer'])} of the pairs: length gives it away."
-    return "Length alone does not give the chosen answer away."
+        return f"The chosen answer is the longer one in {share(bias['longer'])} of the pairs: length predicts it."
+    return "Length alone does not predict the chosen answer."
 
 
 def bars(histogram: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:

@@ -49,8 +49,8 @@ def _those(side: str, what: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         can = ["ppo and grpo with rewards.rules and rewards.reward_model: 0"] if rows else []
         can = [*(["sft"] if good else []), *can] or ["nothing"]
         raise LacksRows(
-            f"{PREPARED / f'{side}.jsonl'} has no {what}: it holds {len(rows)} rows, {good} of them with a chosen "
-            f"response alone; what can be run with it: {', '.join(can)}"
+            f"{PREPARED / f'{side}.jsonl'} has no {what}: it holds {len(rows)} rows, {good} of them with only a "
+            f"chosen response; with this data you can run: {', '.join(can)}"
         )
     return found
 

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 SAY_SECONDS = 10.0  # between two lines of progress
 UNKNOWN = "unknown"
-"""The form of a source of which no row can be read."""
+"""The form of a source if none of its rows can be read."""
 
 
 def sources_of(data: Data) -> list[Source]:
@@ -27,7 +27,7 @@ def sources_of(data: Data) -> list[Source]:
 
 
 def forms_of(data: Data, sources: Iterable[Source]) -> dict[str, str]:
-    """Return the form of each source by its path: the one that is forced, or the one that its rows tell.
+    """Return the form of each source by its path: data.format, or the one detected from its rows.
 
     Raises:
         DataError: a source cannot be read or is of no known form.
@@ -42,7 +42,7 @@ def form_in_words(form: str) -> str:
 
 
 def plan_of(data: Data) -> Plan:
-    """Return how rows are split and kept apart."""
+    """Return how rows are split and near duplicates found."""
     return Plan(data.eval_fraction, data.judge_fraction, data.near_duplicate_threshold)
 
 
@@ -57,7 +57,7 @@ def ruler_of(data: Data, tokenizer: Any | None) -> Ruler:
 
 
 def counted(rows: Iterable[Item], say: Callable[[str], None]) -> Iterator[Item]:
-    """Yield rows and say now and then how many there were."""
+    """Yield rows and report their number from time to time."""
     began = last = time.monotonic()
     for number, row in enumerate(rows, start=1):
         yield row
@@ -67,7 +67,7 @@ def counted(rows: Iterable[Item], say: Callable[[str], None]) -> Iterator[Item]:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return in a sentence what became of the rows."""
+    """Return a sentence on how many rows are used, and for what."""
     sides = report["sides"]
     parts = [f"{sides['train']['rows']} to train", f"{sides['judge']['rows']} for the judge model",
              f"{sides['eval']['rows']} to evaluate", f"{report['dropped']} dropped"]  # fmt: skip
@@ -77,12 +77,12 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def empty_sides(report: dict[str, Any], data: Data) -> list[str]:
-    """Return which sides without which nothing can be trained or tested got no prompt, each as a sentence."""
+    """Return a sentence for each of the sides train and eval that has no prompt."""
     if not report["used"]:
-        return []  # whatever took all rows is the thing to say
+        return []  # the reason that all rows were dropped is reported instead
     return [
         f"no prompt is left {purpose}; change data.eval_fraction ({data.eval_fraction}) or add prompts "
-        "(conversations whose first messages are alike are all on one side)"
+        "(conversations with the same first messages stay on one side)"
         for side, purpose in (("train", "to train on"), ("eval", "to evaluate on"))
         if not report["sides"][side]["rows"]
     ]

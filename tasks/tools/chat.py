@@ -17,7 +17,7 @@ MAX_RESPONSE_LENGTH = 256
 def chat(policies: Sequence[str]) -> None:
     """Answer one question a line, from standard input, as each policy; an empty line or end of input stops.
 
-    The adapters must be there: the caller has checked.
+    The caller has checked that the adapters exist.
     """
     params = load(Path("params.yaml"))
     from alignflow.data.encoding import encode_prompt

@@ -1,4 +1,4 @@
-"""What will run where, and whether it can: the checks behind ``alignflow doctor``."""
+"""The checks behind ``alignflow doctor``: what runs where, and whether it can."""
 
 import importlib.metadata
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 from tasks.running.advice import explained
 
 DoctorResult = tuple[str, bool, str]
-"""What was looked at, whether it is well, and what was found."""
+"""What was checked, whether it is usable, and what was found."""
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "prefect", "fastapi", "mlflow", "dvc")
 
 
 def diagnose() -> list[DoctorResult]:
-    """Look at hardware, versions, settings, base model, data and storage; nothing is changed or trained."""
+    """Check hardware, versions, settings, base model, data and storage; nothing is changed or trained."""
     return [_guard(name, look) for name, look in LOOKS.items()]
 
 
@@ -109,13 +109,13 @@ def _tracking() -> tuple[bool, str]:
     from tasks.tracking.outbox import destination, pending, without_secrets
 
     waiting = pending(home() / "outbox")
-    note = f"; {len(waiting)} records wait for `alignflow deliver`" if waiting else ""
+    note = f"; {len(waiting)} records are not delivered; `alignflow deliver` sends them" if waiting else ""
     return True, f"MLflow at {without_secrets(destination())}{note}"
 
 
 def _prefect() -> tuple[bool, str]:
     url = os.environ.get("PREFECT_API_URL")
-    return True, f"Prefect server at {url}" if url else "no PREFECT_API_URL: flows start a server of their own"
+    return True, f"Prefect server at {url}" if url else "no PREFECT_API_URL: each flow starts a temporary server"
 
 
 LOOKS: dict[str, Callable[[], tuple[bool, str]]] = {

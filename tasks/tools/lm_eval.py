@@ -14,7 +14,7 @@ from tasks.running.checks import quiet
 def measure(policy: str, names: Sequence[str]) -> None:
     """Print the harness's table, and write its results to ``evaluations/<policy>-lm-eval.json``.
 
-    The tasks run on the model as everything here does: adapter over the quantised base, in merged layers.
+    The tasks run on the same model as every stage: the adapter on the quantised base, in merged layers.
 
     Raises:
         MissingExtra: lm-eval is not installed.
@@ -36,7 +36,7 @@ def measure(policy: str, names: Sequence[str]) -> None:
         models.add(role, start=folder)
     with models.merged(role):
         wrapped = HFLM(
-            pretrained=models.base.model,  # what the merged layers were put into
+            pretrained=models.base.model,  # it holds the merged layers now
             tokenizer=models.base.tokenizer,
             backend="causal",
             batch_size=params.sampling.rows,

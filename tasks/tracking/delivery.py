@@ -1,4 +1,4 @@
-"""When records are delivered and what happens when that fails; what is sent is the matter of tracking."""
+"""When records are delivered and what happens when that fails; ``tasks.tracking.mlflow`` sends them."""
 
 import os
 import select
@@ -20,8 +20,8 @@ from tasks.tracking.outbox import (
 
 LIVE_SECONDS = 2.0  # metrics of a running stage appear about this late
 LONGEST_PAUSE = 30.0  # between attempts while the server is away
-LOCK_SECONDS = 30.0  # a delivery that takes longer than this is left to the process that is at it
-# One lost request must not hold a delivery for MLflow's own minutes; a user's setting goes first.
+LOCK_SECONDS = 30.0  # wait for a process that delivers the same record, then leave it to that process
+# With MLflow's defaults one lost request blocks a delivery for minutes; a user's setting has priority.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # what a run measures goes to the user's server and nowhere else
@@ -31,9 +31,9 @@ QUIET = {
 
 
 def deliver_all(outbox: Path, send: Callable[[Path], None], reach: Callable[[str], None]) -> list[str]:
-    """Deliver every record that is pending; return a line with the reason for each that could not be."""
+    """Deliver every record that is pending; return a line with the reason for each that failed."""
     failed: list[str] = []
-    unreachable: dict[str, str] = {}  # asked once: many records behind a dead server fail together
+    unreachable: dict[str, str] = {}  # each server is asked once
     with _environment():
         for folder in pending_records(outbox):
             uri = uri_of(folder)
@@ -46,7 +46,7 @@ def deliver_all(outbox: Path, send: Callable[[Path], None], reach: Callable[[str
 
 
 def follow(folder: Path, send: Callable[[Path], None]) -> None:
-    """Deliver a record while its stage works, and once more when it has ended or died; then return.
+    """Deliver a record while its stage runs, and once more when the stage has ended or died; then return.
 
     A stage that died leaves its run RUNNING, so that the resumed stage continues it. A pipeline's process
     also delivers what its ended stages could not.
@@ -70,7 +70,7 @@ def _lives(seconds: float) -> bool:
 
 
 def _attempt(folder: Path, send: Callable[[Path], None], *, wait: float) -> str:
-    """Deliver what is pending of one record; return why that failed, and note it beside the record."""
+    """Deliver the rest of one record; return the reason of a failure, and write it beside the record."""
     note = folder / "problem.txt"
     if not undelivered(folder):
         return ""
@@ -78,7 +78,7 @@ def _attempt(folder: Path, send: Callable[[Path], None], *, wait: float) -> str:
         with exclusive(folder, wait):
             send(folder)
     except Exception as error:  # whatever went wrong, the record stays and the next attempt may succeed
-        if not isinstance(error, BlockingIOError):  # the process that is at it will say how it went
+        if not isinstance(error, BlockingIOError):  # the other process reports its result
             note.write_text(reason_of(error))
         return reason_of(error)
     note.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def _failure(reach: Callable[[str], None], uri: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return one short line: the system's own error where there is one beneath MLflow's paragraphs."""
+    """Return an error as one short line: the operating system's error if that is the cause of MLflow's."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -106,14 +106,14 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_refused(error: Exception) -> bool:
-    """Say whether the server understood and refused: then the rest of the record can still be delivered."""
+    """Return whether the server rejected this request; the rest of the record can still be delivered."""
     status = getattr(error, "get_http_status_code", None)
     return status is not None and status() == 400
 
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Set MLflow's patience for the time of a delivery."""
+    """Set MLflow's timeouts and log level for the time of a delivery."""
     new = {key: value for key, value in {**IMPATIENT, **QUIET}.items() if key not in os.environ}
     os.environ.update(new)
     try:

@@ -1,9 +1,8 @@
 """Tracking in MLflow: an idempotent replay of the records that stages leave on disk.
 
-The only module that speaks MLflow. ``python -m tasks.tracking.mlflow follow FOLDER`` delivers one record while its
-stage works; ``deliver`` sends whatever is left. Both may be stopped anywhere and repeated: a run is found
-again by its record's id, a metric point is the same each time, a file replaces itself, an adapter is found by
-its hash.
+The only module that uses MLflow. ``python -m tasks.tracking.mlflow follow FOLDER`` delivers one record while its
+stage runs; ``deliver`` sends what is left. Both may be stopped at any point and repeated: a run is found by its
+record's id and an adapter by its hash, a metric point keeps its time and value, a file replaces itself.
 """
 
 import json
@@ -46,13 +45,13 @@ DIGEST_TAG = "alignflow.adapter"  # finds a logged model again
 
 
 def deliver(outbox: Path) -> list[str]:
-    """Deliver every record that is pending; return a line with the reason for each that could not be."""
+    """Deliver every record that is pending; return a line with the reason for each that failed."""
     return delivery.deliver_all(outbox, _deliver, _reach)
 
 
 def _deliver(folder: Path) -> None:
     client = _client(uri_of(folder))
-    entries = journal(folder)  # read before the history: all metrics written before an end precede it
+    entries = journal(folder)  # read before the history, so that metrics written before an end are sent before it
     state = _open_run(client, folder)
     state = _send_history(client, folder, state)
     refused: list[str] = []
@@ -195,7 +194,7 @@ def _tag(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def _source(client: "MlflowClient", run_id: str, out_tags: Mapping[str, str]) -> dict[str, str]:
-    """Find the run that really made these outputs; none when it was made elsewhere."""
+    """Find the run that really made these outputs; none if that run is not on this server."""
     if not out_tags:
         return {}
     experiment = client.get_run(run_id).info.experiment_id
@@ -206,7 +205,7 @@ def _source(client: "MlflowClient", run_id: str, out_tags: Mapping[str, str]) ->
 
 
 def _table(client: "MlflowClient", run_id: str, file: Path) -> None:
-    """Send a table as ``mlflow.log_table`` would, which cannot be used: it appends to what is there."""
+    """Send a table in the form of ``mlflow.log_table``, which would append to an existing table."""
     if not file.exists():
         return
     client.log_artifact(run_id, str(file))
@@ -235,7 +234,7 @@ def _adapter(client: "MlflowClient", run_id: str, path: Path, entry: Entry) -> t
     same = f"tags.`{DIGEST_TAG}` = '{entry['digest']}' AND source_run_id = '{run_id}'"
     models = client.search_logged_models([experiment], filter_string=same, max_results=1)
     if not models:
-        if not path.exists():  # delivered to another server before, and dropped here
+        if not path.exists():  # delivered to another server before, then deleted here
             return ()
         tags = {DIGEST_TAG: entry["digest"], "mlflow.user": run.data.tags.get("mlflow.user", "")}
         models = [client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=tags)]
@@ -269,7 +268,7 @@ def _register(client: "MlflowClient", run_id: str, model_id: str, name: str) -> 
 
 
 def _link_metrics(client: "MlflowClient", folder: Path, state: Delivered) -> None:
-    """Give the run's models its last metrics, as the very points that the run has."""
+    """Link the run's last metrics to its models, as the same points that the run has."""
     from mlflow.entities import Metric
     from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
@@ -278,7 +277,7 @@ def _link_metrics(client: "MlflowClient", folder: Path, state: Delivered) -> Non
         points = [
             Metric(_key(key), value, time, step, model_id=model)
             for key, (step, time, value) in last.items()
-            if value - value == 0  # a model's metrics know no NaN or infinity
+            if value - value == 0  # a model's metrics cannot be NaN or infinite
         ]
         for some in in_batches(points, MAX_METRICS_PER_BATCH):
             client.log_batch(state.run_id, metrics=some)
@@ -291,12 +290,12 @@ def _key(key: str) -> str:
 def _client(uri: str) -> "MlflowClient":
     import mlflow
 
-    mlflow.set_tracking_uri(uri)  # "models:/" sources are looked up there, whatever client asks
+    mlflow.set_tracking_uri(uri)  # "models:/" sources are looked up there, whichever client is used
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
 def _reach(uri: str) -> None:
-    """Ask the server anything; raise what MLflow raises when it does not answer."""
+    """Send one small request; raise MLflow's error if the server does not answer."""
     _client(uri).search_experiments(max_results=1)
 
 

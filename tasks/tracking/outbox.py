@@ -2,7 +2,7 @@
 
 A record is a folder of ``history.jsonl`` (metrics), ``journal.jsonl`` (everything else, in order),
 ``payload/`` (copies of files to send), ``delivered.json`` (how far delivery has come) and ``children/`` (the
-names of a pipeline's stages). It is the truth; the tracking server holds a copy. Nothing here needs MLflow.
+names of a pipeline's stages). It is the original; the tracking server holds a copy. Nothing here needs MLflow.
 """
 
 import fcntl
@@ -54,12 +54,12 @@ def pending_records(outbox: Path) -> list[Path]:
 
 
 def title(folder: Path) -> str:
-    """Return what a person calls this record: its run's name and its key."""
+    """Return a readable name of this record: its run's name and its key."""
     return f"{last_start(journal(folder))['name']} [{folder.name}]"
 
 
 def undelivered(folder: Path) -> str:
-    """Say what of a record has not been delivered; empty when everything has."""
+    """Describe what is left to deliver of a record; empty if nothing is."""
     state = delivered(folder)
     lines = len(history(folder, state.history))
     left = [entry["kind"] for index, entry in enumerate(journal(folder)) if index not in state.entries]
@@ -68,7 +68,7 @@ def undelivered(folder: Path) -> str:
 
 
 def undelivered_tree(folder: Path) -> str:
-    """Say what of a record has not been delivered, and how many ended stages of it wait too."""
+    """Describe what is left to deliver of a record, and how many of its ended stages wait too."""
     waiting = sum(1 for child in children(folder) if has_ended(child) and undelivered(child))
     stages = [f"{waiting} of its stages"] if waiting else []
     return ", ".join(filter(None, [undelivered(folder), *stages]))
@@ -135,7 +135,7 @@ def last_start(entries: Sequence[Entry]) -> Entry:
 
 
 def has_ended(folder: Path) -> bool:
-    """Say whether the stage that writes this record has ended (and has not been started again)."""
+    """Return whether the stage that writes this record has ended (and has not been started again)."""
     kinds = [entry["kind"] for entry in journal(folder) if entry["kind"] in ("start", "end")]
     return kinds[-1:] == ["end"]
 
@@ -157,7 +157,7 @@ def problem(folder: Path) -> str:
 
 @contextmanager
 def exclusive(folder: Path, seconds: float) -> Iterator[None]:
-    """Hold the record's delivery lock, which dies with its process; BlockingIOError if it stays taken."""
+    """Hold the record's delivery lock, which ends with its process; BlockingIOError if another process keeps it."""
     with (folder / "lock").open("w") as file:
         deadline = time.monotonic() + seconds
         while True:
@@ -177,18 +177,18 @@ def destination() -> str:
     if not given:
         return f"sqlite:///{home() / 'mlflow.db'}"
     dialect, _, path = given.partition(":///")
-    if dialect == "sqlite" and not path.startswith("/"):  # a run's worktree is gone tomorrow: anchor it
+    if dialect == "sqlite" and not path.startswith("/"):  # not relative to a run's worktree, which is temporary
         return f"sqlite:///{(home().parent / path).resolve()}"
     return given
 
 
 def uri_of(folder: Path) -> str:
-    """Return where a record is to be delivered: where the user says now, or said when it was started."""
+    """Return the tracking URI of a record: the one that the user sets now, or the one at its start."""
     return destination() if os.environ.get("MLFLOW_TRACKING_URI") else str(last_start(journal(folder))["uri"])
 
 
 def without_secrets(uri: str) -> str:
-    """Return the URI as it may be shown."""
+    """Return the URI without user name and password."""
     scheme, separator, rest = uri.partition("://")
     account, at, place = rest.partition("@")
     return f"{scheme}{separator}{place if at and '/' not in account else rest}"
@@ -206,18 +206,18 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def file_name(text: str) -> str:
-    """Return the text as a name that every file system and MLflow's own path handling leave alone."""
+    """Return the text as a name that is valid in every file system and in MLflow's paths."""
     return re.sub(r"[^\w.@=-]", "-", text)
 
 
 def in_batches(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    """Cut a list into parts that one request may carry."""
+    """Split a list into parts that fit in one request."""
     for begin in range(0, len(items), size):
         yield list(items[begin : begin + size])
 
 
 def append(file: Path, line: Entry) -> None:
-    """Write one line, whole: readers wait for its newline."""
+    """Append one complete line; readers wait for its newline."""
     with file.open("ab") as out:
         out.write(json.dumps(line).encode() + b"\n")
 

@@ -1,7 +1,7 @@
-"""What a stage says to tracking: it writes its record on disk, and a separate process delivers it.
+"""Tracking in a stage: it writes a record to disk, and a separate process delivers the record.
 
-So a slow, hung or dead tracking server can never slow, stop or fail a stage, and MLflow's memory and imports
-do not count as the stage's. Nothing here needs MLflow.
+So a slow, hung or dead tracking server can never slow, stop or fail a stage, and the stage
+needs no memory or imports for MLflow.
 """
 
 import hashlib
@@ -122,7 +122,7 @@ class Recorder:
 
 
 class Silent:
-    """Takes what a ``Recorder`` takes and records nothing: for all processes of a stage but the first."""
+    """Has the methods of a ``Recorder`` and records nothing: for all processes of a stage except the first."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Do nothing."""
@@ -162,7 +162,7 @@ def start(
 
 
 def start_pipeline(key: str, *, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> Recorder:
-    """Open the record of a pipeline run; its delivery process also delivers what its ended stages left."""
+    """Open the record of a pipeline run; its delivery process also delivers what its ended stages could not."""
     return start(key, name=name, params=params, tags=tags)
 
 
@@ -190,7 +190,7 @@ def link_reused(parent: Path, stage: str, metrics: Mapping[str, float], outs: Ma
 
 
 def nested(parent: Recorder | Silent, name: str, metrics: Mapping[str, float]) -> None:
-    """Record figures that concern one part of a stage as a finished run below the stage's, which delivers it."""
+    """Record metrics of one part of a stage as a finished run below the stage's run, which delivers it."""
     if isinstance(parent, Silent):
         return
     recorder = _open(f"{parent.folder.name}.{name}", name=name, params={}, tags={"stage": name}, parent=parent.folder)
@@ -218,7 +218,7 @@ def _open(
         mark.touch()
     recorder._note(
         "start",
-        record=first.get("record", uuid.uuid4().hex),  # not the key: others deliver to the same server
+        record=first.get("record", uuid.uuid4().hex),  # not the key: other projects may use the same server
         name=name,
         user=_user(),
         params=json.loads(json.dumps(params, default=str)),
@@ -232,10 +232,10 @@ def _open(
 
 
 def _spawn_delivery(folder: Path) -> "subprocess.Popen[bytes] | None":
-    """Start the process that delivers the record while the stage works; its stdin is its lifeline.
+    """Start the process that delivers the record while the stage runs; it ends soon after its stdin closes.
 
-    In a session of its own, because signals sent to the stage's group must not stop the last delivery; in the
-    record's folder, because a run's checkout may be removed under it.
+    It has its own session, so that signals to the stage's group do not stop the last delivery, and runs in the
+    record's folder, because a run's checkout may be removed.
     """
     code = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
@@ -266,7 +266,7 @@ def _out_tags(outs: Mapping[str, str]) -> dict[str, str]:
 
 
 def _cell(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value  # browsers read no NaN
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON in browsers has no NaN
 
 
 def _now() -> int:

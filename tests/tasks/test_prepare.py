@@ -310,7 +310,7 @@ def test_a_check_finds_a_side_that_is_left_without_prompts_as_the_stage_does(
     write(chats)
     found = check(load(Path("params.yaml")).data)
     assert [problem.partition(";")[0].rpartition(" to ")[0] for problem in found.problems] == ["no prompt is left"]
-    assert "first messages are alike" in found.problems[0]
+    assert "same first messages" in found.problems[0]
     assert found.problems[0] in stopped(capsys)
 
 
