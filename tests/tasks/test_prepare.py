@@ -390,7 +390,7 @@ def test_a_stage_that_needs_pairs_and_finds_none_says_what_can_be_run(place: Pat
 
     write([{"prompt": f"add {i} to {i * i + 100}", "answer": str(i)} for i in range(40)])
     stage("prepare")
-    with pytest.raises(LacksRows, match=r"train\.jsonl has no pair.*can be run with it: ppo and grpo"):
+    with pytest.raises(LacksRows, match=r"train\.jsonl has no pair.*you can run: ppo and grpo"):
         read_pairs("train")
     with pytest.raises(LacksRows, match="no chosen response"):
         read_demonstrations("train")
