@@ -1,4 +1,4 @@
-"""Stage ``grpo``: no critic; the baseline comes from the other responses to the same prompt."""
+"""Stage ``grpo``: no critic; the baseline comes from the responses to the same prompt."""
 
 from collections.abc import Mapping
 
