@@ -1,4 +1,4 @@
-"""Token rows to padded batches, and rows of a batch to a batch of their own."""
+"""Collates token rows into padded batches, and takes rows out of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -13,10 +13,10 @@ Batch = TypeVar("Batch")
 
 
 def collate(examples: Sequence[Example]) -> Sequences:
-    """Join each prompt with its response and pad on the right with token 0, which no mask lets count.
+    """Join each prompt with its response and pad on the right with token 0; all masks are False there.
 
     Raises:
-        ValueError: a prompt or a response has no token, so nothing could be predicted.
+        ValueError: a prompt or a response is empty, so there is nothing to predict.
     """
     for row, example in enumerate(examples):
         if not (example.prompt and example.response):
@@ -40,13 +40,13 @@ def collate_pairs(pairs: Sequence[Pair]) -> Sequences:
 
 
 def sequence_lengths(batch: Sequences) -> list[int]:
-    """Return the real tokens of each row."""
+    """Return the number of real tokens of each row."""
     lengths: list[int] = batch.attention_mask.sum(1).tolist()
     return lengths
 
 
 def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Return some rows of a record of tensors, with columns of nothing but padding cut off.
+    """Return some rows of a record of tensors, without the columns that contain only padding.
 
     Works on any frozen record with one ``Sequences`` field (or on ``Sequences``) and tensors of shape (B,),
     (B, S) or (B, S-1), of which some may be None.

@@ -1,7 +1,7 @@
-"""Conversations and answers to token ids, encoded apart so that the boundary between them is exact.
+"""Encodes conversations and answers separately, so that the boundary between their token ids is exact.
 
-Control tokens come only from the chat template: a text that spells one is cut inside it before it is tokenised, so
-that no piece holds a whole one. What the template writes around an answer is read off a conversation that it renders.
+Control tokens come only from the chat template: a text that spells one is cut inside the spelling before tokenisation,
+so that no piece contains it. What the template writes around an answer is found by rendering a small conversation.
 """
 
 import re
@@ -15,7 +15,7 @@ from alignflow.data.rows import DataError, Message
 
 QUESTION, ANSWER, ORDER = "Is this a question?", "Certainly it is.", "Answer every question."
 ASKED, ANSWERED = Message(role="user", content=QUESTION), Message(role="assistant", content=ANSWER)
-PRIVATE = [chr(i) for i in range(0xE000, 0xF900)]  # characters that Unicode leaves without a meaning
+PRIVATE = [chr(i) for i in range(0xE000, 0xF900)]  # characters without a meaning in Unicode
 
 
 class UnsupportedTemplate(ValueError):
@@ -23,36 +23,36 @@ class UnsupportedTemplate(ValueError):
 
 
 class RefusedConversation(DataError):
-    """The chat template does not take such a conversation."""
+    """The chat template does not accept a conversation."""
 
 
 @dataclass(frozen=True)
 class _Template:
-    """What a chat template does to every conversation."""
+    """What a chat template adds to every conversation."""
 
     control: re.Pattern[str]
-    """Any control token, spelled out."""
+    """Matches the spelling of any control token."""
     anchor: str
-    """A control token that hides from the text after it that it is a beginning, and takes nothing of it."""
+    """A control token to put before a text that is not a beginning; it does not absorb white space."""
     lead: str
-    """White space before an answer that the generation prompt leaves out, e.g. after ``[/INST]``."""
+    """White space before an answer that is not part of the generation prompt, e.g. after ``[/INST]``."""
     trail: str
     """White space between an answer and its end."""
     end: int
     """The token that ends an assistant's turn."""
     takes_system: bool
     unlike: tuple[str, str] | None
-    """Where they part, the generation prompt and what the template writes before an answer; None where they do not."""
+    """The generation prompt and the text before a stored answer, from their first difference; None if they agree."""
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...]:
     """Return a conversation in the chat template, up to where the assistant's answer starts.
 
-    Where no text spells a control token, these are the ids of ``apply_chat_template``. A system message that the
-    template does not take is put before the first user message.
+    If no text spells a control token, these are the ids of ``apply_chat_template``. A system message that the template
+    does not accept is put before the first user message.
 
     Raises:
-        RefusedConversation: the template does not take these roles in this order.
+        RefusedConversation: the template does not accept these roles in this order.
         UnsupportedTemplate: the template cannot be used at all.
     """
     (prompt,) = encode_prompts(tokenizer, [messages])
@@ -64,7 +64,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> tuple[int, ...
 def encode_prompts(
     tokenizer: Any, conversations: Sequence[Sequence[Message]]
 ) -> list[tuple[int, ...] | RefusedConversation]:
-    """Return each conversation as ``encode_prompt`` does, or why the template refuses it; one call, which is faster."""
+    """Return each conversation as ``encode_prompt`` does, or why it is refused; one call is faster than many."""
     template = _read(tokenizer)
     written = [_written(tokenizer, template, messages) for messages in conversations]
     ids = _tokenize(tokenizer, [text for part in written if isinstance(part, list) for text in part])
@@ -80,7 +80,7 @@ def encode_response(tokenizer: Any, response: str) -> tuple[int, ...]:
 
 
 def encode_responses(tokenizer: Any, responses: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the tokens of answers as ``encode_response`` does, all in one call of the tokenizer, which is faster."""
+    """Return the tokens of answers as ``encode_response`` does; one call is faster than many."""
     template = _read(tokenizer)
     pieces = [_pieces(template.control, template.lead + text + template.trail) for text in responses]
     ids = _tokenize(tokenizer, [template.anchor + piece for answer in pieces for piece in answer])
@@ -88,7 +88,7 @@ def encode_responses(tokenizer: Any, responses: Sequence[str]) -> list[tuple[int
 
 
 def end_of_turn(tokenizer: Any) -> int:
-    """Return the token that the chat template puts after an answer, e.g. ``<|eot_id|>``; else end-of-sequence."""
+    """Return the token that the chat template writes after an answer, e.g. ``<|eot_id|>``, or end-of-sequence."""
     return _read(tokenizer).end
 
 
@@ -98,7 +98,7 @@ def control_tokens_in(tokenizer: Any, text: str) -> list[str]:
 
 
 def template_notes(tokenizer: Any) -> list[str]:
-    """Return what a user should know of how this chat template is used, a sentence each; mostly there is nothing.
+    """Return what is unusual about this chat template, one sentence each; usually nothing.
 
     Raises:
         UnsupportedTemplate: the template cannot be used at all.
@@ -124,7 +124,7 @@ def template_notes(tokenizer: Any) -> list[str]:
 
 
 def _pieces(control: re.Pattern[str], text: str) -> list[str]:
-    """Cut a text after the first character of each control token that it spells, overlapping ones too."""
+    """Cut a text after the first character of every spelling of a control token, also of overlapping ones."""
     if not control.search(text):
         return [text]
     cuts = [i + 1 for i in range(len(text)) if control.match(text, i)]
@@ -134,7 +134,7 @@ def _pieces(control: re.Pattern[str], text: str) -> list[str]:
 def _written(tokenizer: Any, template: _Template, messages: Sequence[Message]) -> list[str] | RefusedConversation:
     """Return a conversation in the chat template, cut inside the control tokens that its texts spell.
 
-    What follows a cut is anchored: some tokenizers put a space before a text that starts.
+    Each piece after a cut starts with the anchor, because some tokenizers put a space before the start of a text.
     """
     if not template.takes_system:
         messages = _system_in_user(messages)
@@ -157,7 +157,7 @@ def _tokenize(tokenizer: Any, texts: list[str]) -> Iterator[list[int]]:
         found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return iter(found)
     core = tokenizer.backend_tokenizer
-    core.no_truncation()  # a tokenizer may be saved with these on; the library, too, turns them off with every call
+    core.no_truncation()  # a tokenizer may be saved with these on; the library also turns them off in every call
     core.no_padding()
     core.encode_special_tokens = tokenizer.split_special_tokens
     return (text.ids for text in core.encode_batch_fast(texts, add_special_tokens=False))
@@ -193,11 +193,11 @@ def _read(tokenizer: Any) -> _Template:
 
 @lru_cache(maxsize=8)
 def _read_once(tokenizer: Any, _: str) -> _Template:
-    """Read off a small conversation what the template does; its text is only there to tell templates apart.
+    """Find what the template does by rendering a small conversation; the unused argument is the key of the cache.
 
     Raises:
         UnsupportedTemplate: the template does not render the conversation, leaves out the answer, or has no
-            generation prompt where a header stands before an answer: a model would have to write it itself.
+            generation prompt although it writes a header before an answer: a model would have to write it itself.
     """
     try:
         prompt = _render(tokenizer, [ASKED], answering=True)
@@ -235,7 +235,7 @@ def _read_once(tokenizer: Any, _: str) -> _Template:
 
 
 def _takes_system(tokenizer: Any) -> bool:
-    """Return whether the template writes a system message; some refuse it, some leave it out without a word."""
+    """Return whether the template writes a system message; some templates refuse it, some silently leave it out."""
     try:
         return ORDER in _render(tokenizer, [Message(role="system", content=ORDER), ASKED], answering=True)
     except RefusedConversation:
@@ -243,14 +243,14 @@ def _takes_system(tokenizer: Any) -> bool:
 
 
 def _joins_exactly(tokenizer: Any) -> bool:
-    """Return whether prompt and answer, tokenised apart, are how the whole conversation begins."""
+    """Return whether separately tokenised prompt and answer are the beginning of the tokenised conversation."""
     text = _render(tokenizer, [ASKED, ANSWERED], answering=False)
     whole: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     apart = [*encode_prompt(tokenizer, [ASKED]), *encode_response(tokenizer, ANSWER)]
-    return whole[: len(apart)] == apart or whole == apart[:-1]  # a template may write no end
+    return whole[: len(apart)] == apart or whole == apart[:-1]  # a template may write no end token
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern of texts, the longest that fits first; a text of one character cannot be cut."""
+    """Return a pattern that matches any of the texts, long ones first; a text of one character cannot be cut."""
     longest_first = sorted({t for t in tokens if len(t) > 1}, key=lambda t: (-len(t), t))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

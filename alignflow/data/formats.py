@@ -1,7 +1,7 @@
-"""Rows out of records: a literal table of the forms that preferences come in, recognised by their keys.
+"""Turns records into rows: a table of the known forms of preference data, recognised by their keys.
 
-Texts are stripped. Roles are ``system``, ``user`` and ``assistant`` by whatever name; a call of a tool is kept as the
-assistant's text, its result as a user's turn, and the list of tools as text of the system's turn.
+Texts are stripped. All names of roles are mapped to ``system``, ``user`` and ``assistant``. A tool call becomes text of
+the assistant, its result a user's turn, and the list of tools text of the system message.
 """
 
 import difflib
@@ -23,7 +23,7 @@ Turns = tuple[Message, ...]
 Pairs = Literal["all", "best_worst"]
 
 SAMPLE = 100
-"""Number of records from which a source's form is recognised."""
+"""Number of records that are read to recognise a source's form."""
 
 EMPTY = "empty text"
 HALF_CHARACTER = "half of a surrogate pair in a text"
@@ -71,34 +71,34 @@ RESPONSE_KEYS = ("response", "completion")
 LIST_KEYS = ("responses", "completions", "answers")
 TEXT_KEYS = ("text", "response", "content", "completion", "answer")
 SCORE_KEYS = {"score": 1, "scores": 1, "overall_score": 1, "rating": 1, "ratings": 1, "rank": -1, "ranks": -1}
-"""The sign that makes the greater number the better one: rank 1 is the best."""
+"""Sign of each key after which larger numbers are better: rank 1 is the best."""
 
 SPEAKERS = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 class Unusable(ValueError):
-    """A record gives no row; the message is the reason, one of a closed set of texts."""
+    """A record gives no row; the message is the reason, one of a fixed set of texts."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form that rows come in."""
+    """A form of records."""
 
     keys: str
-    """What a record holds, in words."""
+    """Keys of a record, in words."""
     fits: Callable[[Content], bool]
-    """Whether a record's keys are of this form; its values may still be unusable."""
+    """Whether a record has the keys of this form; its values may still be unusable."""
     rows: Callable[[Content], list[Row]]
     """The rows of a record; raises Unusable with the reason."""
 
 
 def read_rows(source: Source, *, form: str = "auto", pairs: Pairs = "all") -> Iterator[Row | Fault]:
-    """Stream the rows of a source; what cannot be used is a Fault with its number and reason.
+    """Stream the rows of a source; an unusable record becomes a Fault with its number and reason.
 
     Args:
         source: file, folder or data set.
-        form: a name in ``FORMS``, or ``auto`` to tell it by content.
-        pairs: of scored responses, all pairs that do not tie, or the best with the worst alone.
+        form: a name in ``FORMS``, or ``auto`` to recognise it by the keys.
+        pairs: of scored responses, all pairs with different scores, or only the best with the worst.
 
     Raises:
         DataError: the source cannot be read or is of no known form, or no form has that name.
@@ -126,7 +126,7 @@ def _rows(record: Record, form: Form, pairs: Pairs) -> Iterator[Row | Fault]:
 
 
 def form_of(source: Source) -> str | None:
-    """Return the form of a source by its first usable records, or None if it holds nothing but broken rows.
+    """Return the form of a source, from its first usable records; None if all rows are broken.
 
     Raises:
         DataError: the source cannot be read, is empty, or is of no known form.
@@ -146,14 +146,14 @@ def _chain(first: Record | Fault, rest: Iterator[Record | Fault]) -> Iterator[Re
 
 
 def detect(sample: Sequence[Content], *, source: str) -> str:
-    """Return the form that most records are of; each counts for the first form of the table that fits it.
+    """Return the form of most records; each record counts for the first form of the table that fits it.
 
     Raises:
         DataError: no record is of a known form; the message names the keys found and the forms.
     """
     votes = Counter(name for name in (_fitting(content) for content in sample) if name)
     if votes:
-        return max(FORMS, key=lambda name: votes[name])  # the first of the table, if two are as many
+        return max(FORMS, key=lambda name: votes[name])  # for equal counts, the first of the table
     keys = list(dict.fromkeys(str(key)[:40] for content in sample for key in content))
     forms = "".join(f"\n  {name}: {form.keys}" for name, form in FORMS.items())
     raise DataError(
@@ -167,12 +167,12 @@ def _fitting(content: Content) -> str | None:
 
 
 def mix(sources: Sequence[Source], *, seed: int, form: str = "auto", pairs: Pairs = "all") -> Iterator[Row | Fault]:
-    """Stream several sources one after the other, each thinned by its weight.
+    """Stream several sources one after the other, each subsampled by its weight.
 
-    A source of weight w keeps a row with probability w / (greatest weight), by a hash of the seed and the row's
-    prompt: the source of the greatest weight is kept whole, all rows of a prompt stay together, and rows that are
-    added, removed or read in another order change no other row's fate. A Fault is kept with the same probability, by
-    its number, so that the share of faults stays that of the file.
+    A source of weight w keeps a row with probability w / (greatest weight), by a hash of the seed and the row's prompt.
+    So the source with the greatest weight is complete, all rows of a prompt are kept or left out together, and the
+    choice does not depend on other rows or their order. A Fault is kept with the same probability, by a hash of its
+    number, so that the share of faults does not change.
 
     Raises:
         DataError: there is no source, a weight is not a number above 0, or a source cannot be read.
@@ -192,7 +192,7 @@ def mix(sources: Sequence[Source], *, seed: int, form: str = "auto", pairs: Pair
 
 def _share(item: Row | Fault, seed: int) -> float:
     key = item.prompt_id if isinstance(item, Row) else f"{item.source}:{item.number}"
-    # "mix" keeps this apart from the hash that splits prompts: a thinned source must be split as any other
+    # "mix" makes this hash independent of the one that splits prompts: subsampling must not change the split
     return int.from_bytes(hashlib.sha256(f"mix:{seed}:{key}".encode()).digest()[:8], "big") / 2**64
 
 
@@ -219,7 +219,7 @@ def _transcripts(content: Content) -> list[Row]:
 
 
 def _ranked(content: Content) -> list[Row]:
-    """Return all pairs of responses that do not tie, the widest first."""
+    """Return all pairs of responses with different scores, the largest margin first."""
     prompt = _prompt(content, PROMPT_KEYS)
     if prompt is None:
         raise Unusable("prompt is missing")
@@ -291,7 +291,7 @@ def _is_prompt_answer(content: Content) -> bool:
 
 
 def _is_prompts(content: Content) -> bool:
-    # a response without a judgement must not be ignored in silence
+    # a response without a judgement must not be ignored silently
     return any(key in content for key in PROMPT_KEYS) and _first(content, RESPONSE_KEYS + LIST_KEYS) is None
 
 
@@ -312,10 +312,10 @@ FORMS: dict[str, Form] = {
     "prompt_answer": Form("prompt (or question), answer", _is_prompt_answer, _prompt_answer),
     "prompts": Form("prompt (or question): a text or chat messages, perhaps chosen or rejected", _is_prompts, _prompts),
 }
-"""Every accepted form; where a record fits several, the first is meant."""
+"""All accepted forms; if a record fits several, the first one is used."""
 
 
-# What the forms have in common -------------------------------------------------------------------------------------
+# Helpers of the forms ----------------------------------------------------------------------------------------------
 
 
 def _pair(content: Content, prompt: Turns | None) -> Row:
@@ -336,13 +336,13 @@ def _first(content: Content, keys: Iterable[str]) -> str | None:
 
 
 def _prompt(content: Content, keys: Sequence[str]) -> Turns | None:
-    """Return the prompt's turns by the first of the keys that is there, or None."""
+    """Return the prompt's turns from the first of the keys that exists, or None."""
     key = _first(content, keys)
     if key is None:
         return None
     value, more = content[key], content.get("input")
     if key == "instruction" and isinstance(value, str) and isinstance(more, str):
-        value = f"{value}\n{more}"  # Alpaca's second half of an instruction
+        value = f"{value}\n{more}"  # the second part of an instruction in Alpaca's form
     if isinstance(value, str):
         return ({"role": "user", "content": _text(value, key)},)
     if not isinstance(value, list):
@@ -351,7 +351,7 @@ def _prompt(content: Content, keys: Sequence[str]) -> Turns | None:
 
 
 def _turns(value: Any, key: str) -> Turns:
-    """Return an answer, or a conversation that ends with it, as turns; an answer may be a bare text."""
+    """Return an answer, or a conversation that ends with it, as turns; an answer may be a plain text."""
     if value is None:
         raise Unusable(f"{key} is missing")
     if isinstance(value, str):
@@ -364,7 +364,7 @@ def _turns(value: Any, key: str) -> Turns:
     from_tool = False
     for role, text in map(_turn, value):
         if role == "tool":
-            # several calls were made at once: their results are one turn
+            # results of several calls in one turn are one turn, too
             before = f"{turns.pop()['content']}\n\n" if from_tool else ""
             turns.append({"role": "user", "content": f"{before}Tool result:\n{text}"})
         elif text:
@@ -386,7 +386,7 @@ def _turn(turn: Any) -> tuple[str, str]:
     if role is None:
         raise Unusable(UNKNOWN_ROLE)
     parts = turn[value] if value else None
-    if isinstance(parts, list):  # texts of one message, as chat services write them
+    if isinstance(parts, list):  # a message of several texts, as some chat services write it
         if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
             raise Unusable(NOT_A_TURN)
         parts = "\n".join(part["text"] for part in parts)
@@ -428,7 +428,7 @@ def _transcript(content: Content, key: str) -> Turns:
 
 
 def _apart(prompt: Turns | None, answers: Sequence[Turns]) -> tuple[Turns, list[str]]:
-    """Take the prompt apart from the answers, which may repeat it as conversations or leave it out."""
+    """Separate the prompt from the answers, which may be conversations that repeat it."""
     for turns in answers:
         if len(turns) > 1:
             _check_order(turns)
@@ -445,7 +445,7 @@ def _apart(prompt: Turns | None, answers: Sequence[Turns]) -> tuple[Turns, list[
 
 
 def _within(prompt: Turns, conversation: Turns) -> Turns:
-    """Return the conversation before the answers, of which the prompt must be the beginning or the end."""
+    """Return the conversation before the answers; the prompt must be its beginning or its end."""
     said, whole = _without_system(prompt), _without_system(conversation)
     if not said or said not in (whole[: len(said)], whole[-len(said) :]):
         raise Unusable(OTHER_PROMPT)
@@ -457,14 +457,14 @@ def _without_system(turns: Turns) -> Turns:
 
 
 def _check_order(turns: Turns) -> None:
-    """Check that user and assistant take turns, the user first, after at most one system's turn."""
+    """Check that user and assistant alternate, user first, after at most one system message."""
     for place, turn in enumerate(_without_system(turns)):
         if turn["role"] != ("user", "assistant")[place % 2]:
             raise Unusable(ORDER)
 
 
 def _with_system(content: Content, turns: Turns) -> Turns:
-    """Return a conversation that opens with the record's system text, its own and the tools, as far as they are."""
+    """Return a conversation with one system message: the record's system text, its own and the tools, if any."""
     rest = _without_system(turns)
     said = [content.get("system"), *(turn["content"] for turn in turns[: len(turns) - len(rest)])]
     texts = [_text(text, "system") for text in said if text is not None and text != ""]
@@ -495,7 +495,7 @@ def _difference(scores: Sequence[Any]) -> float:
 
 
 def _number(value: Any, reason: str) -> float:
-    """Return a finite number, which may be written as a text."""
+    """Return a finite number; the value may be its text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise Unusable(reason)
     try:
@@ -508,7 +508,7 @@ def _number(value: Any, reason: str) -> float:
 
 
 def _right_answer(value: Any) -> str | None:
-    """Return the right answer as a text: of a worked solution, what follows the last ``####``."""
+    """Return the correct answer as a text; of a worked solution, the part after the last ``####``."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
         raise Unusable(BAD_ANSWER)
     if value is None:
@@ -531,7 +531,7 @@ def _label(value: Any) -> bool:
 
 
 def _scored(content: Content) -> list[tuple[str, float]]:
-    """Return the responses with numbers of which the greater is the better."""
+    """Return the responses with numbers; larger numbers are better."""
     key = _first(content, LIST_KEYS)
     if key is None:
         raise Unusable("responses is missing")

@@ -1,4 +1,4 @@
-"""What makes a row unusable, and how many such rows there may be."""
+"""Reasons to drop a row, and limits on the number of dropped rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ REASONS: Mapping[str, str] = {
     "both_sides": "same words as a prompt of the evaluation side",
     "near_duplicate": "almost a prompt of the evaluation side",
 }
-"""Why a row is dropped, in words, by key."""
+"""Key and text of each reason to drop a row."""
 
 UNREADABLE = {
     **dict.fromkeys((sources.BROKEN_JSON, sources.BROKEN_CSV, sources.CELLS, sources.NOT_UTF8), "broken"),
@@ -32,23 +32,23 @@ UNREADABLE = {
     formats.EMPTY: "empty",
     **dict.fromkeys((formats.ORDER, formats.PROMPT_END, formats.NOT_AN_ANSWER, formats.UNKNOWN_ROLE), "role_order"),
 }
-"""Reasons of the faults that reading finds; the others are of a wrong type."""
+"""Reason of each fault found while reading; faults that are not listed here are of a wrong type."""
 
 EXAMPLES = 3
-"""Rows named for a reason."""
+"""Number of example rows that a finding names."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Rows that share one fault."""
+    """All rows with the same fault."""
 
     reason: str
     """A key of ``REASONS``."""
     text: str
-    """The fault in words; one reason may have several, such as the ways in which a row is broken."""
+    """The fault in words. A reason may have several texts, e.g. for the ways in which a row can be broken."""
     rows: int
     examples: tuple[str, ...]
-    """Rows by number; with several sources, by source and number."""
+    """Row numbers; with several sources, source and number."""
 
     @property
     def line(self) -> str:
@@ -58,7 +58,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Limits:
-    """Shares of the rows that may be dropped."""
+    """Largest shares of rows that may be dropped."""
 
     overall: float
     by_reason: Mapping[str, float]
@@ -74,13 +74,13 @@ class Excess(NamedTuple):
 
     rows: int
     reason: str | None
-    """A key of ``REASONS``; None for all that are dropped."""
+    """A key of ``REASONS``; None for all dropped rows together."""
     limit: float
-    """The share that may be."""
+    """The allowed share."""
 
 
 def exceeded(total: int, findings: Sequence[Finding], limits: Limits) -> list[Excess]:
-    """Return what is above its limit, all dropped rows first; all of them are too many whatever the limit."""
+    """Return the limits that are exceeded, that of all dropped rows first. Dropping every row exceeds any limit."""
     dropped = sum(f.rows for f in findings)
     found = []
     if dropped == total or dropped > limits.overall * total:
@@ -93,7 +93,7 @@ def exceeded(total: int, findings: Sequence[Finding], limits: Limits) -> list[Ex
 
 
 def mix(*parts: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return a 64-bit hash of columns of 64-bit hashes, row by row (the finaliser of splitmix64 after each)."""
+    """Return a 64-bit hash of each row of columns of 64-bit hashes (the finaliser of splitmix64 after each column)."""
     state = np.zeros(len(parts[0]), np.uint64)
     for part in parts:
         state = state + part + np.uint64(0x9E3779B97F4A7C15)  # arrays wrap around at 64 bits
@@ -106,14 +106,14 @@ def mix(*parts: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def contradictory(
     prompt: NDArray[np.uint64], chosen: NDArray[np.uint64], rejected: NDArray[np.uint64]
 ) -> NDArray[np.bool_]:
-    """Return which rows another row contradicts: A over B and B over A, or one answer called good and bad.
+    """Return which rows contradict another row: one prefers A to B and the other B to A, or one answer is good and bad.
 
-    All sides of a contradiction are named, since none is known to be right, whatever their order.
+    All rows of a contradiction are returned, in any order of rows, because it is unknown which of them is correct.
 
     Args:
         prompt: hash of each row's prompt. (N,)
-        chosen: of its good answer, 0 for none. (N,)
-        rejected: of its bad answer, 0 for none. (N,)
+        chosen: hash of its good answer, 0 for none. (N,)
+        rejected: hash of its bad answer, 0 for none. (N,)
     """
     turned: NDArray[np.bool_] = np.isin(mix(prompt, chosen, rejected), mix(prompt, rejected, chosen))
     turned &= chosen != rejected
@@ -121,7 +121,7 @@ def contradictory(
 
 
 def repeated(*columns: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return which rows are equal to an earlier one in all columns. (N,)"""
+    """Return which rows equal an earlier row in all columns. (N,)"""
     first = np.unique(mix(*columns), return_index=True)[1]
     again = np.ones(len(columns[0]), bool)
     again[first] = False
@@ -131,16 +131,16 @@ def repeated(*columns: NDArray[np.uint64]) -> NDArray[np.bool_]:
 def partners(
     ups: NDArray[np.uint64], good: NDArray[np.uint64], downs: NDArray[np.uint64], bad: NDArray[np.uint64]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Pair the good and the bad answers to the same prompt, one to one, in the order of the answers' hashes.
+    """Pair good and bad answers to the same prompt, one to one, in the order of the answers' hashes.
 
     Args:
-        ups: prompt of each good answer. (U,)
-        good: the answer. (U,)
-        downs: prompt of each bad answer. (D,)
-        bad: the answer. (D,)
+        ups: hash of the prompt of each good answer. (U,)
+        good: hash of that answer. (U,)
+        downs: hash of the prompt of each bad answer. (D,)
+        bad: hash of that answer. (D,)
 
     Returns:
-        indices into ups and downs, as long as each other
+        indices into ups and downs, of equal length
     """
     _, first, second = np.intersect1d(
         mix(ups, _rank(ups, good)), mix(downs, _rank(downs, bad)), assume_unique=True, return_indices=True

@@ -1,4 +1,4 @@
-"""Prompts that are almost alike, found by MinHash (Broder 1997) and confirmed by their exact similarity."""
+"""Finds near-duplicate prompts by MinHash (Broder 1997) and confirms them by their exact similarity."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,27 +9,27 @@ from numpy.typing import NDArray
 
 from alignflow.data.rows import Message
 
-SHINGLE = 5  # characters; words would call two short questions alike that differ in their one telling word
+SHINGLE = 5  # characters; word shingles would join short questions that differ in a single important word
 PERMUTATIONS = 64
-BANDS = 16  # of 4: prompts of similarity 0.8 share one with probability 1 − (1 − 0.8⁴)¹⁶ = 0.9998, of 0.5 with 0.64
-SEED = 1  # of the permutations: candidates are confirmed, so it decides nothing but which unlikely pair is missed
+BANDS = 16  # of 4 hashes: prompts of similarity 0.8 share one with probability 1 − (1 − 0.8⁴)¹⁶ = 0.9998; 0.5: 0.64
+SEED = 1  # of the permutations; it affects only which pairs are missed, because candidates are confirmed
 
 
 def words_of(messages: Sequence[Message]) -> str:
-    """Return what a conversation's user says, in lower case, without punctuation."""
+    """Return the user's texts of a conversation, in lower case and without punctuation."""
     said = " ".join(m["content"] for m in messages if m["role"] == "user")
     return " ".join(re.findall(r"\w+", said.casefold()))
 
 
 def shingles(text: AnyStr) -> set[AnyStr]:
-    """Return the runs of characters that a text consists of."""
+    """Return the set of character n-grams of a text."""
     return {text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1))}
 
 
 def similarity(one: str, other: str) -> float:
-    """Return the Jaccard similarity of the shingles of two texts, in [0, 1]; 0 if they name different numbers.
+    """Return the Jaccard similarity of the shingles of two texts, in [0, 1]; 0 if their numbers differ.
 
-    A question about 12 differs from one about 13, however similar their texts are.
+    A question about 12 is not a duplicate of a question about 13, even if their texts are similar.
     """
     if re.findall(r"\d+", one) != re.findall(r"\d+", other):
         return 0.0
@@ -38,7 +38,7 @@ def similarity(one: str, other: str) -> float:
 
 
 def sketches(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """Return the bands of each text's MinHash; similar texts are likely to share one. (N, bands)"""
+    """Return the bands of each text's MinHash; similar texts probably share a band. (N, bands)"""
     from rensa import RMinHash
 
     if not texts:
@@ -62,19 +62,19 @@ def matches(
     text_of: Callable[[bool, int], str],
     threshold: float,
 ) -> list[tuple[int, int, float]]:
-    """Return each of the others that is at least so similar to a held-out prompt, with the first such prompt.
+    """Return the other prompts that are near duplicates of a held-out prompt, each with the most similar one.
 
-    Memory grows only with the sketches: texts are read one by one, to confirm a candidate. Of each band, the
-    first held-out prompt that shares it is a candidate.
+    Only sketches stay in memory; the texts of candidates are read one by one. In each band, the first held-out prompt
+    with the same value is a candidate.
 
     Args:
         held_out: sketches of the evaluation side. (E, bands)
         others: sketches of the other sides. (N, bands)
-        text_of: returns ``words_of`` a prompt: whether it is held out, and its row.
-        threshold: least similarity.
+        text_of: returns ``words_of`` a prompt, given whether it is held out and its row.
+        threshold: minimum similarity.
 
     Returns:
-        row of the others, row of the held-out prompts, similarity; in the order of the others
+        row in others, row in held_out, similarity; sorted by the row in others
     """
     candidates: dict[int, set[int]] = {}
     for band in range(held_out.shape[1] if len(held_out) else 0):

@@ -1,8 +1,8 @@
-"""From rows of any source to three sides without a shared prompt, every row accounted for; memory stays flat.
+"""Turns rows of any source into three sides without common prompts, and reports what happens to every row.
 
-Rows are read once and measured (``survey``). What is wrong with them among each other, who pairs with whom and
-which side they are on is then decided on their numbers alone, so that neither the order of the rows nor the number
-of processes matters; and what is kept is copied out of the survey's file.
+``survey`` reads and measures each row once and keeps a few numbers in memory. Contradictions, duplicates, pairs and
+sides then follow from these numbers alone, so neither the order of the rows nor the number of processes matters. The
+texts of the rows that are kept are copied from the survey's file.
 """
 
 import json
@@ -25,15 +25,15 @@ from alignflow.data.survey import Ruler, Survey, survey
 from alignflow.evaluation.language import languages
 
 ALIKE_SHOWN = 20
-"""Pairs of near-duplicates that are reported; all are counted."""
+"""Number of near-duplicate pairs in the report; all are counted."""
 LANGUAGE_SAMPLE = 1000
-"""Number of prompts whose language is found: those with the smallest hashes, whatever the order of rows."""
+"""Number of prompts whose language is detected: those with the smallest hashes, in any order of rows."""
 SURE_LANGUAGE = 0.9
-"""Probability from which a prompt counts as of a language in the report."""
+"""Minimum probability of a language in the report."""
 MOST_TURNS = 8
 """Longer conversations are counted together."""
 EXCERPT = 160
-"""Characters of a prompt in the report."""
+"""Number of characters of a prompt in the report."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Alike:
-    """A training prompt that is almost one of the evaluation side."""
+    """A training prompt that is a near duplicate of an evaluation prompt."""
 
     row: str
     eval_row: str
@@ -58,17 +58,17 @@ class Alike:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What becomes of every row."""
+    """What happens to every row."""
 
     survey: Survey
     side: NDArray[np.uint8]
     """Of ``Side``. (N,)"""
     partner: NDArray[np.int64]
-    """Row with the bad answer to a good answer of its own row; -1 for none. (N,)"""
+    """Row with the bad answer that was paired with this row's good answer; -1 for none. (N,)"""
     used: NDArray[np.bool_]
-    """Which rows are written; those that went into another row's pair are not. (N,)"""
+    """Which rows are written; rows that became part of another row's pair are not. (N,)"""
     unpaired: NDArray[np.bool_]
-    """Bad answers to which there is no good one. (N,)"""
+    """Bad answers to prompts without a good answer. (N,)"""
     alike: list[Alike]
     ruler: Ruler
 
@@ -79,17 +79,17 @@ class Preparation:
 
     @property
     def unused(self) -> int:
-        """Bad answers to which there is no good one: on no side."""
+        """Number of bad answers to prompts without a good answer; they are on no side."""
         return int(self.unpaired.sum())
 
     @property
     def has_rejected(self) -> NDArray[np.bool_]:
-        """Which rows have a bad answer, of their own or of a partner. (N,)"""
+        """Which rows have a bad answer, their own or their partner's. (N,)"""
         found: NDArray[np.bool_] = self.survey.columns["has_rejected"] | (self.partner >= 0)
         return found
 
     def findings(self) -> list[Finding]:
-        """Return what rows were dropped for, the most frequent first."""
+        """Return why rows were dropped, the most frequent fault first."""
         codes = self.survey.columns["reason"]
         found = []
         for code, (reason, text) in enumerate(self.survey.faults[1:], start=1):
@@ -111,14 +111,14 @@ class Preparation:
 
 
 def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path, *, workers: int) -> Preparation:
-    """Read, measure and judge all rows, and decide what becomes of each.
+    """Read, measure and check all rows, and decide what happens to each.
 
     Args:
-        rows: of all sources.
+        rows: rows of all sources.
         ruler: measures them.
         plan: fractions and threshold.
-        folder: for the survey's files, which the result reads from.
-        workers: processes that measure.
+        folder: folder of the survey's files; the result reads texts from there.
+        workers: number of processes that measure.
     """
     seen = survey(rows, ruler, folder, workers=workers)
     columns = seen.columns
@@ -130,7 +130,7 @@ def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path,
     merged[partner[partner >= 0]] = True
     unpaired = (columns["reason"] == 0) & ~used & ~merged
     alike = _separate(seen, side, used | (unpaired & (side == Side.TRAIN)), plan.near_duplicate_threshold)
-    # a bad answer shares the fate of the good one that it was paired with
+    # a bad answer is dropped together with the good one that it was paired with
     columns["reason"][partner[partner >= 0]] = columns["reason"][partner >= 0]
     used &= columns["reason"] == 0
     unpaired &= columns["reason"] == 0
@@ -138,7 +138,7 @@ def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path,
 
 
 def report(prepared: Preparation) -> dict[str, Any]:
-    """Return everything that is known about prepared data, ready for JSON."""
+    """Return the report on prepared data, ready for JSON."""
     columns, findings = prepared.survey.columns, prepared.findings()
     dropped = int((columns["reason"] != 0).sum())
     control = np.flatnonzero(columns["control"] & (columns["reason"] == 0))
@@ -168,7 +168,7 @@ def report(prepared: Preparation) -> dict[str, Any]:
 
 
 def describe(prepared: Preparation) -> dict[str, Any]:
-    """Return the statistics of all rows that can be read; of length bias, over the pairs that are used."""
+    """Return statistics of all rows that can be read; length bias is over the used pairs only."""
     columns = prepared.survey.columns
     read = columns["size"] > 0
     pairs = prepared.used & columns["has_chosen"] & prepared.has_rejected
@@ -192,13 +192,13 @@ def describe(prepared: Preparation) -> dict[str, Any]:
 
 
 def _with_rejected(good: bytes, bad: bytes) -> bytes:
-    """Return the row of a good answer with the bad one of its partner."""
+    """Return the row of a good answer together with its partner's bad answer."""
     fields = {**json.loads(good), "rejected": json.loads(bad)["rejected"]}
     return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
 
 
 def _compare(seen: Survey) -> None:
-    """Mark contradictions, then repetitions, among the rows that are sound by themselves."""
+    """Mark contradictions, then repetitions, among the rows without other faults."""
     columns = seen.columns
     for reason, find in (("contradictory", contradictory), ("duplicate", repeated)):
         sound = np.flatnonzero(columns["reason"] == 0)
@@ -209,7 +209,7 @@ def _compare(seen: Survey) -> None:
 
 
 def _partners(columns: Any) -> NDArray[np.int64]:
-    """Give good answers a bad one to the same prompt, where rows have only one of both."""
+    """Pair good with bad answers to the same prompt, of rows that have only one of both."""
     sound = columns["reason"] == 0
     ups = np.flatnonzero(sound & columns["has_chosen"] & ~columns["has_rejected"])
     downs = np.flatnonzero(sound & columns["has_rejected"] & ~columns["has_chosen"])
@@ -222,7 +222,7 @@ def _partners(columns: Any) -> NDArray[np.int64]:
 
 
 def _separate(seen: Survey, side: NDArray[np.uint8], used: NDArray[np.bool_], threshold: float) -> list[Alike]:
-    """Drop the training rows whose prompt is almost one of the evaluation side; return the first few pairs."""
+    """Drop training rows whose prompt is a near duplicate of an evaluation prompt; return the first few pairs."""
     columns = seen.columns
     first = used & ~_repeats(columns["prompt"], used)
     held_out, others = np.flatnonzero(first & (side == Side.EVAL)), np.flatnonzero(first & (side != Side.EVAL))
@@ -246,7 +246,7 @@ def _alike(seen: Survey, row: int, other: int, alike: float) -> Alike:
 
 
 def _repeats(prompts: NDArray[np.uint64], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which of some rows have the prompt of an earlier one of them. (N,)"""
+    """Return which of the selected rows repeat the prompt of an earlier selected row. (N,)"""
     found = np.zeros(len(prompts), bool)
     found[among] = repeated(prompts[among]) if among.any() else False
     return found
@@ -277,7 +277,7 @@ def _sources(prepared: Preparation) -> list[dict[str, Any]]:
 
 
 def _languages(seen: Survey, rows: NDArray[np.intp]) -> dict[str, int]:
-    """Return how many prompts are in each language, the most frequent first; "?" counts the unclear ones."""
+    """Return the number of prompts in each language, the most frequent first; "?" counts the uncertain ones."""
     if rows.size > LANGUAGE_SAMPLE:
         rows = rows[np.argpartition(seen.columns["prompt"][rows], LANGUAGE_SAMPLE)[:LANGUAGE_SAMPLE]]
 
@@ -291,7 +291,7 @@ def _languages(seen: Survey, rows: NDArray[np.intp]) -> dict[str, int]:
 
 
 def _name(seen: Survey, row: int) -> str:
-    """Return a row's number; with several sources, after its source, by its last name if no other has it."""
+    """Return a row's number; with several sources, source and number. Unique file names are written without folders."""
     number = str(seen.columns["number"][row])
     if len(seen.sources) == 1:
         return number

@@ -1,7 +1,7 @@
-"""Streaming raw records out of files, folders and data sets of the Hub, whatever their container.
+"""Streams raw records from files, folders and data sets of the Hub, in any of the known containers.
 
-Containers are recognised by content: compression, Parquet and Arrow by their first bytes, one JSON document from JSON
-lines by how it begins. Endings decide only what content cannot (CSV, TSV). Memory does not grow with the rows.
+Containers are recognised by content: compression, Parquet and Arrow by their first bytes, a JSON document or JSON lines
+by their beginning. The file ending matters only for CSV and TSV. Memory does not grow with the number of rows.
 """
 
 import csv
@@ -24,39 +24,39 @@ NOT_UTF8 = "not UTF-8"
 NOT_AN_OBJECT = "not an object"
 
 WRAPPERS = ("data", "rows", "examples", "instances", "records")
-"""Keys of a JSON document under which its list of rows may lie."""
+"""Keys of a JSON document that may hold its list of rows."""
 
 LISTS = ("conversations", "messages", "responses", "completions", "answers", "scores", "ratings", "ranks")
-"""Columns of a CSV file that hold a JSON list; in other columns a cell is JSON only where it is chat messages."""
+"""Columns of a CSV file that hold a JSON list; other cells are parsed as JSON only if they are chat messages."""
 
 GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 ARROW_FILE, ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 JSON_ENDINGS, CSV_ENDINGS = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv")
 BINARY_ENDINGS = (".parquet", ".arrow")
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""Files of a folder that describe its data and hold none."""
+"""Files of a folder that describe its data but contain no rows."""
 
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
-SNIFF = 1 << 20  # bytes looked at to tell one container from another
-CHUNK = 1 << 16  # characters of a JSON document read at a time
-BATCH = 1024  # rows of a Parquet or Arrow file held at a time
-LONGEST_CELL = 1 << 24  # characters; a longer cell of a CSV file is a quote that is never closed
-PROBE_SECONDS = 10.0  # the Hub answers within this, or counts as out of reach
+SNIFF = 1 << 20  # bytes that are read to recognise a container
+CHUNK = 1 << 16  # characters of a JSON document per read
+BATCH = 1024  # rows of a Parquet or Arrow file in memory
+LONGEST_CELL = 1 << 24  # characters; a longer cell means that a quote in the CSV file is never closed
+PROBE_SECONDS = 10.0  # a Hub that does not answer within this time counts as unreachable
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from: a file, a folder, or a data set of the Hugging Face Hub."""
+    """A source of rows: a file, a folder, or a data set of the Hugging Face Hub."""
 
     path: str
-    """File, folder, or ``owner/name`` of the Hub where no such path exists."""
+    """File or folder; if no such path exists, ``owner/name`` on the Hub."""
     subset: str | None = None
-    """Hub only: the configuration, where a data set has several."""
+    """Hub only: the configuration, if a data set has several."""
     revision: str | None = None
     """Hub only: branch, tag or commit."""
     split: str | None = None
-    """Of the Hub or a folder; needed where there are several."""
+    """Hub or folder: the split; needed if there are several."""
     weight: float = 1.0
     """Sampling share relative to the source with the greatest weight; see ``formats.mix``."""
 
@@ -68,24 +68,24 @@ class Fault:
     source: str
     number: int
     reason: str
-    """One of a closed set of texts, so that faults can be counted by it."""
+    """One of a fixed set of texts, so that faults can be counted by reason."""
 
 
 class Record(NamedTuple):
-    """A row as its source holds it."""
+    """A row as it is in its source."""
 
     source: str
     """File, folder or data set."""
     number: int
-    """Line of a JSONL file; elsewhere the row, from 1 and without a header."""
+    """Line of a JSONL file; in other files the row, counted from 1 without a header."""
     content: Mapping[str, Any]
 
 
 def records(source: Source) -> Iterator[Record | Fault]:
-    """Stream the records of a source in its order; a broken row is a Fault and does not stop the reading.
+    """Stream the records of a source in order; a broken row becomes a Fault, and reading continues.
 
     Raises:
-        DataError: the source is missing, out of reach, of an unknown kind, or broken where no later row can be found.
+        DataError: the source is missing, unreachable, of an unknown kind, or broken so that no later row can be found.
     """
     path = Path(source.path)
     if path.is_dir():
@@ -99,7 +99,7 @@ def records(source: Source) -> Iterator[Record | Fault]:
 
 
 def _folder(folder: Path, split: str | None) -> Iterator[Record | Fault]:
-    """Read what ``save_to_disk`` wrote, or all files of data in a folder and its subfolders, by name."""
+    """Read what ``save_to_disk`` wrote, or all data files in a folder and its subfolders, sorted by name."""
     if (folder / "dataset_dict.json").exists():
         splits = _described(folder / "dataset_dict.json", "splits")
         yield from _folder(folder / _choose(str(folder), splits, split), None)
@@ -163,7 +163,7 @@ def _file(path: Path) -> Iterator[Record | Fault]:
 
 
 def _ending(path: Path) -> str:
-    """Return a file's known ending without that of its compression, or nothing."""
+    """Return a file's known ending without that of the compression, or an empty text."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     return next((e for e in (*JSON_ENDINGS, *CSV_ENDINGS, *BINARY_ENDINGS) if name.endswith(e)), "")
 
@@ -185,7 +185,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _json(path: Path, head: bytes, ending: str) -> Iterator[Record | Fault]:
-    # a character cut in two at the end of the head is left out
+    # an incomplete character at the end of the head is ignored
     start = head.decode("utf-8-sig", errors="ignore")
     if not start.lstrip().startswith(("{", "[")) and head.strip() and ending not in JSON_ENDINGS:
         raise DataError(f"{path}: unknown kind of file; known endings: {_endings()}")
@@ -202,7 +202,7 @@ def _lines(name: str, stream: IO[bytes]) -> Iterator[Record | Fault]:
             content = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError:
             yield Fault(name, number, NOT_UTF8)
-        except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
+        except (ValueError, RecursionError):  # ValueError also for a number with thousands of digits
             yield Fault(name, number, BROKEN_JSON)
         else:
             yield _record(name, number, content)
@@ -213,11 +213,11 @@ def _record(name: str, number: int, content: Any) -> Record | Fault:
 
 
 def _list_start(start: str, *, complete: bool) -> int | None:
-    """Return where the first row of a JSON document's list begins, or None for JSON lines."""
+    """Return the position of the first row in a JSON document's list, or None for JSON lines."""
     first, _, rest = start.lstrip().partition("\n")
     alone = _whole(first)
     if alone and rest.strip():
-        return None  # the first line is a row by itself and others follow
+        return None  # the first line is a complete row and others follow
     at = _after_space(start, 0)
     if start[at : at + 1] == "[":
         return at + 1 if _begins_list(start, at + 1, complete=complete) else None
@@ -244,7 +244,7 @@ def _whole(line: str) -> bool:
 
 
 def _begins_list(text: str, at: int, *, complete: bool) -> bool:
-    """Return whether a list's first element can be read, or is longer than a text that is not complete."""
+    """Return whether a list's first element can be read, or may continue after an incomplete text."""
     at = _after_space(text, at)
     try:
         if text[at : at + 1] != "]":
@@ -261,9 +261,9 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _document(name: str, stream: IO[bytes], at: int) -> Iterator[Record | Fault]:
-    """Stream the elements of a JSON list, whose first one begins at a character of the stream.
+    """Stream the elements of a JSON list, given the position of the first one.
 
-    A break cannot be stepped over as in JSON lines: nothing says where the next row begins.
+    Reading cannot continue after a broken row as in JSON lines: it is unknown where the next row begins.
     """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     number = 0
@@ -279,7 +279,7 @@ def _document(name: str, stream: IO[bytes], at: int) -> Iterator[Record | Fault]
 
 
 def _elements(text: io.TextIOBase, *, bare: bool) -> Iterator[Any]:
-    """Yield the elements up to the end of the list; after a bare list, which is the whole document, no text may follow.
+    """Yield the elements of the list; if the list is the whole document (bare), no text may follow it.
 
     Raises:
         ValueError: the JSON is broken.
@@ -295,22 +295,22 @@ def _elements(text: io.TextIOBase, *, bare: bool) -> Iterator[Any]:
         if found is not None:
             content, place = found
             yield content
-        else:  # as much again as is not yet understood, so that a long row costs its length, not its square
+        else:  # read as many characters as are buffered, so that the cost of a long row is linear in its length
             buffer, place = buffer[place:], 0
             more = text.read(max(CHUNK, len(buffer)))
             ended, buffer = not more, buffer + more
 
 
 def _element(text: str, at: int, *, ended: bool) -> tuple[Any, int] | None:
-    """Return the element of a list at a place and where to go on, or None if the text stops too early to tell.
+    """Return the list element at a position and the position after it, or None if the text ends too early.
 
     Raises:
-        ValueError: the JSON is broken, or it stops early and the text has ended.
+        ValueError: the JSON is broken, or the text ends inside it although it is complete (``ended``).
     """
     try:
         content, end = json.JSONDecoder().raw_decode(text, at)
     except json.JSONDecodeError as error:
-        # the longest thing that the decoder names by its beginning, texts apart, is an escaped pair: \\ud83d\\ude00
+        # apart from texts, the longest token whose start an error names is an escaped surrogate pair: \\ud83d\\ude00
         if ended or not (error.msg.startswith("Unterminated string") or error.pos > len(text) - 12):
             raise
         return None
@@ -331,7 +331,7 @@ def _delimiter(head: bytes, ending: str) -> str:
 
 
 def _table(path: Path, delimiter: str) -> Iterator[Record | Fault]:
-    """Read CSV: a header, then a row a record; an empty cell is a missing key."""
+    """Read CSV: a header, then one record per row; an empty cell is a missing key."""
     name = str(path)
     csv.field_size_limit(LONGEST_CELL)
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
@@ -357,7 +357,7 @@ def _cells(name: str, rows: Iterator[list[str]]) -> Iterator[list[str] | None]:
         except StopIteration:
             return
         except csv.Error as error:
-            if "expected after" not in str(error):  # a quote that nothing closes has eaten all later rows
+            if "expected after" not in str(error):  # an unclosed quote contains all later rows
                 raise DataError(f"{name}: row {number + 1}: {error}; close the quote that it opens") from None
             number += 1
             yield None
@@ -409,7 +409,7 @@ def _arrow(path: Path) -> Iterator[Record]:
     import pyarrow
 
     try:
-        # not memory-mapped: read pages of a map count as this process's memory, and grow with the file
+        # not memory-mapped: pages of a map that were read count as memory of this process and grow with the file
         with pyarrow.OSFile(str(path)) as file:
             magic = file.read(len(ARROW_FILE))
             file.seek(0)
@@ -438,10 +438,10 @@ def _hub(source: Source) -> Iterator[Record]:
 
     name = source.path
     try:
-        # asked first because `datasets` tries a Hub that is out of reach for half a minute
+        # asked first, because `datasets` retries an unreachable Hub for half a minute
         HfApi().dataset_info(name, revision=source.revision, timeout=PROBE_SECONDS)
         data = load_dataset(name, source.subset, split=source.split, revision=source.revision, streaming=True)
-    except Exception as error:  # of several libraries, without a common class
+    except Exception as error:  # from several libraries, without a common class
         raise DataError(
             f"{name}: neither a file or folder here, nor a data set that the Hugging Face Hub gives ({_line(error)}); "
             "check the name, `subset`, `split` and `revision`, or download it and give the folder"
@@ -453,7 +453,7 @@ def dataset_records(name: str, data: Any, split: str | None) -> Iterator[Record]
     """Stream a data set of the ``datasets`` library, or one split of a mapping of them.
 
     Raises:
-        DataError: there are several splits and none is chosen, or the stream breaks off.
+        DataError: there are several splits and none is chosen, or the stream stops with an error.
     """
     if isinstance(data, Mapping):
         data = data[_choose(name, list(data), split)]

@@ -1,4 +1,4 @@
-"""What preference data looks like: lengths, length bias, turns and languages."""
+"""Statistics of preference data: lengths, length bias and turns."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ BINS = 24
 
 
 def quantiles(lengths: NDArray[np.uint32]) -> dict[str, float]:
-    """Return mean, largest and quantiles of lengths, by name; empty when there is none."""
+    """Return mean, maximum and quantiles of lengths, by name; empty if there are no lengths."""
     if not lengths.size:
         return {}
     found = np.quantile(lengths, QUANTILES, method="inverted_cdf").tolist()
@@ -25,15 +25,15 @@ def quantiles(lengths: NDArray[np.uint32]) -> dict[str, float]:
 
 
 def length_bias(chosen: NDArray[np.uint32], rejected: NDArray[np.uint32]) -> dict[str, float]:
-    """Return how far length alone tells which answer is better.
+    """Return how well length alone predicts which answer is better.
 
     Args:
         chosen: lengths of the better answers. (N,)
-        rejected: of the worse ones. (N,)
+        rejected: lengths of the worse answers. (N,)
 
     Returns:
         ``shorter``, ``longer``, ``equal``: shares of pairs by the chosen answer's length; ``difference``, ``low``,
-        ``high``: mean of chosen minus rejected with its 95 % interval (normal). Empty when there is no pair.
+        ``high``: mean of chosen minus rejected with its 95 % interval (normal). Empty if there is no pair.
     """
     if not chosen.size:
         return {}
@@ -52,7 +52,7 @@ def length_bias(chosen: NDArray[np.uint32], rejected: NDArray[np.uint32]) -> dic
 
 
 def histogram(chosen: NDArray[np.uint32], rejected: NDArray[np.uint32]) -> dict[str, list[float]]:
-    """Return counts of both kinds of answers over common bins; the longest one in a hundred share the last bin."""
+    """Return histograms of both kinds of answers with common bins; the longest 1 % of answers are in the last bin."""
     both = np.concatenate([chosen, rejected])
     if not both.size:
         return {}
@@ -63,13 +63,13 @@ def histogram(chosen: NDArray[np.uint32], rejected: NDArray[np.uint32]) -> dict[
 
 
 def counted(values: NDArray[np.uint16], most: int) -> dict[str, int]:
-    """Return how often each small number occurs; what exceeds ``most`` is counted together."""
+    """Return how often each number occurs; numbers above ``most`` are counted together."""
     found = Counter(np.minimum(values, most + 1).tolist())
     return {str(n) if n <= most else f"more than {most}": found[n] for n in sorted(found)}
 
 
 def flat(statistics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the statistics that belong among a stage's metrics."""
+    """Return the statistics that are metrics of the stage."""
     bias = statistics["length_bias"]
     return {
         "prompt_length/mean": statistics["prompt_length"].get("mean", 0.0),

@@ -1,6 +1,6 @@
-"""Measure rows as they are read, in batches and perhaps in several processes, into a few numbers each.
+"""Measures rows while they are read, in batches and optionally in several processes.
 
-The numbers of a row (hashes, lengths, flags: 150 bytes) are all that stays in memory; its text goes to a file.
+Only a row's numbers (hashes, lengths, flags: 150 bytes) stay in memory; its text is written to a file.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from alignflow.data.sources import Fault
 from alignflow.data.split import draw
 
 BATCH = 1000
-"""Rows measured at once; changes speed only."""
+"""Number of rows in a batch; affects speed only."""
 COLUMNS = np.dtype(
     [
         ("source", "u2"),
         ("number", "u4"),
-        ("reason", "u1"),  # place in Survey.faults
+        ("reason", "u1"),  # index in Survey.faults
         ("has_chosen", "?"),
         ("has_rejected", "?"),
-        ("control", "?"),  # text that spells a control token
+        ("control", "?"),  # a text contains the spelling of a control token
         ("system", "?"),
         ("turns", "u2"),
         ("prompt", "u8"),
@@ -48,7 +48,7 @@ COLUMNS = np.dtype(
         ("size", "u4"),
     ]
 )
-"""What stays of a row; offset and size say where its text lies in the spool, size 0 that it has none."""
+"""Numbers of a row. Offset and size give the place of its text in the spool; size 0 means no text."""
 Columns = NDArray[np.void]
 Item = TypeVar("Item")
 NO_FAULT = ("", "")
@@ -56,35 +56,35 @@ NO_FAULT = ("", "")
 
 @dataclass(frozen=True)
 class Ruler:
-    """How texts are measured and which are too long."""
+    """Measures texts, with the limits above which they are too long."""
 
     tokenizer: Any | None
-    """None measures words, and no text is too long."""
+    """None: lengths are in words, and no text is too long."""
     max_prompt_length: int
     max_response_length: int
     seed: int
-    """Of the split."""
+    """Seed of the split."""
 
     @property
     def unit(self) -> str:
-        """What lengths count."""
+        """The unit of lengths."""
         return "words" if self.tokenizer is None else "tokens"
 
     def prompt_lengths(self, conversations: Sequence[Sequence[Message]]) -> list[int | None]:
-        """Return the lengths of conversations, chat template included; None where it refuses one."""
+        """Return the lengths of conversations including the chat template; None if the template refuses one."""
         if self.tokenizer is None:
             return [sum(len(m["content"].split()) for m in messages) for messages in conversations]
         prompts = encode_prompts(self.tokenizer, conversations)
         return [None if isinstance(prompt, RefusedConversation) else len(prompt) for prompt in prompts]
 
     def response_lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the lengths of answers, end included."""
+        """Return the lengths of answers including the end token."""
         if self.tokenizer is None:
             return [len(text.split()) for text in texts]
         return [len(ids) for ids in encode_responses(self.tokenizer, texts)]
 
     def spells_control(self, messages: Sequence[Message]) -> bool:
-        """Return whether a conversation spells a control token; it is encoded as text all the same."""
+        """Return whether a conversation contains the spelling of a control token; it is encoded as ordinary text."""
         return self.tokenizer is not None and any(control_tokens_in(self.tokenizer, m["content"]) for m in messages)
 
 
@@ -93,13 +93,13 @@ class Survey:
     """All rows that were read."""
 
     columns: Columns
-    """In the order of reading. (N,)"""
+    """Numbers of each row, in the order of reading. (N,)"""
     faults: list[tuple[str, str]]
-    """Key of ``gate.REASONS`` and the fault in words, by the column ``reason``; the first is no fault."""
+    """Key of ``gate.REASONS`` and the fault in words, indexed by the column ``reason``; index 0 means no fault."""
     sources: list[str]
-    """By the column ``source``."""
+    """Names of sources, indexed by the column ``source``."""
     spool: Path
-    """Rows as they will be written, a JSON object a line."""
+    """Rows as they will be written, one JSON object per line."""
 
     def line(self, row: int) -> bytes:
         """Return a row as it will be written."""
@@ -114,13 +114,13 @@ class Survey:
                 yield file.read(int(size))
 
     def fault(self, reason: str) -> int:
-        """Return the number of a fault that has the plain words of its reason."""
+        """Return the index of the fault whose text is that of its reason."""
         return _place(self.faults, _named(reason))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A batch of rows; numbers of reasons and sources, and offsets, count within the batch."""
+    """A batch of rows; indices of reasons and sources, and offsets, are those within the batch."""
 
     columns: Columns
     faults: list[tuple[str, str]]
@@ -129,13 +129,13 @@ class Measured:
 
 
 def survey(rows: Iterable[Row | Fault], ruler: Ruler, folder: Path, *, workers: int) -> Survey:
-    """Read all rows once; the result is the same whatever the number of workers.
+    """Read all rows once; the result does not depend on the number of workers.
 
     Args:
-        rows: of all sources, in order.
+        rows: rows of all sources, in order.
         ruler: measures them.
-        folder: where their texts and numbers are put down.
-        workers: processes that measure; 1 measures in this one.
+        folder: folder for their texts and numbers.
+        workers: number of processes that measure; 1: this process does.
     """
     spool, numbers = folder / "rows.jsonl", folder / "columns"
     faults, sources = [NO_FAULT], list[str]()
@@ -153,7 +153,7 @@ def survey(rows: Iterable[Row | Fault], ruler: Ruler, folder: Path, *, workers: 
 
 
 def measure(batch: Sequence[Row | Fault], ruler: Ruler) -> Measured:
-    """Measure a batch of rows: find what is wrong with each by itself, and put its text into a line."""
+    """Measure a batch of rows: find the faults of each single row, and write its text as a line."""
     columns = np.zeros(len(batch), COLUMNS)
     faults, sources, texts, words = [NO_FAULT], list[str](), list[bytes](), list[str]()
     wrong = [(reason_of(row), row.reason) if isinstance(row, Fault) else _wrong(row) for row in batch]
@@ -212,7 +212,7 @@ def _describe(column: Any, row: Row, ruler: Ruler) -> None:
 
 
 def _wrong(row: Row) -> tuple[str, str]:
-    """Return what is wrong with a row by itself; the reader has seen to texts and turns."""
+    """Return the fault of a single row; the reader has already checked texts and turns."""
     return _named("identical") if row.chosen is not None and row.chosen == row.rejected else NO_FAULT
 
 
@@ -248,11 +248,11 @@ def _batches(rows: Iterable[Row | Fault]) -> Iterator[list[Row | Fault]]:
 
 
 def _measured(batches: Iterable[Sequence[Row | Fault]], ruler: Ruler, workers: int) -> Iterator[Measured]:
-    """Yield the measured batches in order; no more wait than keep the workers busy."""
+    """Yield the measured batches in order; only as many are queued as keep the workers busy."""
     if workers == 1:
         yield from (measure(batch, ruler) for batch in batches)
         return
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+    spawn = multiprocessing.get_context("spawn")  # fork would copy locks that other threads hold
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(ruler,)) as pool:
         waiting: deque[Future[Measured]] = deque()
         for batch in batches:
@@ -263,7 +263,7 @@ def _measured(batches: Iterable[Sequence[Row | Fault]], ruler: Ruler, workers: i
             yield waiting.popleft().result()
 
 
-_ruler: list[Ruler] = []  # of a worker process: sent once, not with every batch
+_ruler: list[Ruler] = []  # the ruler of a worker process: sent once, not with every batch
 
 
 def _begin(ruler: Ruler) -> None:
