@@ -1,10 +1,10 @@
-"""Several processes of one training: which rows each takes, and what they exchange.
+"""Training with several processes: distributes rows and exchanges results.
 
 Data parallelism as in DDP (Li et al. 2020, arXiv:2006.15704), without its hooks on a module's forward: only adapters
-and heads are trained, so the only communication is one sum over a flat vector at the end of an optimiser step. Every
-process holds the whole base, the same weights and the same data; work is divided by rows, and each process cuts its
-own rows into micro-batches. With one process each function returns at once, there is no process group, and accelerate
-is not imported.
+and heads are trained, so gradients are exchanged in one sum over a flat vector per optimiser step. Every process has
+the whole base, the same weights and the same data; rows are distributed, and each process cuts its rows into
+micro-batches. With a single process there is no process group, accelerate is not imported, and each function returns
+immediately.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +19,14 @@ Value = TypeVar("Value")
 
 
 class PeerLost(RuntimeError):
-    """Another process of this training has ended, and this one cannot go on; the other one says why."""
+    """Another process of this training has ended, so this one cannot continue; the other process reports why."""
 
 
 def join(*, cpu: bool) -> None:
-    """Enter the group of the processes that a launcher started, each with a device of its own.
+    """Join the process group of a launcher; each process has its own device.
 
     Args:
-        cpu: whether they compute on CPUs (gloo) and not on a GPU each (NCCL).
+        cpu: True for processes on CPUs (gloo), False for one GPU per process (NCCL).
     """
     from accelerate import PartialState
 
@@ -40,21 +40,21 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process among them, from 0."""
+    """Return the rank of this process, from 0."""
     return torch.distributed.get_rank() if _several() else 0
 
 
 def is_main() -> bool:
-    """Return whether this process is the one that prints, tracks and writes."""
+    """Return whether this is the main process, which prints, tracks and writes."""
     return rank() == 0
 
 
 def mine(items: Sequence[Item], costs: Sequence[float] | None = None) -> list[Item]:
-    """Return this process's run of the items; the runs of all, by rank, are the items in order.
+    """Return this process's share of the items: a slice; the slices of all ranks in order are all items.
 
     Args:
-        items: to share out.
-        costs: of each; runs are cut where their sums are alike. Without them all cost the same.
+        items: what to distribute.
+        costs: cost of each item; slices have about equal sums. None: all items cost the same.
     """
     costs = [1.0] * len(items) if costs is None else costs
     total, before, found = sum(costs), 0.0, []
@@ -67,7 +67,7 @@ def mine(items: Sequence[Item], costs: Sequence[float] | None = None) -> list[It
 
 
 def gather(value: Value) -> list[Value]:
-    """Return the value that each process gives, by rank. All must call it, as everything below.
+    """Return the values of all processes, by rank. All processes must call it, and all functions below, too.
 
     Raises:
         PeerLost: another process has ended.
@@ -87,11 +87,11 @@ def agree(flag: bool) -> bool:
 
 
 def deal(count: int, work: Callable[[list[int]], Sequence[Value]]) -> list[Value]:
-    """Do numbered work, each number in one process, and return all results in order in every process.
+    """Do numbered pieces of work, each in one process, and return all results in order in every process.
 
     Args:
-        count: numbers go from 0 to below this.
-        work: returns a result for each of its numbers; may be given none.
+        count: number of pieces, numbered from 0.
+        work: returns a result for each of the given numbers, which may be none.
     """
     return [result for part in gather(list(work(mine(range(count))))) for result in part]
 
@@ -105,7 +105,7 @@ def sum_tensor(tensor: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Replace each gradient by its sum over all processes; None, where no process has one, stays None."""
+    """Replace each gradient by its sum over all processes; it stays None if no process has one."""
     if not _several():
         return
     present = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
@@ -117,7 +117,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until all processes have called this."""
     gather(None)
 
 

@@ -1,4 +1,4 @@
-"""Repeat work that does not fit into memory in smaller parts, which changes no result."""
+"""Repeats work in smaller parts when memory runs out; results do not change."""
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
@@ -12,22 +12,22 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 SIGNS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
-"""In the text of a RuntimeError of torch, where it has no type of its own."""
+"""Part of the message of a RuntimeError of torch, which has no type of its own for this."""
 
 
 @dataclass
 class Budget:
-    """What a pass may hold at once; halved for the rest of the run when memory runs out."""
+    """Largest size of one pass; halved for the rest of the run when memory runs out."""
 
     size: int
-    """Of the largest part: tokens, or rows when sampling."""
+    """Unit of the size: tokens, or rows when sampling."""
     announce: Callable[[str], None]
-    """Receives one line for the user each time."""
+    """Receives one line for the user each time the size is halved."""
     unit: str = "tokens"
 
 
 class DoesNotFit(ValueError):
-    """Memory ran out on a part that cannot be cut further."""
+    """Memory ran out on a part that cannot be split further."""
 
 
 class _RanOut(Exception):
@@ -40,7 +40,7 @@ class _RanOut(Exception):
 
 @contextmanager
 def part(number: int) -> Iterator[None]:
-    """Tell ``fitting`` that memory ran out in this part (from 0) of its work; wrap nothing that must not run twice."""
+    """Report to ``fitting`` that memory ran out in this part (from 0) of its work; the code inside may run twice."""
     try:
         yield
     except RuntimeError as error:
@@ -55,18 +55,18 @@ def fitting(
     size: Callable[[Part], int],
     budget: Budget,
 ) -> Result:
-    """Run work that is cut into parts, and all of it again in smaller parts when memory runs out.
+    """Run work in parts; when memory runs out, run all of it again in smaller parts.
 
-    Parts come longest rows first, so what does not fit shows early and little is done twice.
+    Parts are sorted by length, longest rows first, so memory runs out early and little work is repeated.
 
     Args:
-        cut: returns the parts for a budget; for 1, the smallest there are.
-        run: does the work from its beginning, each part inside ``part``.
-        size: what a part holds, in the budget's unit.
-        budget: stays as small as it became.
+        cut: returns the parts for a budget; for 1, the smallest possible ones.
+        run: does the whole work, each part inside ``part``.
+        size: returns the size of a part in the budget's unit.
+        budget: is reduced in place.
 
     Raises:
-        DoesNotFit: the parts are the smallest there are.
+        DoesNotFit: memory ran out with the smallest parts.
     """
     while True:
         parts = cut(budget.size)
@@ -74,14 +74,14 @@ def fitting(
             return run(parts)
         except _RanOut as error:
             failed = size(parts[error.part])
-        # here and not in the handler above: there the error still holds the tensors of the failed part
+        # not in the handler above, where the error still holds the tensors of the failed part
         if len(parts) == len(cut(1)):
-            raise DoesNotFit(f"memory ran out on {failed} {budget.unit}, a row, pair or group that cannot be cut")
+            raise DoesNotFit(f"memory ran out on {failed} {budget.unit}, and this row, pair or group cannot be split")
         del parts
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         budget.size = max(1, min(budget.size, failed) // 2)
         budget.announce(
-            f"memory ran out on {failed} {budget.unit} at once; goes on with {budget.size}, which changes no result"
+            f"memory ran out on {failed} {budget.unit}; continues with {budget.size}, which does not change results"
         )

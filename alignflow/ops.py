@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROWS = 8  # of a chunk, whose logits a CPU has in float32 at once: memory that it writes again and again, in its caches
+ROWS = 8  # of a chunk whose float32 logits a CPU computes together, so that they stay in its caches
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -16,19 +16,19 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over all True entries, a scalar; 0 where there is none."""
+    """Return the mean over all True entries, a scalar; 0 if there are none."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
     """Shift and scale the True entries together to mean 0 and unbiased standard deviation 1; zero elsewhere.
 
-    Fewer than two entries are only centred: they have no deviation.
+    Fewer than two entries have no standard deviation and are only centred.
 
     Args:
-        values: numbers of any shape.
-        mask: True where they count; same shape.
-        keep_mean: scale around the mean and keep the mean: for rewards, whose sign matters.
+        values: numbers, any shape.
+        mask: True where a number counts; same shape.
+        keep_mean: scale around the mean and keep it: for rewards, whose sign matters.
     """
     mean, count = masked_mean(values, mask), mask.sum()
     centred = values - mean
@@ -39,7 +39,7 @@ def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Return log π − log π_ref: unbiased for KL(π‖π_ref) under samples of π, of either sign. Elementwise, nats."""
+    """Return log π − log π_ref: unbiased for KL(π‖π_ref) under samples of π, can be negative. Elementwise, nats."""
     return logprobs - ref_logprobs
 
 
@@ -47,14 +47,14 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Return exp(δ) − δ − 1 with δ = log π_ref − log π: unbiased under samples of π and never negative.
 
     Schulman, "Approximating KL divergence" (2020); Eq. 4 of Shao et al. 2024, arXiv:2402.03300. δ is clamped
-    to ±20 so that one token cannot overflow. Elementwise, nats.
+    to ±20 so that exp does not overflow. Elementwise, nats.
     """
     delta = (ref_logprobs - logprobs).clamp(-20.0, 20.0)
     return torch.expm1(delta) - delta
 
 
 def importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, *, cap: float) -> Tensor:
-    """Return min(π_old(y_t) / π_sampler(y_t), C): the weight of a token from a sampler that rounds differently.
+    """Return min(π_old(y_t) / π_sampler(y_t), C): the importance weight of a token from a sampler with other rounding.
 
     Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training" (truncated importance
     sampling). Elementwise.
@@ -70,17 +70,17 @@ def importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, *, cap: float
 def importance(
     logprobs: Tensor, sampled_logprobs: Tensor | None, mask: Tensor, *, cap: float | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the importance weight of each token, and their metrics; ones and none where there is no cap.
+    """Return the importance weight of each token, and metrics; without a cap, weights 1 and no metrics.
 
     Args:
         logprobs: log π_old. (B, S-1)
-        sampled_logprobs: log π_sampler; may lack only without a cap. (B, S-1)
+        sampled_logprobs: log π_sampler; may be None only if there is no cap. (B, S-1)
         mask: True at response tokens. (B, S-1)
         cap: C of ``importance_weights``.
     """
     if cap is None:
         return torch.ones_like(logprobs), {}
-    assert sampled_logprobs is not None, "an importance weight needs what the sampler said"
+    assert sampled_logprobs is not None, "importance weights need the sampler's log-probs"
     weights = importance_weights(logprobs, sampled_logprobs, cap=cap)
     return weights, {
         "importance/mean": weights[mask],
@@ -92,7 +92,7 @@ KL_ESTIMATORS = {"k1": kl_k1, "k3": kl_k3}
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """Log-probs and entropies of given tokens without ever holding (N, V) logits for all N positions."""
+    """Log-probs and entropies of given tokens, without (N, V) logits of all N positions in memory."""
 
     @staticmethod
     def forward(
@@ -120,9 +120,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 normalizer = total.log()
                 logprobs[rows] = (logits.gather(1, targets[rows, None]) - normalizer)[:, 0]
                 normalizers[rows] = (peak + normalizer)[:, 0]
-                if entropy:  # log Σ e^l − Σ p·l with l ≤ 0: neither term is negative, so no digits cancel
+                if entropy:  # log Σ e^l − Σ p·l with l ≤ 0: a sum of two non-negative terms, so no cancellation
                     entropies[rows] = (normalizer - (odds * logits).sum(-1, keepdim=True) / total)[:, 0]
-                if slopes is not None:  # ∂ log p_y / ∂ logit_v = [v = y] − p_v, in the memory of the products
+                if slopes is not None:  # ∂ log p_y / ∂ logit_v = [v = y] − p_v, in place of the products
                     share = odds.div_(-total)
                     share.scatter_add_(1, targets[rows, None], torch.ones_like(total))
                     products.copy_(share.mul_(bend))
@@ -130,7 +130,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 slopes[part] = whole @ weight
         ctx.save_for_backward(hidden, weight, normalizers, entropies, slopes)
         ctx.bias, ctx.scale, ctx.softcap, ctx.chunk = bias, scale, softcap, chunk
-        ctx.set_materialize_grads(False)  # entropies are mostly looked at only: their gradient is then None
+        ctx.set_materialize_grads(False)  # entropies are mostly metrics only: their gradient is then None
         if not entropy:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -159,17 +159,17 @@ def _parts(total: int, chunk: int) -> list[slice]:
 
 
 def _few(part: slice, products: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Cut a chunk's products into rows few enough that a CPU's caches hold their logits; a GPU takes all at once.
+    """Split a chunk's products into parts whose logits fit a CPU's caches; a GPU takes all of them together.
 
     Yields:
-        The positions, and their products: a view.
+        The positions, and a view of their products.
     """
     for few in _parts(len(products), ROWS if products.device.type == "cpu" else len(products)):
         yield slice(part.start + few.start, part.start + few.stop), products[few]
 
 
 def _logits(products: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor | float]:
-    """Return scale·c·tanh(x/c), and its derivative, of products x; float32 ones are used up."""
+    """Return scale·c·tanh(x/c), and its derivative, of products x; overwrites float32 products."""
     logits = products.float()
     if not softcap:
         return logits.mul_(scale), scale
@@ -188,22 +188,22 @@ def token_logprobs(
     chunk: int = 128,
     entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return log π(target) at each position, and the entropy of π there (zeros unless asked for).
+    """Return log π(target) at each position, and the entropy of π there (zeros if ``entropy`` is False).
 
-    log softmax(logits / temperature)[target] with logits = hidden · weightᵀ (+ bias), in float32. Same numbers
-    as ``log_softmax(logits)`` and ``gather``, but logits exist for ``chunk`` positions at a time, in
-    float32 on a CPU for a few rows of them. The weight is frozen, so no gradient reaches it, and that of the states
-    is found while their logits are there: the backward pass computes them again for a gradient of entropies alone.
+    log softmax(logits / temperature)[target] with logits = hidden · weightᵀ (+ bias), in float32. The numbers are those
+    of ``log_softmax(logits)`` and ``gather``, but only the logits of ``chunk`` positions are in memory together; on a
+    CPU only a few rows of them in float32. The weight is frozen and gets no gradient. The forward pass computes the
+    gradient of the states as well, while it has the logits; the backward pass computes logits again only for entropies.
 
     Args:
-        hidden: last hidden states at the predicting positions. (N, H)
+        hidden: last hidden states at the positions that predict. (N, H)
         weight: output embedding. (V, H)
-        targets: the predicted token ids. (N,)
-        bias: of the output embedding. (V,)
-        temperature: of sampling; divides the logits.
+        targets: token ids to predict. (N,)
+        bias: bias of the output embedding. (V,)
+        temperature: sampling temperature; divides the logits.
         softcap: c of c·tanh(logits / c), which some models apply; 0 for none.
-        chunk: positions whose logits exist at once.
-        entropy: compute entropies.
+        chunk: number of positions whose logits are in memory together.
+        entropy: whether to compute entropies.
 
     Returns:
         Log-probs and entropies in nats, float32. (N,), (N,)

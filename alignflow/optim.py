@@ -1,4 +1,4 @@
-"""AdamW on float32 master weights, with compute copies of another dtype in the model, and the schedule."""
+"""AdamW with float32 master weights for parameters of any dtype, and the learning-rate schedule."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from alignflow.distributed import sum_gradients
 
 @dataclass(frozen=True)
 class OptimisationConfig:
-    """How a training optimises."""
+    """Settings of the optimiser."""
 
     steps: int
     batch_size: int
@@ -26,7 +26,7 @@ class OptimisationConfig:
 
 
 def learning_rate_factor(step: int, total: int, warmup_fraction: float) -> float:
-    """Return the share of the peak rate at a step (from 0): linear warm-up, then cosine down to a tenth."""
+    """Return the share of the peak rate at a step (from 0): linear warm-up, then cosine decay to a tenth."""
     warmup = round(warmup_fraction * total)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -43,20 +43,20 @@ class Trainable(Protocol):
 
 
 class MasterAdamW:
-    """AdamW whose weights are float32, whatever the dtype of the parameters in the model.
+    """AdamW with float32 weights, for model parameters of any dtype.
 
-    In bfloat16 a small update rounds to nothing; so the update happens on a float32 master of each parameter,
-    and the model gets its rounded copy. With float32 parameters this is plain AdamW (Loshchilov & Hutter 2019).
+    In bfloat16, rounding would lose small updates. So updates change a float32 master copy of each parameter,
+    and the model gets the rounded values. With float32 parameters this is plain AdamW (Loshchilov & Hutter 2019).
     """
 
     def __init__(self, groups: Sequence[tuple[Sequence[Parameter], float]], weight_decay: float, *, kind: str) -> None:
-        """Take groups of parameters, each with its peak learning rate, and how the moments are kept.
+        """Take groups of parameters, each with its peak learning rate.
 
         Args:
-            groups: parameters and rates.
-            weight_decay: of all of them.
-            kind: ``adamw`` keeps the moments in float32; ``adamw_8bit`` of tensors from 4,096 numbers on in 8 bits
-                (Dettmers et al. 2022, arXiv:2110.02861); ``paged_`` of either lets large ones leave a full GPU.
+            groups: parameters and peak learning rates.
+            weight_decay: weight decay of all groups.
+            kind: ``adamw``: moments in float32; ``adamw_8bit``: in 8 bits for tensors of 4,096 numbers or more
+                (Dettmers et al. 2022, arXiv:2110.02861); ``paged_`` before either: moments may move to host memory.
         """
         self._pairs = [[(p, p.detach().float().clone()) for p in params] for params, _ in groups]
         self._peaks = [rate for _, rate in groups]
@@ -71,10 +71,10 @@ class MasterAdamW:
         )
 
     def step(self, *, factor: float, max_grad_norm: float) -> float:
-        """Sum gradients over all processes, clip each group's norm, update, and return the norm of all before clipping.
+        """Sum gradients over all processes, clip each group's norm, update; return the total norm before clipping.
 
-        Groups are clipped apart, so that a critic's large loss does not shrink the policy's step. A norm that is not
-        finite changes nothing and is returned as it is; the caller stops the run.
+        Each group is clipped by its own norm, so that a critic's large loss does not shrink the policy's step. If the
+        norm is not finite, no weight changes, and the caller stops the run.
         """
         pairs = [pair for group in self._pairs for pair in group]
         for parameter, master in pairs:
@@ -93,13 +93,13 @@ class MasterAdamW:
         return norm
 
     def drop_gradients(self) -> None:
-        """Forget what was accumulated since the last step."""
+        """Drop the gradients that were accumulated since the last step."""
         for pairs in self._pairs:
             for parameter, _ in pairs:
                 parameter.grad = None
 
     def state(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {
             "masters": [[m for _, m in pairs] for pairs in self._pairs],
             "adamw": self._adamw.state_dict(),
@@ -116,13 +116,13 @@ class MasterAdamW:
 
 
 def adamw(models: Trainable, rates: Mapping[str, float], *, weight_decay: float, kind: str) -> MasterAdamW:
-    """Return the optimiser of the roles that are trained.
+    """Return the optimiser of the trained roles.
 
     Args:
-        models: hold the roles.
+        models: models with these roles.
         rates: peak learning rate by role.
-        weight_decay: of all roles.
-        kind: as ``MasterAdamW`` takes it.
+        weight_decay: weight decay of all roles.
+        kind: see ``MasterAdamW``.
     """
     return MasterAdamW([(models.parameters(role), rate) for role, rate in rates.items()], weight_decay, kind=kind)
 

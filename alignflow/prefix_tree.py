@@ -1,10 +1,10 @@
-"""Rows as a tree of their prefixes: a shared prefix is stored once, and nothing is padded.
+"""Rows as a tree of their prefixes: a shared prefix is stored once, and there is no padding.
 
-In a causal model a state depends only on the tokens up to it. So rows that begin alike (the header of a chat
-template, one prompt with several responses, a preference pair) have equal states there, and whatever works token by
-token (embeddings, norms, linear layers, their 4-bit weights) needs to see each distinct prefix only once. Only
-attention sees the rows. Same numbers as padded rows, up to the order of sums; gradients of shared tokens add up over
-their rows.
+In a causal model the state at a token depends only on the tokens up to it. So rows with a common prefix (the header of
+a chat template, one prompt with several responses, a preference pair) have equal states there. Operations that treat
+each token by itself (embeddings, norms, linear layers with their 4-bit weights) compute each distinct prefix once. Only
+attention needs the rows. The numbers are those of padded rows, up to the order of sums; the gradient of a shared token
+is the sum over its rows.
 """
 
 from collections.abc import Sequence
@@ -16,38 +16,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# of one row at a time: what bounds the scores that exist at once, and how much of them lies in the future
+# of one row in a block: bounds the attention scores in memory, and the share of them that is masked
 QUERIES = 256
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The tokens of a row that no row before it has."""
+    """The tokens of a row that are in no earlier row."""
 
     row: int
     depth: int
-    """How many tokens the row shares with rows before it."""
+    """Number of tokens that the row shares with earlier rows."""
     start: int
-    """Where its own tokens begin in the flat order, in which they lie side by side."""
+    """Index of its first own token in the flat order, where its own tokens are contiguous."""
     stop: int
 
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """N distinct prefixes of B rows in the order in which they first occur."""
+    """N distinct prefixes of B rows, in order of first occurrence."""
 
     tokens: Tensor
     """Last token of each prefix. (N,)"""
     positions: Tensor
-    """Tokens before it in its row. (N,)"""
+    """Number of tokens before it in its row. (N,)"""
     rows: Tensor
-    """Where a row's tokens lie among the N, without padding before them; 0 after its end. (B, L)"""
+    """Indices of a row's tokens among the N, without padding before them; 0 after its end. (B, L)"""
     branches: tuple[Branch, ...]
-    """In flat order; rows that bring nothing new have none."""
+    """In flat order; a row without new tokens has no branch."""
 
     @cached_property
     def owners(self) -> Tensor:
-        """Where each prefix first occurs among the flattened rows. (N,)"""
+        """Index of the first occurrence of each prefix in the flattened rows. (N,)"""
         width = self.rows.shape[1]
         places = [range(b.row * width + b.depth, b.row * width + b.depth + b.stop - b.start) for b in self.branches]
         return torch.tensor([i for place in places for i in place], device=self.rows.device)
@@ -81,7 +81,7 @@ def prefix_tree(rows: Sequence[Sequence[int]], device: torch.device) -> PrefixTr
 
 
 class _TreeAttention(torch.autograd.Function):
-    """Attention of every prefix over itself and the prefixes before it; probabilities are recomputed backward."""
+    """Attention of every prefix to itself and its earlier prefixes; the backward pass recomputes the probabilities."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: PrefixTree, scale: float) -> Tensor:
@@ -102,7 +102,7 @@ class _TreeAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         tree, scale = ctx.tree, ctx.scale
         grad_query = torch.empty_like(query)
-        # a prefix that many rows share gathers many small parts
+        # the gradient of a prefix that many rows share is a sum of many small parts
         wide = torch.promote_types(key.dtype, torch.float32)
         grad_key, grad_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
         future = _future(query)
@@ -126,16 +126,16 @@ class _TreeAttention(torch.autograd.Function):
 
 
 def tree_attention(tree: PrefixTree, query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
-    """Return softmax(scale · q kᵀ) v of each prefix over the prefixes of its own row up to itself.
+    """Return softmax(scale · q kᵀ) v of each prefix over the prefixes of its row up to and including itself.
 
-    A loop over rows with matrix products of no wasted entry: for CPUs, where a product costs more than its launch.
+    A loop over rows whose products have few masked entries. Meant for CPUs, where products cost more than calls.
 
     Args:
-        tree: of N prefixes.
+        tree: N prefixes.
         query: (N, heads, D)
         key: (N, groups, D), heads a multiple of groups
         value: (N, groups, D)
-        scale: of the scores.
+        scale: scale of the scores.
 
     Returns:
         (N, heads, D)
@@ -145,14 +145,14 @@ def tree_attention(tree: PrefixTree, query: Tensor, key: Tensor, value: Tensor, 
 
 
 def _blocks(branch: Branch) -> list[tuple[slice, int]]:
-    """Return parts of a branch, each with how many tokens of the row its last query sees."""
+    """Return parts of a branch, each with the number of tokens of the row that its last query attends to."""
     starts = range(branch.start, branch.stop, QUERIES)
     parts = [slice(start, min(start + QUERIES, branch.stop)) for start in starts]
     return [(part, branch.depth + part.stop - branch.start) for part in parts]
 
 
 def _of_row(flat: Tensor, tree: PrefixTree, branch: Branch) -> Tensor:
-    """Return what belongs to the tokens of a branch's row, up to the end of the branch. (groups, tokens, D)"""
+    """Return the entries of a row's tokens up to the end of the branch. (groups, tokens, D)"""
     own = flat[branch.start : branch.stop]
     if branch.depth:
         own = torch.cat([flat.index_select(0, tree.rows[branch.row, : branch.depth]), own])
@@ -160,7 +160,7 @@ def _of_row(flat: Tensor, tree: PrefixTree, branch: Branch) -> Tensor:
 
 
 def _grouped(part: Tensor, key: Tensor) -> Tensor:
-    """Put the heads that share a key below each other. (T, heads, D) -> (groups, heads/groups·T, D)"""
+    """Concatenate the heads that share a key along the tokens. (T, heads, D) -> (groups, heads/groups·T, D)"""
     tokens, heads, width = part.shape
     groups = key.shape[1]
     return part.view(tokens, groups, heads // groups, width).permute(1, 2, 0, 3).reshape(groups, -1, width)
@@ -174,7 +174,7 @@ def _ungrouped(part: Tensor, query: Tensor) -> Tensor:
 
 
 def _future(query: Tensor) -> Tensor:
-    """Return −∞ where a query of a block stands before a key of the same block. (QUERIES, QUERIES)"""
+    """Return −∞ where a query precedes a key of the same block, else 0. (QUERIES, QUERIES)"""
     return torch.full((QUERIES, QUERIES), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
 
 

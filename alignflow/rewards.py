@@ -1,8 +1,8 @@
-"""Rewards by rule: a rule is a Python file that holds the function of its name.
+"""Rewards by rule: a rule is a Python file with a function of the same name.
 
-The function takes a prompt, a response and the data's answer to the prompt (None where there is none) and returns a
-number, or None where it does not apply. Its own numbers are keyword-only arguments without defaults.
-Rules lie in ``alignflow/rules`` and in a folder of the user's. A rule is loaded when it is first applied.
+The function takes a prompt, a response and the data's answer to the prompt (None if there is none), and returns a
+number, or None if the rule does not apply. The rule's settings are keyword-only arguments without defaults.
+Rules are in ``alignflow/rules`` and in a folder of the user. A rule is loaded when it is first applied.
 """
 
 import ast
@@ -16,20 +16,20 @@ from pathlib import Path
 from types import ModuleType
 
 Rule = Callable[..., float | None]
-"""(prompt, response, answer, *, numbers) -> reward, or None where the rule does not apply."""
+"""(prompt, response, answer, *, numbers) -> reward, or None if the rule does not apply."""
 SHIPPED = Path(__file__).with_name("rules")
 
 
 class RuleError(ValueError):
-    """A file that should hold a rule does not, or two files hold one of the same name."""
+    """A file does not contain the rule of its name, or two files contain rules of the same name."""
 
 
 class RuleFailed(ValueError):
-    """A rule raised, or gave something that is not a finite number."""
+    """A rule raised an exception, or returned something other than a finite number."""
 
 
 def rule_names(own: Path) -> list[str]:
-    """Return the names of all rules, those in the user's own folder included."""
+    """Return the names of all rules, including those in the user's folder."""
     found = {file.stem for folder in (SHIPPED, own) for file in folder.glob("*.py")}
     return sorted(found - {"__init__"})
 
@@ -47,7 +47,7 @@ def rule_file(name: str, own: Path) -> Path:
 
 
 def numbers_of(file: Path) -> list[str]:
-    """Return the names of the numbers that a rule takes, without running its file.
+    """Return the names of a rule's numbers, without running its file.
 
     Raises:
         RuleError: the file is not Python, or has no function of its name.
@@ -65,14 +65,14 @@ def numbers_of(file: Path) -> list[str]:
 def apply_rule(
     file: Path, prompt: str, response: str, answer: str | None, numbers: Mapping[str, float]
 ) -> float | None:
-    """Return what a rule gives a response, or None where it does not apply.
+    """Return the reward of a response by a rule, or None if the rule does not apply.
 
     Args:
-        file: of the rule.
-        prompt: as text.
-        response: as text.
-        answer: of the data, if it has one.
-        numbers: the rule's own.
+        file: the rule's file.
+        prompt: text of the prompt.
+        response: text of the response.
+        answer: the data's answer, if it has one.
+        numbers: numbers that the rule takes.
 
     Raises:
         RuleFailed: the rule raised or its result is not a finite number; the message names rule and prompt.
@@ -101,6 +101,6 @@ def _module(file: Path) -> ModuleType:
     spec = spec_from_file_location(f"rewards.{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} cannot be loaded")
-    module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look their module up there
+    module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module

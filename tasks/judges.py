@@ -1,4 +1,4 @@
-"""The judges of answers: the one place that lists them. Any further name is that of a rule."""
+"""Table of the judges of answers. Any other name is that of a rule."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from tasks.paths import JUDGE_MODEL, REWARD_MODEL
 
 
 class Kind(Enum):
-    """How a judge comes to its values."""
+    """How a judge judges."""
 
     PROXY = "proxy"
-    """What training maximised: it scores an answer, and is not independent."""
+    """The score that training maximised; it scores single answers and is not independent."""
     REWARD_MODEL = "reward model"
-    """Scores an answer; no training saw it."""
+    """A reward model that scores single answers and that no training used."""
     RULE = "rule"
-    """A function of ``alignflow/rewards.py``; scores an answer."""
+    """A rule of ``alignflow/rules`` or ``rewards``; scores single answers."""
     LLM = "llm"
-    """Compares an answer with the reference's; its judgements lie in ``judgements/<name>.jsonl``."""
+    """Compares an answer with the reference's answer; its judgements are in ``judgements/<name>.jsonl``."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Forward passes without gradient over many rows, in micro-batches, shared by all processes."""
+"""Forward passes without gradients over many rows, in micro-batches, distributed over all processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from alignflow.types import Sequences
 def by_rows(
     forward: Callable[[Sequences], Tensor], sequences: Sequences, budget: Budget, *, columns: int | None = None
 ) -> Tensor:
-    """Run a forward in micro-batches without gradients, shared by all processes, and put its rows back in order.
+    """Run a forward pass in micro-batches without gradients, over all processes, and return its rows in order.
 
     Args:
         forward: returns one row for each row of its batch: (b,) or (b, s-1).
         sequences: all rows. B
-        budget: most tokens of a micro-batch; halved when memory runs out.
-        columns: width of the result, e.g. S-1 with zeros past a row's end; None for one number a row.
+        budget: maximum number of tokens of a micro-batch; halved when memory runs out.
+        columns: width of the result, e.g. S-1 with zeros after a row's end; None for one number per row.
 
     Returns:
         (B, columns) or (B,), float32, on the device of the sequences
@@ -76,7 +76,7 @@ class RowPasses:
         return mine, self.logprobs("reference", sequences)
 
     def values(self, role: str, sequences: Sequences) -> Tensor:
-        """Return the value before each predicted token; zero outside the response. (B, S-1)"""
+        """Return the value before each response token; zero elsewhere. (B, S-1)"""
         return self._tokens(lambda batch: self.models.values(role, batch), sequences)
 
     def _tokens(self, forward: Callable[[Sequences], Tensor], sequences: Sequences) -> Tensor:

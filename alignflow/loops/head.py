@@ -1,8 +1,8 @@
-"""Fit a reward model's head on the states of a frozen adapter, before or instead of training the adapter.
+"""Trains a reward model's head on the states of a frozen adapter, before or instead of training the adapter.
 
-A head that starts at random lets the first steps spoil the adapter (Kumar et al. 2022, arXiv:2202.10054), and some
-hundred pairs teach the few weights of a head more than the millions of an adapter. States are computed once, without
-gradients, so this costs one forward pass over the pairs.
+With a randomly initialised head, the first steps distort the adapter's features (Kumar et al. 2022, arXiv:2202.10054).
+And a few hundred pairs are enough for the few weights of a head, but not for the millions of an adapter. States are
+computed once, without gradients, so the cost is one forward pass over the pairs.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from alignflow.types import Pair
 
 
 def last_states(models: SharedBase, role: str, pairs: Sequence[Pair], budget: Budget) -> Tensor:
-    """Return what a role's head sees of the chosen and of the rejected responses. (2, pairs, H) float32"""
+    """Return the states that a role's head gets for the chosen and the rejected responses. (2, pairs, H) float32"""
     width = models.base.model.config.hidden_size
     states = by_rows(lambda batch: models.last_states(role, batch), collate_pairs(pairs), budget, columns=width)
     return states.view(2, len(pairs), width)
@@ -35,14 +35,14 @@ def fit_head(
     config: OptimisationConfig,
     loss: reward_model.RewardModelConfig,
 ) -> None:
-    """Train a head in place on states of pairs.
+    """Train a head in place on the states of pairs.
 
     Args:
         head: H to 1.
-        states: of chosen and rejected responses. (2, pairs, H)
-        margins: as the data states them. (pairs,)
-        config: with the head's own steps and learning rate.
-        loss: of the reward model.
+        states: states of chosen and rejected responses. (2, pairs, H)
+        margins: margins of the data. (pairs,)
+        config: settings with the head's steps and learning rate.
+        loss: settings of the reward model's loss.
     """
     chosen, rejected = states
 
@@ -55,7 +55,7 @@ def fit_head(
         reward_model.build_head(head, loss),
         MasterAdamW([(list(head.parameters()), config.learning_rate)], config.weight_decay, kind="adamw"),
         config,
-        log=lambda *_: None,  # the fit has no curve worth a page
+        log=lambda *_: None,  # no learning curve of this short training
         announce=lambda _: None,
         keep=lambda *_: None,
     )

@@ -28,10 +28,10 @@ def train(
     """Run ``config.steps`` optimiser steps.
 
     Args:
-        batches: this process's micro-batches of an optimiser step (from 0) within a budget of tokens: a pure function
-            of both, so that a resumed run continues with the data that an uninterrupted one would have seen.
-        algorithm: how to compute losses.
-        optimizer: of the trained parameters.
+        batches: returns this process's micro-batches for an optimiser step (from 0) and a budget of tokens: a pure
+            function of both, so that a resumed run sees the same data as an uninterrupted one.
+        algorithm: computes losses.
+        optimizer: optimiser of the trained parameters.
         config: steps, learning-rate schedule and micro-batch size.
         log: receives (step, metrics).
         announce: receives a line when memory ran out and micro-batches became smaller.

@@ -1,4 +1,4 @@
-"""Training on the policy's own samples: sample, score, prepare, then a few epochs of minibatches."""
+"""Training on the policy's own samples: sample, score, prepare, then several epochs of minibatches."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class Prepared(Protocol):
 
     @property
     def sequences(self) -> Sequences:
-        """Rows whose response mask is all False train nothing."""
+        """Rows whose response mask is all False are not trained on."""
         ...
 
 
@@ -30,10 +30,10 @@ Batch = TypeVar("Batch", bound=Prepared)
 Collect = Callable[[int], tuple[Rollouts, Metrics]]
 """Samples and scores for a step (from 0); a pure function of step and policy."""
 
-# nats a token, of the first update's policy to the one that sampled: bfloat16 forwards of other batch shapes differ
-# by about a tenth of it
+# nats per token, KL of the first update's policy to the one that sampled; bfloat16 forward passes with other batch
+# shapes differ by about a tenth of it
 FIRST_UPDATE_KL = 0.02
-# nats a response, of the policy to its reference before any update: equal weights on equal rows give 0
+# nats per response, KL of the policy to its reference before any update; equal weights on equal rows give 0
 START_KL = 0.01
 
 
@@ -54,15 +54,15 @@ def train(
     """Run ``config.steps`` rollout batches, each with ``epochs`` passes of ``minibatches`` optimiser steps.
 
     Args:
-        algorithm: how to prepare rollouts and compute losses.
+        algorithm: prepares rollouts and computes losses.
         collect: samples and scores.
-        optimizer: of the trained parameters.
+        optimizer: optimiser of the trained parameters.
         config: steps, schedule and micro-batch size.
         epochs: passes over each rollout batch.
-        minibatches: optimiser steps a pass.
-        target_kl: updates on a rollout batch end after one that finds the policy further than this from the one
-            that sampled, nats a token; None: never.
-        log: receives (step, metrics), once a rollout batch.
+        minibatches: optimiser steps per pass.
+        target_kl: updates on a rollout batch stop once the KL to the policy that sampled is above this, nats per
+            token; None: never.
+        log: receives (step, metrics), once per rollout batch.
         announce: receives a line when memory ran out and micro-batches became smaller.
         keep: called after every rollout batch with a function that returns the state to save.
         resume: a state to continue from.
@@ -104,7 +104,7 @@ def train(
             if updates == 0 and updated["kl/approx"] > FIRST_UPDATE_KL:
                 raise Diverged(
                     f"step {k + 1}: the first update should start from the policy that sampled, "
-                    f"but its KL to it is {updated['kl/approx']:.3f} nats a token"
+                    f"but its KL to it is {updated['kl/approx']:.3f} nats per token"
                 )
             means.add({name: torch.tensor(value) for name, value in updated.items()})
             updates += 1
@@ -127,13 +127,13 @@ def _check_start(kl: Tensor) -> None:
     distance = float(kl.abs().mean())
     if distance > START_KL:
         raise Diverged(
-            f"the policy should start at its reference, but is {distance:.3f} nats a response away; "
+            f"the policy should start at its reference, but is {distance:.3f} nats per response away; "
             "they were loaded from different adapters"
         )
 
 
 def _minibatches(sequences: Sequences, epochs: int, minibatches: int, *, seed: tuple[int, int]) -> list[list[int]]:
-    """Return the rows of every optimiser step: each epoch shuffles the rows that count and deals them out."""
+    """Return the rows of every optimiser step: each epoch shuffles the rows that count and divides them."""
     rows = sequences.response_mask.any(1).nonzero()[:, 0].tolist()
     generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
     result = []

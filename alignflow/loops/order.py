@@ -1,4 +1,4 @@
-"""Which rows an optimiser step takes, and how they are cut into micro-batches by a budget of tokens."""
+"""Selects the rows of an optimiser step, and cuts them into micro-batches by a budget of tokens."""
 
 import random
 from collections.abc import Sequence
@@ -52,17 +52,17 @@ def example_batches(
 def micro_batches(
     lengths: Sequence[int], rows: Sequence[int], budget: int, prompts: Sequence[Sequence[int]] | None = None
 ) -> list[list[int]]:
-    """Cut rows, those of one prompt side by side and long ones first, into groups within a budget of tokens.
+    """Cut rows into groups within a budget of tokens; rows of one prompt are adjacent, long rows come first.
 
-    Tokens are counted as they are computed: without padding, and a prompt once for all its rows in a group. A row
-    longer than the budget is a group alone. With several processes, the rows are divided between them into shares with
-    about as many tokens each, and this one gets the groups of its share; there may be none.
+    The number of tokens is that of tokens to compute: without padding, and with each prompt once per group. A row
+    longer than the budget is its own group. With several processes, each gets a share of the rows with about the same
+    number of tokens, and this function returns the groups of this process's share, which may be empty.
 
     Args:
-        lengths: real tokens of every row of the data, prompt included.
-        rows: indices into ``lengths`` that make the optimiser batch.
-        budget: most tokens of a group.
-        prompts: tokens of every row's prompt; without them no row shares any.
+        lengths: number of real tokens of every row of the data, prompt included.
+        rows: indices into ``lengths``: the optimiser batch.
+        budget: maximum number of tokens of a group.
+        prompts: token ids of every row's prompt; None: rows share no tokens.
     """
     order = sorted(rows, key=lambda row: (-lengths[row], row))
     of: dict[int, tuple[int, ...]] = {row: () if prompts is None else tuple(prompts[row]) for row in order}

@@ -18,11 +18,11 @@ Batch = TypeVar("Batch")
 
 
 class Diverged(RuntimeError):
-    """A loss or gradient is not finite; the last checkpoint is good."""
+    """A loss or gradient is not finite; the last checkpoint is still valid."""
 
 
 class Means:
-    """Gathers tensors under names and returns their means over everything that was added."""
+    """Collects values by name and returns the mean of each name."""
 
     def __init__(self) -> None:
         self._sums: defaultdict[str, float] = defaultdict(float)
@@ -35,7 +35,7 @@ class Means:
             self._counts[name] += values.numel()
 
     def join(self, other: "Means") -> None:
-        """Add everything that was added to another one."""
+        """Add all values of another instance."""
         for name, count in other._counts.items():
             self._sums[name] += other._sums[name]
             self._counts[name] += count
@@ -58,31 +58,31 @@ def update_that_fits(
 ) -> dict[str, float]:
     """Accumulate gradients of all micro-batches, divide by their common denominator, and step once.
 
-    loss = Σ_micro-batches Σ where(mask, losses, 0) / Σ_micro-batches count, over those of all processes, so that k
-    micro-batches give the same gradient as one. When memory runs out, all of it is repeated in smaller ones; of several
-    processes only the one whose memory ran out repeats its share, and the others wait for its gradients.
+    loss = Σ_micro-batches Σ where(mask, losses, 0) / Σ_micro-batches count, over the micro-batches of all processes, so
+    that k micro-batches give the same gradient as one. When memory runs out, all are repeated in smaller ones. With
+    several processes, only the process whose memory ran out repeats its share; the others wait for its gradients.
 
     Args:
-        cut: this process's part of the optimiser batch in micro-batches within a budget of tokens; there may be none.
-        steps: losses to add up; each runs and backpropagates by itself, so their graphs never coexist.
-        count: what a micro-batch adds to the denominator.
-        tokens: real tokens of a micro-batch.
-        optimizer: of all trained parameters.
-        budget: stays as small as it became.
+        cut: returns this process's part of the optimiser batch as micro-batches within a budget of tokens, maybe none.
+        steps: losses to add; each has its own forward and backward pass, so only one graph is in memory.
+        count: returns what a micro-batch adds to the denominator.
+        tokens: returns the number of real tokens of a micro-batch.
+        optimizer: optimiser of all trained parameters.
+        budget: is reduced in place.
         factor: share of the peak learning rate.
-        max_grad_norm: clips the global gradient norm.
+        max_grad_norm: largest gradient norm; larger ones are clipped.
 
     Returns:
         The loss, the gradient norm, the means of the steps' metrics, and the tokens of all micro-batches.
 
     Raises:
-        Diverged: the loss or the gradient is not finite, in whichever process; no weight was changed.
+        Diverged: the loss or the gradient is not finite in some process; no weight was changed.
         DoesNotFit: the smallest micro-batch does not fit; no weight was changed.
     """
     denominator: list[float] = []
 
     def attempt(parts: Sequence[Batch]) -> tuple[_Share, int]:
-        if not denominator:  # every attempt has the same, and the other processes answer once
+        if not denominator:  # the denominator is the same in every attempt, and the other processes take part only once
             denominator.append(_denominator(parts, count))
         return _accumulate(parts, steps, denominator[0], optimizer), sum(map(tokens, parts))
 
@@ -93,12 +93,12 @@ def update_that_fits(
 
 @dataclass(frozen=True)
 class _Share:
-    """What one process adds to an optimiser step besides its gradients."""
+    """What one process contributes to an optimiser step besides gradients."""
 
     loss: float
     means: Means
     fault: str = ""
-    """Why the step must not be taken."""
+    """Why the step must not be made."""
 
 
 def _denominator(micro_batches: Sequence[Batch], count: Callable[[Batch], float]) -> float:
@@ -111,9 +111,9 @@ def _accumulate(
     denominator: float,
     optimizer: MasterAdamW,
 ) -> _Share:
-    """Backpropagate this process's micro-batches; talks to no other process, so that it can be done again.
+    """Backpropagate this process's micro-batches, without communication, so that it can be repeated.
 
-    Gradients that an attempt left behind which ran out of memory are dropped first.
+    First drops the gradients of an attempt that ran out of memory.
     """
     loss, means = 0.0, Means()
     optimizer.drop_gradients()
@@ -134,7 +134,7 @@ def _accumulate(
 
 
 def _step(share: _Share, optimizer: MasterAdamW, *, factor: float, max_grad_norm: float) -> dict[str, float]:
-    """Take the optimiser step that the shares of all processes make together."""
+    """Make the optimiser step from the shares of all processes."""
     shares, means = distributed.gather(share), Means()
     for one in shares:
         if one.fault:

@@ -1,1 +1,1 @@
-"""Loading models, their roles (adapters over one base) and their heads."""
+"""Models: loading, roles (adapters over one base) and heads."""

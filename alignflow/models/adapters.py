@@ -1,4 +1,4 @@
-"""PEFT adapters: attach them to a base, and keep them as plain PEFT folders on disk."""
+"""PEFT adapters: attaches them to a base, and saves and loads them as plain PEFT folders."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from alignflow.models.base import BaseIdentity
 from alignflow.models.sharing import weight_of
 
-HEAD = "score"  # what transformers calls the scalar head of a sequence classifier
+HEAD = "score"  # name of a sequence classifier's scalar head in transformers
 HEAD_KEY = f"base_model.model.{HEAD}."
-PACKED_ROWS = 32  # of a decode step, for which the order of a weight is chosen; other numbers work with it as well
+PACKED_ROWS = 32  # rows of a decode step, for which a weight's layout is optimised; it works for other numbers, too
 
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """Shape shared by all adapters of a run (LoRA; Hu et al. 2021, arXiv:2106.09685)."""
+    """Shape of all adapters of a run (LoRA; Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: int
     alpha: float
@@ -40,13 +40,13 @@ class AdaptsOutput(ValueError):
 
 
 class UnlikeAdapter(ValueError):
-    """A folder holds no adapter, or one that does not fit the model and the shape that is asked for."""
+    """A folder contains no adapter, or one that does not fit the model or the expected shape."""
 
 
 def attach(model: Any, name: str, shape: AdapterShape, *, seed: int) -> Any:
-    """Return the PEFT model with one more, fresh adapter: B = 0, so that it changes nothing yet.
+    """Return the PEFT model with a new adapter. Its B is 0, so that it does not change the model's output.
 
-    No dropout: the ratio of policy to reference must not depend on chance.
+    There is no dropout, because the ratio of policy to reference must not be random.
 
     Raises:
         AdaptsOutput: the shape adapts the output embedding.
@@ -64,7 +64,7 @@ def attach(model: Any, name: str, shape: AdapterShape, *, seed: int) -> Any:
     )
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # PEFT draws A from the global generator
+        torch.manual_seed(seed)  # PEFT samples A with the global generator
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)
         else:
@@ -77,19 +77,19 @@ def attach(model: Any, name: str, shape: AdapterShape, *, seed: int) -> Any:
 
 
 def belongs(key: str, name: str) -> bool:
-    """Return whether a parameter is part of an adapter; its name is the last part where tables are adapted."""
+    """Return whether a parameter is part of an adapter; of adapted tables, its name is the last part."""
     return f".{name}." in f"{key}."
 
 
 def lora_layers(model: Any) -> list[Any]:
-    """Return all layers that carry adapters."""
+    """Return all layers that have adapters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 class PackedLinear(nn.Module):
-    """A linear layer for a CPU without gradients: its weight lies in the order in which oneDNN's kernels read it."""
+    """A linear layer without gradients for a CPU, with its weight in the memory layout of oneDNN's kernels."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Pack a weight. (N, H)"""
@@ -112,11 +112,11 @@ def packable(weight: Tensor) -> bool:
 
 
 def dense(layer: Any, name: str) -> nn.Module | None:
-    """Return an adapted layer as one plain linear layer, or None for a kind of layer that has no such form.
+    """Return an adapted layer as one plain linear layer, or None for a kind of layer that has no plain form.
 
     Args:
         layer: a PEFT layer.
-        name: adapter to add; without such an adapter, the base layer alone.
+        name: adapter to merge; if the layer has none of this name, the result is the base layer.
     """
     import bitsandbytes as bnb
 
@@ -154,7 +154,7 @@ def dense_bytes(model: Any) -> int:
 def save(model: Any, name: str, folder: Path, *, identity: BaseIdentity, head: nn.Linear | None) -> None:
     """Write one adapter as a PEFT folder; with a head, as a sequence classifier that plain PEFT loads.
 
-    Such a classifier has no bias: plain PEFT leaves the head's aside, ``load_weights`` returns it.
+    Such a classifier has no bias: plain PEFT ignores the head's bias, ``load_weights`` returns it.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -168,17 +168,17 @@ def save(model: Any, name: str, folder: Path, *, identity: BaseIdentity, head: n
     if head is not None:
         weights |= {HEAD_KEY + key: value for key, value in head.state_dict().items()}
         config.task_type, config.modules_to_save = "SEQ_CLS", [HEAD]
-    config.target_modules = sorted(config.target_modules)  # a set has no order, and the file's hash must not change
+    config.target_modules = sorted(config.target_modules)  # sets have no order, and the file's hash must not change
     contiguous = {key: value.detach().cpu().contiguous() for key, value in sorted(weights.items())}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
 
 
 def load_weights(model: Any, name: str, folder: Path) -> Head | None:
-    """Load a folder into an attached adapter of the same shape; return the head if it has one.
+    """Load a folder into an attached adapter of the same shape, and return the head if there is one.
 
     Raises:
-        UnlikeAdapter: the folder holds no adapter, or one of another shape.
+        UnlikeAdapter: the folder contains no adapter, or one of another shape.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -190,14 +190,14 @@ def load_weights(model: Any, name: str, folder: Path) -> Head | None:
     if (saved["r"], saved["lora_alpha"]) != (mine.r, mine.lora_alpha):
         raise UnlikeAdapter(
             f"{folder} holds an adapter of rank {saved['r']} and alpha {saved['lora_alpha']}, "
-            f"but rank {mine.r} and alpha {mine.lora_alpha} are asked for"
+            f"but rank {mine.r} and alpha {mine.lora_alpha} are expected"
         )
     weights = load_file(path)
     head, bias = (weights.pop(HEAD_KEY + key, None) for key in ("weight", "bias"))
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name=name)
     except RuntimeError as error:
-        raise UnlikeAdapter(f"{folder} holds an adapter of another shape than the one asked for: {error}") from error
+        raise UnlikeAdapter(f"{folder} holds an adapter of another shape than expected: {error}") from error
     missing = [key for key in result.missing_keys if belongs(key, name)]
     if missing or result.unexpected_keys:
         raise UnlikeAdapter(
@@ -208,7 +208,7 @@ def load_weights(model: Any, name: str, folder: Path) -> Head | None:
 
 
 def fingerprint(parameters: Sequence[Tensor]) -> str:
-    """Return a hash of tensors' contents."""
+    """Return a hash of the tensors' contents."""
     digest = hashlib.sha256()
     for parameter in parameters:
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -1,8 +1,8 @@
-"""Teach a library model to attend over a prefix tree: one flat row goes in, and only attention knows of rows.
+"""Makes a library model attend over a prefix tree: its input is one flat row, and only attention uses the rows.
 
-The model's own kind of attention is wrapped, by the library's registries. Without a tree (sampling, a plain call) the
-wrapped functions are called as they are; with one, queries, keys and values are laid out as rows, and back. On a CPU
-plain causal attention takes ``tree_attention`` instead, which copies nothing and is several times faster there.
+The model's own kind of attention is wrapped in the library's registries. Without a tree (sampling, a plain call) the
+wrapped functions run unchanged; with a tree, queries, keys and values are arranged as rows, and the output as the flat
+row. On a CPU ``tree_attention`` replaces plain causal attention: it copies nothing and is several times faster.
 """
 
 import sys
@@ -24,15 +24,15 @@ _TREE: ContextVar[PrefixTree | None] = ContextVar("tree", default=None)
 
 @dataclass(frozen=True)
 class _Mask:
-    """What the layers hand to attention in place of a mask, also when they are computed again for gradients."""
+    """What the layers pass to attention instead of a mask, also when they are recomputed for gradients."""
 
     tree: PrefixTree
     rows: Tensor | None
-    """The mask of the wrapped attention for rows; None where plain causal attention needs none."""
+    """The mask of the wrapped attention for rows; None for plain causal attention, which needs none."""
 
 
 def attend_over_trees(model: Any) -> None:
-    """Let a model's attention understand ``tree_states``; done once, it stays."""
+    """Prepare a model's attention for ``tree_states``, permanently."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -49,7 +49,7 @@ def tree_states(decoder: Any, tree: PrefixTree) -> Tensor:
     with _attending(tree):
         flat: Tensor = decoder(
             input_ids=tree.tokens[None],
-            attention_mask=torch.ones_like(tree.tokens)[None],  # else the library looks for sequences by positions
+            attention_mask=torch.ones_like(tree.tokens)[None],  # otherwise the library derives sequences from positions
             position_ids=tree.positions[None],
             use_cache=False,
         ).last_hidden_state
@@ -57,7 +57,7 @@ def tree_states(decoder: Any, tree: PrefixTree) -> Tensor:
 
 
 def at_rows(flat: Tensor, rows: Tensor) -> Tensor:
-    """Return what belongs to each token of rows that say where theirs lies. (N, …), (B, L) -> (B, L, …)"""
+    """Return the values of each row's tokens, given their indices. (N, …), (B, L) -> (B, L, …)"""
     return flat.index_select(0, rows.flatten()).view(*rows.shape, *flat.shape[1:])
 
 
@@ -81,7 +81,7 @@ def _mask(batch_size: int, q_length: int, kv_length: int, *, own: Any, **rest: A
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *, own: str, **rest: Any
 ) -> tuple[Tensor, Any]:
-    """Attend, by the wrapped attention or over a tree. (1, heads, N, D) -> (1, N, heads, D)"""
+    """Attend with the wrapped attention or over a tree. (1, heads, N, D) -> (1, N, heads, D)"""
     attend = _wrapped(own, module)
     if not isinstance(attention_mask, _Mask):
         found: tuple[Tensor, Any] = attend(module, query, key, value, attention_mask, **rest)
@@ -96,16 +96,16 @@ def _attention(
 
 
 def _wrapped(own: str, module: Any) -> Any:
-    """Return the attention that a model would call; the eager one lives beside the model's own code."""
+    """Return the attention function that a model would call; the eager one is in the model's own module."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     return ALL_ATTENTION_FUNCTIONS.get(own) or sys.modules[type(module).__module__].eager_attention_forward
 
 
 def shares_prefixes(model: Any, decoder: Any) -> bool:
-    """Return whether a model's states over a small tree are those of its rows one by one.
+    """Return whether a model's states over a small tree equal those of its single rows.
 
-    They differ where a layer mixes tokens other than by attention, or has its own form of attention.
+    They differ if a layer mixes tokens by other means than attention, or has its own form of attention.
     """
     device = next(model.parameters()).device
     rows = [[3, 1, 4, 1, 5], [3, 1, 4, 2], [2, 7]]
@@ -117,4 +117,4 @@ def shares_prefixes(model: Any, decoder: Any) -> bool:
         ]
     found = torch.cat([flat[tree.rows[i, : len(row)]] for i, row in enumerate(rows)]).float()
     expected = torch.cat(apart).float()
-    return bool((found - expected).norm() < 0.05 * expected.norm())  # bfloat16 leaves about a hundredth
+    return bool((found - expected).norm() < 0.05 * expected.norm())  # bfloat16 differs by about 0.01

@@ -1,4 +1,4 @@
-"""Which base model: find it, convert it once if need be, and identify its content."""
+"""The base model: finds it, converts it once if necessary, and identifies its content."""
 
 import hashlib
 import importlib.util
@@ -24,12 +24,12 @@ class ChatTemplateError(ValueError):
 
 
 class BaseChanged(ValueError):
-    """The base model or its chat template is not what it was."""
+    """The base model or its chat template has changed."""
 
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """What a base model is, independent of the machine it lies on."""
+    """Identity of a base model, independent of the machine."""
 
     model: str
     """As the user named it."""
@@ -38,14 +38,14 @@ class BaseIdentity:
     revision: str | None
     """Commit on the Hub."""
     sha256: str
-    """Of all files that make the model: weights, configuration, tokenizer."""
+    """Hash of all files of the model: weights, configuration, tokenizer."""
     files: dict[str, str]
-    """Each file's own hash."""
+    """Hash of each file."""
     weight_bytes: int
     chat_template: str | None = None
-    """As the user named it; None is the model's own."""
+    """Name as the user wrote it; None is the model's own."""
     chat_template_text: str | None = None
-    """What it says, so that every later stage and every saved adapter has the same."""
+    """Text of the template, so that every later stage and every saved adapter uses the same."""
 
 
 def identify(model: str, revision: str | None, *, converted: Path, chat_template: str | None = None) -> BaseIdentity:
@@ -54,12 +54,12 @@ def identify(model: str, revision: str | None, *, converted: Path, chat_template
     Args:
         model: a folder, ``package:MODULE`` for a GGUF file inside an installed Python package, or a Hub id.
         revision: Hub ids only.
-        converted: folder that holds converted models, by name.
+        converted: folder of converted models, by name.
         chat_template: name of one in alignflow/chat_templates, or a .jinja file; None keeps the model's own.
 
     Raises:
-        BaseModelError: there is no such model.
-        ChatTemplateError: there is no such template.
+        BaseModelError: the model does not exist.
+        ChatTemplateError: the template does not exist.
     """
     text = None if chat_template is None else read_template(chat_template)
     return replace(_find(model, revision, converted), chat_template=chat_template, chat_template_text=text)
@@ -77,7 +77,7 @@ def read_template(chosen: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ChatTemplateError(
-            f"chat template {chosen!r} is no file that can be read and not one of {', '.join(names)}"
+            f"chat template {chosen!r} is not a readable file and not one of {', '.join(names)}"
         ) from error
 
 
@@ -87,14 +87,14 @@ def template_names() -> list[str]:
 
 
 def verify(identity: BaseIdentity, *, converted: Path) -> None:
-    """Check that the model on this machine is the identified one; converts or fetches it if it is not there.
+    """Check that the model on this machine is the identified one; converts or downloads it if it is missing.
 
     Raises:
-        BaseChanged: its content has changed, or its chat template.
+        BaseChanged: its content or its chat template has changed.
     """
     found = identify(identity.model, identity.revision, converted=converted, chat_template=identity.chat_template)
     if found.chat_template_text != identity.chat_template_text:
-        raise BaseChanged(f"chat template {identity.chat_template} is not what this pipeline started from")
+        raise BaseChanged(f"chat template {identity.chat_template} is not the one this pipeline started from")
     if found.sha256 != identity.sha256:
         changed = sorted(
             n for n in found.files.keys() | identity.files.keys() if found.files.get(n) != identity.files.get(n)
@@ -153,15 +153,15 @@ def _from_hub(model: str, revision: str | None) -> tuple[Path, str]:
 
     try:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(IDENTIFYING)))
-    except Exception as error:  # the Hub client raises many kinds; the user needs the name and the reason
+    except Exception as error:  # the Hub client raises many types; the user needs the name and the reason
         raise BaseModelError(f"cannot get {model!r} (revision {revision}) from the Hub: {error}") from error
-    return folder, folder.name  # the cache names a snapshot's folder by its commit
+    return folder, folder.name  # in the cache, the name of a snapshot's folder is its commit
 
 
 def _converted(module: str, into: Path) -> Path:
     """Return the folder of a GGUF model in transformers' own format, converting it on first use."""
     try:
-        found = importlib.util.find_spec(module)  # locates without importing
+        found = importlib.util.find_spec(module)  # locates it without an import
     except ModuleNotFoundError:
         found = None
     if found is None or found.origin is None:
@@ -191,11 +191,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     if tokenizer.pad_token_id == tokenizer.eos_token_id and tokenizer.unk_token_id is not None:
-        # a pad of its own: sequence classification finds the last token by `id != pad`, which must not hide the end
+        # a separate pad token: sequence classification finds the last token by `id != pad`, which must not skip the end
         tokenizer.pad_token = tokenizer.unk_token
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.config._name_or_path = ""  # the converted folder must not depend on where the GGUF file lay,
-    tokenizer.init_kwargs.pop("local_files_only", None)  # nor on whether the Hub could be asked
+    model.config._name_or_path = ""  # the converted folder must not depend on the place of the GGUF file,
+    tokenizer.init_kwargs.pop("local_files_only", None)  # nor on whether the Hub was reachable
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -1,7 +1,7 @@
-"""Gradient checkpointing: keep only the inputs of the decoder layers, and recompute the rest for the gradient.
+"""Gradient checkpointing: stores only the inputs of the decoder layers, and recomputes the rest for the gradient.
 
-Chen et al. 2016, arXiv:1604.06174. The library's own switch works in train mode, where dropout is on; and it would
-compute again as the role that is active by then, not as the one whose gradient is wanted.
+Chen et al. 2016, arXiv:1604.06174. The library's own option needs train mode, where dropout is active; and it would
+recompute with the role that is active during the backward pass, not with that of the forward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +16,14 @@ from alignflow.models.load import UnsupportedModel
 
 
 class CannotCheckpoint(UnsupportedModel):
-    """The model does not say which of its layers can be computed again."""
+    """The model does not mark layers that can be recomputed."""
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Let every decoder layer of a causal language model keep its inputs alone while gradients are wanted.
+    """Make every decoder layer of a causal language model store only its inputs when gradients are needed.
 
-    Call it before or after adapters are attached. Gradients stay as they are: the layers have no dropout (eval mode),
-    and each is computed again with the adapters that were active in its forward pass.
+    It can be called before or after adapters are attached. Gradients do not change: the layers have no dropout (eval
+    mode), and each is recomputed with the adapters that were active in its forward pass.
 
     Raises:
         CannotCheckpoint: no layer of the model is of a known kind.
@@ -32,7 +32,7 @@ def checkpoint_layers(model: Any) -> None:
 
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise CannotCheckpoint(f"{type(model).__name__} marks no layers that can be computed again for the gradient")
+        raise CannotCheckpoint(f"{type(model).__name__} marks no layers that can be recomputed for the gradient")
     for layer in layers:
         layer.forward = partial(_forward, layer, layer.forward)
 
@@ -57,15 +57,15 @@ def _adapted(layer: Any) -> list[Any]:
 
 
 def _state(module: Any) -> tuple[Any, bool]:
-    """Return which adapter a layer adds, and whether it adds none."""
+    """Return the active adapter of a layer, and whether adapters are disabled."""
     return module._active_adapter, module._disable_adapters
 
 
 @contextmanager
 def _in_state(modules: Sequence[Any], states: Sequence[tuple[Any, bool]]) -> Iterator[None]:
-    """Let adapted layers answer as they did; without PEFT's switches, which touch ``requires_grad`` too.
+    """Make adapted layers compute as they did then; without PEFT's own methods, which also change ``requires_grad``.
 
-    Those must not run in a backward pass, which is adding up gradients of the same parameters.
+    These must not run during a backward pass, which accumulates gradients of the same parameters.
     """
     before = [_state(module) for module in modules]
     try:

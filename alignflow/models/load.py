@@ -1,4 +1,4 @@
-"""Load the base model once, 4-bit or not, with its tokenizer; and what differs between architectures."""
+"""Loads the base model, 4-bit or not, and its tokenizer; handles differences between architectures."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from alignflow.models.base import BaseIdentity, template_names
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A frozen base model, ready to carry adapters."""
+    """A frozen base model, to which adapters can be attached."""
 
     model: Any
     """A transformers causal language model."""
@@ -24,11 +24,11 @@ class LoadedBase:
 
 
 class UnsupportedModel(ValueError):
-    """The architecture does something that the fast log-probs would miss."""
+    """The architecture computes logits in a way that the fast log-probs do not support."""
 
 
 class TemplateMismatch(UnsupportedModel):
-    """The base model has no chat template, or its tokenizer lacks what the chosen one needs."""
+    """The base model has no chat template, or its tokenizer lacks tokens of the chosen one."""
 
 
 class TooLong(ValueError):
@@ -38,7 +38,7 @@ class TooLong(ValueError):
 def load_tokenizer(identity: BaseIdentity) -> Any:
     """Return the base model's tokenizer with the chat template of the identity.
 
-    A named template begins as the tokenizer begins a text: with its beginning-of-sequence token, or without.
+    A named template starts with the beginning-of-sequence token if the tokenizer starts a text with it.
 
     Raises:
         UnsupportedModel: it has no end-of-sequence token.
@@ -47,7 +47,7 @@ def load_tokenizer(identity: BaseIdentity) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(identity.load_from, revision=identity.revision)
-    tokenizer.init_kwargs.pop("local_files_only", None)  # what is saved must not tell whether the Hub could be asked
+    tokenizer.init_kwargs.pop("local_files_only", None)  # saved files must not depend on whether the Hub was reachable
     if tokenizer.eos_token_id is None:
         raise UnsupportedModel(f"{identity.model} has no end-of-sequence token")
     if identity.chat_template_text is not None:
@@ -61,14 +61,14 @@ def load_tokenizer(identity: BaseIdentity) -> Any:
 
 
 def _set_template(tokenizer: Any, text: str, identity: BaseIdentity) -> None:
-    """Give a tokenizer a template; a comment ``{# needs: TOKENS #}`` in it names the control tokens that it writes."""
+    """Set a tokenizer's template; a comment ``{# needs: TOKENS #}`` in it names the control tokens that it writes."""
     needed = " ".join(re.findall(r"\{#-?\s*needs:(.*?)-?#\}", text, re.DOTALL)).split()
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     missing = [token for token in needed if token not in added]
     if missing:
         raise TemplateMismatch(
             f"chat template {identity.chat_template} writes {', '.join(missing)}, which the tokenizer of "
-            f"{identity.model} does not have as control tokens; take plain, or a .jinja file that writes its own"
+            f"{identity.model} does not have as control tokens; take plain, or a .jinja file without them"
         )
     tokenizer.chat_template = text
     starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -77,7 +77,7 @@ def _set_template(tokenizer: Any, text: str, identity: BaseIdentity) -> None:
 
 
 def default_device() -> torch.device:
-    """Return the GPU if there is one, else the CPU; one of several processes has chosen its own GPU by then."""
+    """Return the GPU if there is one, else the CPU; with several processes, each must have chosen its GPU before."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -85,12 +85,12 @@ def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> Loade
     """Load the frozen base on the default device.
 
     Args:
-        identity: which model.
+        identity: identity of the model.
         quantization: ``nf4`` (4-bit, double quantisation; Dettmers et al. 2023, arXiv:2305.14314) or ``none``.
-        dtype: of activations and unquantised weights, e.g. ``bfloat16``.
+        dtype: dtype of activations and unquantised weights, e.g. ``bfloat16``.
 
     Raises:
-        UnsupportedModel: its logits are not head(hidden states) in one of the ways this project knows.
+        UnsupportedModel: its logits are not head(hidden states) in a form that this project supports.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -108,7 +108,7 @@ def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> Loade
         device_map={"": device},
         quantization_config=nf4 if quantization == "nf4" else None,
     )
-    model.eval()  # no dropout anywhere: policy and reference must differ by their weights alone
+    model.eval()  # no dropout: policy and reference must differ only by their weights
     model.requires_grad_(False)
     if quantization == "nf4":
         _keep_trainable_layout(model)
@@ -118,7 +118,7 @@ def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> Loade
 
 
 def decoder_of(model: Any) -> Any:
-    """Return the part of a causal language model that ends in hidden states, without its output embedding."""
+    """Return the part of a causal language model that computes hidden states, without the output embedding."""
     return getattr(model, model.base_model_prefix)
 
 
@@ -128,29 +128,29 @@ def softcap_of(model: Any) -> float:
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
-    """Return each real token's index among its row's real tokens, on whichever side the padding lies. (B, S) int64
+    """Return each real token's index among its row's real tokens, for padding on any side. (B, S) int64
 
-    Padding gets the index of a neighbour, so that no column can leave the model's table.
+    Padding gets the index of a neighbour, so that all indices are in the model's table.
     """
     positions: Tensor = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
     return positions
 
 
 def learned_positions(model: Any) -> int | None:
-    """Return how many positions a model has learned; None where they are computed (e.g. rotary) and just go on."""
+    """Return the number of learned positions of a model; None if positions are computed (e.g. rotary) and unlimited."""
     count = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     words = set(model.get_input_embeddings().modules())
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding) and m not in words]
-    # some tables keep up to two rows for themselves before the first position
+    # some tables have up to two extra rows before the first position
     return count if count and any(count <= rows <= count + 2 for rows in tables) else None
 
 
 def check_length(length: int, limit: int | None) -> None:
-    """Refuse a sequence that does not fit, where the model itself would fail in a lookup (on a GPU: for good).
+    """Refuse a sequence that is too long, before the model fails in a lookup, which a GPU process does not survive.
 
     Args:
-        length: tokens of the sequence.
-        limit: as ``learned_positions`` says.
+        length: number of tokens of the sequence.
+        limit: result of ``learned_positions``.
 
     Raises:
         TooLong: it is longer than the limit.
@@ -164,8 +164,8 @@ def check_length(length: int, limit: int | None) -> None:
 def _keep_trainable_layout(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking weights for inference on CPUs with AVX-512 bf16.
 
-    Its 4-bit layer does so in place on the first forward without gradients, after which gradients no longer flow
-    through it and its numbers differ from those of training.
+    Its 4-bit layer does so in place on the first forward pass without gradients. After that no gradient flows through
+    the layer, and its numbers differ from those of training.
     """
     import bitsandbytes as bnb
 
@@ -186,5 +186,5 @@ def _check_logits(base: LoadedBase) -> None:
     if not torch.allclose(expected, found, atol=1e-2 * float(expected.abs().max())):
         raise UnsupportedModel(
             f"{base.identity.model} ({type(base.model).__name__}) changes its logits after the output embedding "
-            "in a way this project does not know"
+            "in a way that this project does not support"
         )

@@ -1,7 +1,7 @@
-"""Many roles over one base in memory: each role is an adapter, some with a scalar head.
+"""Several roles over one base in memory: each role is an adapter, some have a scalar head.
 
 ``policy`` is trained, ``reference`` is a frozen copy of the adapter the run started from, ``reward_model`` and
-``critic`` have an adapter and a head of their own; ``base`` is the model without adapters.
+``critic`` have their own adapters and heads; ``base`` is the model without adapters.
 """
 
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ BASE = "base"
 
 
 class SharedBase:
-    """One base model with the adapters and heads of all roles; implements ``alignflow.types.Models``."""
+    """One base model with adapters and heads of all roles; implements ``alignflow.types.Models``."""
 
     def __init__(self, base: LoadedBase, shape: AdapterShape) -> None:
-        """Take over the base; roles are added one by one."""
+        """Take the base; roles are added one by one."""
         self.base = base
         self.shape = shape
         self.heads: dict[str, nn.Linear] = {}
         self._longest = learned_positions(base.model)
         attend_over_trees(base.model)
         self.shares_prefixes = shares_prefixes(base.model, decoder_of(base.model))
-        """Whether rows are computed as a tree of their prefixes; else they are padded."""
+        """Whether rows are computed as a prefix tree; otherwise they are padded."""
         self._peft: Any = None
         self._layers: list[Any] = []
         self._trained: set[str] = set()
@@ -45,15 +45,15 @@ class SharedBase:
     # -- roles -------------------------------------------------------------------------------------------------
 
     def add(self, role: str, *, start: Path | None = None, trained: bool = False, seed: int = 0) -> None:
-        """Add a role: a fresh adapter (which changes nothing until trained), or one loaded from a folder.
+        """Add a role: a new adapter (without effect until it is trained), or one loaded from a folder.
 
-        A folder that holds a scalar head brings it along.
+        If the folder contains a scalar head, the role gets it.
 
         Args:
             role: its name.
             start: adapter folder to start from.
             trained: whether its adapter and head receive gradients.
-            seed: of a fresh adapter; the state of torch's own generators stays as it is.
+            seed: seed of a new adapter; the state of torch's generators does not change.
 
         Raises:
             ValueError: the folder's adapter has another shape, or the shape adapts the output embedding.
@@ -73,7 +73,7 @@ class SharedBase:
             self.heads[role].requires_grad_(trained)
 
     def add_head(self, role: str, *, weight: Tensor | None = None, bias: float | None = None, seed: int = 0) -> None:
-        """Give a role a scalar head: the given weight (1, H), or a small random one; and a bias if one is given."""
+        """Give a role a scalar head: the given weight (1, H) or a small random one, and a bias if one is given."""
         head = scalar_head(self.base.model.config.hidden_size, seed=seed, device=self.base.device, bias=bias)
         if weight is not None:
             with torch.no_grad():
@@ -81,7 +81,7 @@ class SharedBase:
         self.heads[role] = head.requires_grad_(role in self._trained)
 
     def standardize_head(self, role: str, mean: float, std: float) -> None:
-        """Replace a role's head by one that gives (score − mean) / std: a critic that predicts normalised scores."""
+        """Replace a role's head by one that returns (score − mean) / std: a critic predicts normalised scores."""
         self.add_head(role, weight=self.heads[role].weight.detach() / std, bias=-mean / std)
 
     def parameters(self, role: str, *, heads: bool = True) -> list[Parameter]:
@@ -91,7 +91,7 @@ class SharedBase:
 
     @contextmanager
     def role(self, name: str) -> Iterator[Any]:
-        """Let the model answer as a role; the previous role comes back, also after an exception."""
+        """Make the model compute as a role; restores the previous role, also after an exception."""
         previous = self._active
         try:
             self._switch(name)
@@ -101,11 +101,11 @@ class SharedBase:
 
     @contextmanager
     def merged(self, name: str) -> Iterator[Any]:
-        """Let the model answer as a role through plain layers W = dequantised(W₀) + (α/r)·B·A, for sampling.
+        """Make the model compute as a role with plain layers W = dequantised(W₀) + (α/r)·B·A, for sampling.
 
-        Faster than 4-bit layers with adapters, for 2 bytes a weight while it lasts. The sum is rounded to the
-        compute dtype; so log-probs for training are always taken from the adapted layers themselves. No gradient
-        flows through them. On a CPU the output embedding gets a packed copy, too.
+        Faster than 4-bit layers with adapters, but takes 2 bytes per weight inside the context. W is rounded to the
+        compute dtype, so log-probs for training always come from the adapted layers. No gradient flows through plain
+        layers. On a CPU the output embedding gets a packed copy, too.
         """
         replaced: list[tuple[Any, str, Any]] = []
         head = self.base.model.get_output_embeddings()
@@ -137,7 +137,7 @@ class SharedBase:
                 layer.enable_adapters(True)
                 layer.set_adapter(name, inference_mode=name not in self._trained)
         self._active = name
-        # PEFT freezes every adapter that is not active, which would drop gradients still to come for it
+        # PEFT freezes inactive adapters, which would drop their gradients in a later backward pass
         for role in self._trained:
             for parameter in self.parameters(role, heads=False):
                 parameter.requires_grad_(True)
@@ -147,14 +147,14 @@ class SharedBase:
     def hidden(self, role: str, batch: Sequences) -> Tensor:
         """Return the last hidden states of a role. (B, S, H)
 
-        Real tokens get the same states wherever the padding lies and whatever it holds.
+        The states of real tokens do not depend on the side or the content of padding.
 
         Raises:
             TooLong: a row does not fit the model's learned positions.
         """
         batch = batch.to(self.base.device)
         positions = position_ids(batch.attention_mask)
-        if self._longest is not None:  # the question waits for the device
+        if self._longest is not None:  # computing the length waits for the device
             check_length(int(positions.max()) + 1, self._longest)
         decoder = decoder_of(self.base.model)
         with self.role(role):
@@ -172,12 +172,12 @@ class SharedBase:
     def logprobs(
         self, role: str, batch: Sequences, temperature: float = 1.0, entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the log-probs of response tokens under a role, and its entropies; zero elsewhere.
+        """Return a role's log-probs of response tokens, and its entropies; zero elsewhere.
 
-        Column t belongs to token t+1, as in ``response_mask[:, 1:]``.
+        Column t is that of token t+1, as in ``response_mask[:, 1:]``.
 
         Returns:
-            Log-probs and (when asked for) entropies, float32 nats. (B, S-1) each
+            Log-probs and (if ``entropy``) entropies, float32 nats. (B, S-1) each
         """
         batch = batch.to(self.base.device)
         mask = batch.response_mask[:, 1:]
@@ -196,12 +196,12 @@ class SharedBase:
         return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropies) if entropy else None
 
     def scores(self, role: str, batch: Sequences) -> Tensor:
-        """Return the role's scalar on the last response token, not normalised. (B,) float32"""
+        """Return the role's scalar at the last response token, not normalised. (B,) float32"""
         scores: Tensor = self.heads[role](self.last_states(role, batch))[:, 0]
         return scores
 
     def last_states(self, role: str, batch: Sequences) -> Tensor:
-        """Return the hidden state on the last response token: what the role's head sees. (B, H) float32"""
+        """Return the hidden state at the last response token: the input of the role's head. (B, H) float32"""
         batch = batch.to(self.base.device)
         last = last_response_index(batch.response_mask)
         return self.hidden(role, batch)[torch.arange(len(last), device=last.device), last].float()
@@ -217,9 +217,9 @@ class SharedBase:
     # -- files -------------------------------------------------------------------------------------------------
 
     def save(self, role: str, folder: Path) -> None:
-        """Write a role as a plain PEFT folder with the tokenizer beside it; with its head, as a classifier.
+        """Write a role as a plain PEFT folder with the tokenizer; a role with a head as a classifier.
 
-        A head's bias comes back in ``add``; plain classifiers have none and score without it.
+        ``add`` restores a head's bias; plain classifiers have no bias and score without it.
         """
         self.save_adapter(role, folder)
         self.base.tokenizer.save_pretrained(folder)
@@ -229,5 +229,5 @@ class SharedBase:
         adapters.save(self._peft, role, folder, identity=self.base.identity, head=self.heads.get(role))
 
     def fingerprint(self, role: str) -> str:
-        """Return a hash of a role's weights, to see that they did not change."""
+        """Return a hash of a role's weights, to check that they did not change."""
         return adapters.fingerprint(self.parameters(role))

@@ -1,1 +1,1 @@
-"""Rules that reward a response: one file a rule, with the function of its name. ``shared/`` is what several import."""
+"""Rules that reward a response: one file per rule, with a function of the same name. Rules import ``shared/``."""

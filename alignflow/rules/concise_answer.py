@@ -87,10 +87,10 @@ STOP_WORDS = frozenset(
 
 
 def concise_answer(prompt: str, response: str, answer: str | None) -> float:  # noqa: ARG001
-    """Return how well a response is one or two plain, complete, concrete sentences on the subject, in [0, 1].
+    """Return how far a response is one or two plain, complete, concrete sentences on the subject, in [0, 1].
 
-    Six equal parts: it ends like a sentence; 6 to 40 words; at most two sentences; no filler opening and no hedge;
-    no list; no phrase repeated. The whole is halved when it shares no word of substance with the prompt.
+    Six criteria of equal weight: it ends like a sentence; 6 to 40 words; at most two sentences; no filler opening and
+    no hedge; no list; no repeated phrase. The result is halved if it shares no content word with the prompt.
     """
     text = response.strip()
     words = re.findall(r"[\w']+", text.lower())
@@ -112,5 +112,5 @@ def concise_answer(prompt: str, response: str, answer: str | None) -> float:  # 
 
 
 def _stem(word: str) -> str:
-    """Cut plural and verb endings, so that "stars" meets "star"."""
+    """Remove plural and verb endings, so that "stars" matches "star"."""
     return re.sub(r"(ing|ed|es|s)$", "", word) if len(word) > 4 else word

@@ -12,9 +12,9 @@ def right_abstain_wrong(
     abstain: float,
     wrong: float,
 ) -> float | None:
-    """Reward a right answer highly and "I don't know" a little, and punish a wrong answer: against made-up answers.
+    """Reward a right answer highly and "I don't know" a little, and penalise a wrong answer, to reduce made-up answers.
 
-    Applies where the data has an answer; ``outcome`` says what counts as right.
+    Applies if the data has an answer; ``outcome`` defines what counts as right.
     """
     if answer is None:
         return None

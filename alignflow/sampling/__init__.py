@@ -1,1 +1,1 @@
-"""Sample responses of a role: the built-in sampler and its cache, or vLLM."""
+"""Samples responses of a role, with the built-in sampler or with vLLM."""

@@ -1,4 +1,4 @@
-"""Keys and values in decoding: each prompt's are copied to its rows, with room for the tokens to come."""
+"""KV cache for decoding: a prompt's keys and values are copied to its rows, with space for new tokens."""
 
 from typing import Any
 
@@ -7,25 +7,25 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
-    """One layer's cache, whose steps write in place; what attention sees is a view, of no more than its window.
+    """Cache of one layer; steps write in place. Attention gets a view of it, limited to the layer's window.
 
-    The library's own grows by copying everything that is there, at each step and layer.
+    The library's cache copies all earlier keys and values at each step and layer.
     """
 
     def __init__(self, filled: DynamicLayer, rows: Tensor, room: int) -> None:
-        """Take over a filled layer, spread over rows, with room for so many tokens more."""
+        """Copy a filled layer to rows, with space for ``room`` more tokens."""
         super().__init__()
         self.window: int | None = getattr(filled, "sliding_window", None)
         self.is_sliding = self.window is not None
         self.seen: int = filled.get_seq_length()
-        self.end: int = filled.keys.shape[2]  # of what is written; a window has dropped what lies before it
+        self.end: int = filled.keys.shape[2]  # end of the written part; a window has dropped earlier tokens
         self.room = room
         self.dtype, self.device, self.is_initialized = filled.dtype, filled.device, True
         self.keys, self.values = filled.keys, filled.values
         self.batch_select_indices(rows)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write new tokens and return what they may attend to. (B, heads, T, D) each"""
+        """Write new tokens and return the keys and values that they may attend to. (B, heads, T, D) each"""
         new = key_states.shape[2]
         shown = self.get_mask_sizes(new)[0]
         self.keys[:, :, self.end : self.end + new] = key_states
@@ -34,12 +34,12 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         return self.keys[:, :, self.end - shown : self.end], self.values[:, :, self.end - shown : self.end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many tokens attention sees, and the index of the first."""
+        """Return the number of tokens that attention gets, and the index of the first."""
         kept = self.seen if self.window is None else min(self.seen, self.window - 1)
         return kept + query_length, self.seen - kept
 
     def get_seq_length(self) -> int:
-        """Return the tokens seen so far."""
+        """Return the number of tokens seen so far."""
         return self.seen
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -53,12 +53,12 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
 
 
 def spread(cache: Any, rows: Tensor, room: int) -> None:
-    """Spread a prefilled cache over rows, with room for so many tokens more; other kinds of layers grow as they did.
+    """Copy a prefilled cache to rows, with space for ``room`` more tokens; other kinds of layers stay as they are.
 
     Args:
-        cache: of transformers, filled with one row a prompt; changed in place.
-        rows: which prompt each row of the decode continues. (B,)
-        room: tokens to come.
+        cache: a cache of transformers, filled with one row per prompt; changed in place.
+        rows: prompt of each row that is decoded. (B,)
+        room: number of new tokens.
     """
     for place, layer in enumerate(cache.layers):
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.get_seq_length():

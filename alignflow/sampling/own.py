@@ -1,8 +1,7 @@
-"""Sample responses: one prefill for each distinct prompt, then one token a row and step; finished rows leave.
+"""Samples responses: one prefill per distinct prompt, then one token per row and step; finished rows leave the batch.
 
-Each row draws from its own random stream, so a response depends on seed and row, not on how rows are batched or
-distributed over processes.
-No top-k or top-p: the log-probs that training takes are those of the full distribution.
+Each row has its own random stream, so a response depends only on seed and row, not on batching or the number of
+processes. There is no top-k or top-p, because training uses log-probs of the full distribution.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 from alignflow.distributed import gather, mine
 from alignflow.models.load import check_length, decoder_of, learned_positions, position_ids, softcap_of
 
-SHRINK = 0.75  # rows leave once at least a quarter has finished: shrinking copies the whole cache
+SHRINK = 0.75  # finished rows leave when they are at least a quarter, because shrinking copies the whole cache
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,11 @@ class Response:
     """A sampled response."""
 
     tokens: tuple[int, ...]
-    """Up to and including the first end-of-sequence token."""
+    """Token ids up to and including the first end-of-sequence token."""
     truncated: bool
-    """True when the length limit came first."""
+    """True if the length limit was reached first."""
     logprobs: tuple[float, ...] = field(compare=False)
-    """Of each token at the sampling temperature, nats, from the very logits that it was drawn from."""
+    """Log-prob of each token at the sampling temperature, nats, from the logits that it was sampled from."""
 
 
 @torch.no_grad()
@@ -44,22 +43,22 @@ def generate(
     """Sample one response to each prompt.
 
     Args:
-        model: a causal language model of transformers, whose logits are head(hidden states), capped or not.
+        model: a causal language model of transformers whose logits are head(hidden states), with or without a cap.
         prompts: token ids; repeat a prompt for several samples.
         eos_ids: tokens that end a response.
-        max_response_length: most tokens of a response, end-of-sequence included.
-        temperature: divides the logits; 0 takes the likeliest token.
-        seed: of all random streams.
-        rows: responses sampled at once.
+        max_response_length: maximum number of tokens of a response, end-of-sequence included.
+        temperature: divides the logits; 0 takes the most likely token.
+        seed: seed of all random streams.
+        rows: number of responses in a batch.
 
     Returns:
-        One response a prompt, in order.
+        One response per prompt, in order.
 
     Raises:
-        TooLong: a prompt with the longest response does not fit the model's learned positions.
+        TooLong: a prompt and a response of maximum length exceed the model's learned positions.
     """
     check_length(max(map(len, prompts), default=0) + max_response_length, learned_positions(model))
-    # alike lengths waste least padding; equal prompts side by side are prefilled once
+    # similar lengths need little padding; equal prompts are adjacent and are prefilled once
     order = mine(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]), i)))
     result: dict[int, Response] = {}
     for start in range(0, len(order), rows):
@@ -74,7 +73,7 @@ def generate(
 
 
 def row_seed(seed: int, row: int) -> int:
-    """Return the seed of a row's own random stream."""
+    """Return the seed of a row's random stream."""
     return (seed * 1_000_003 + row) % 2**63
 
 
@@ -99,7 +98,7 @@ def _sample(
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
-    alive = list(range(len(prompts)))  # which response each row of the batch belongs to
+    alive = list(range(len(prompts)))  # response of each row of the batch
     for t in range(draws.shape[1]):
         chosen, found = _choose(logits, draws[alive, t], temperature)
         for row, token, logprob in zip(alive, chosen.tolist(), found.tolist(), strict=True):
@@ -139,7 +138,7 @@ def _prefill(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Te
 def _logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
     """Return the logits after the last of new tokens, float32. (B, T) -> (B, V)
 
-    The head sees one packed row a sequence; from a strided view torch would multiply copies of its whole weight.
+    The head gets one contiguous row per sequence; for a strided view torch would copy the head's whole weight.
     """
     states = decoder_of(model)(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
@@ -150,9 +149,9 @@ def _logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
 
 
 def _choose(logits: Tensor, draws: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the token where the cumulative distribution passes the row's draw, and its log-prob. (B, V), (B,) -> (B,)
+    """Return the token where the cumulative distribution exceeds the row's draw, and its log-prob. (B, V), (B,) -> (B,)
 
-    The logits' memory is used again. At temperature 0 the likeliest token is certain: log-prob 0.
+    Overwrites the logits. At temperature 0 the most likely token has probability 1: log-prob 0.
     """
     if temperature == 0:
         return logits.argmax(-1), torch.zeros_like(logits[:, 0])

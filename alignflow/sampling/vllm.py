@@ -1,10 +1,10 @@
-"""Sample responses with vLLM on a CUDA device: the optional engine behind ``tasks/training/sampling.py``.
+"""Samples responses with vLLM on a CUDA device: the optional engine behind ``tasks/training/sampling.py``.
 
-Written against the documented interface of vLLM 0.11 and newer and tested with a stand-in; it has not run on a GPU yet.
+Written for the documented interface of vLLM 0.11 and newer, and tested with a fake engine; it has not run on a GPU yet.
 
-vLLM holds a copy of the base of its own (in NF4 where the base is), and gets a role as an adapter folder. Its kernels
-round differently from those of training, depending on the rest of the batch, so each response brings its log-probs,
-for ``ops.importance_weights``; and a seed gives the same response only for the same batch.
+vLLM has its own copy of the base (in NF4 if the base is), and gets a role as an adapter folder. Its kernels round
+differently from those of training, and rounding depends on the rest of the batch. So each response comes with its
+log-probs, for ``ops.importance_weights``, and a seed gives the same response only for the same batch.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from alignflow import distributed
 from alignflow.models.roles import BASE, SharedBase
 from alignflow.sampling.own import Response, row_seed
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's kernels know these; a smaller adapter fits into the next
-_versions = count(1)  # an id of its own for each adapter: vLLM keeps adapters and prefixes under it
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # ranks of vLLM's kernels; an adapter takes the next larger one
+_versions = count(1)  # each adapter gets a new id: vLLM caches adapters and prefixes by id
 
 
 class VLLMError(ValueError):
-    """The output of the engine is no valid response."""
+    """The engine's output is not a valid response."""
 
 
 class VLLMUnavailable(VLLMError):
@@ -33,11 +33,11 @@ class VLLMUnavailable(VLLMError):
 
 
 class VLLMTooShort(VLLMError):
-    """A prompt with its response is longer than the engine was set to take."""
+    """A prompt with its response is longer than the engine's limit."""
 
 
 class RankTooLarge(VLLMError):
-    """The engine has no kernels for adapters of such a rank."""
+    """The engine has no kernels for adapters of this rank."""
 
 
 def generate(
@@ -55,14 +55,14 @@ def generate(
 ) -> list[Response]:
     """Sample one response to each prompt as a role (the base without adapter), as ``own.generate`` does.
 
-    Args besides the ones there: ``longest`` is the most tokens of a prompt with its response, ``memory_fraction`` the
-    share of the device's memory that the engine takes.
+    Additional arguments: ``longest`` is the maximum number of tokens of a prompt with its response,
+    ``memory_fraction`` the share of the device's memory that the engine takes.
 
     Raises:
         VLLMUnavailable: vLLM or a CUDA device is missing.
         VLLMTooShort: a prompt with its response is too long.
         RankTooLarge: the adapter's rank is too large.
-        VLLMError: a response broke off.
+        VLLMError: a response has no end.
     """
     require(models.base.device)
     needed = max(map(len, prompts), default=0) + max_response_length
@@ -73,7 +73,7 @@ def generate(
 
     engine = _engine(models, rows, longest, memory_fraction)
     common = {"temperature": temperature, "max_tokens": max_response_length, "stop_token_ids": list(eos_ids)}
-    settings = [  # logprobs=0: of the sampled token alone
+    settings = [  # logprobs=0: only that of the sampled token
         SamplingParams(**common, seed=row_seed(seed, row), logprobs=0, detokenize=False) for row in range(len(prompts))
     ]
     texts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
@@ -88,7 +88,7 @@ def generate(
 
 
 def require(device: torch.device) -> None:
-    """Look whether the engine can work on a device; raises ``VLLMUnavailable`` where it cannot."""
+    """Check that the engine can run on a device; raises ``VLLMUnavailable`` if it cannot."""
     if device.type != "cuda":
         raise VLLMUnavailable(f"vLLM needs a CUDA device, but models are on {device.type} here")
     if distributed.world() > 1:
@@ -102,25 +102,25 @@ def require(device: torch.device) -> None:
 
 
 def adapter_rank(rank: int) -> int:
-    """Return the smallest rank that vLLM has kernels for and that holds an adapter's."""
+    """Return the smallest rank of vLLM's kernels that an adapter's rank fits."""
     if rank > RANKS[-1]:
-        raise RankTooLarge(f"an adapter has rank {rank}, and vLLM takes up to {RANKS[-1]}")
+        raise RankTooLarge(f"an adapter has rank {rank}, but vLLM supports at most {RANKS[-1]}")
     return next(known for known in RANKS if known >= rank)
 
 
 def response(output: Any, eos_ids: Sequence[int]) -> Response:
-    """Return a completion of vLLM as a response; its log-probs are those at the sampling temperature."""
+    """Return a vLLM completion as a response; its log-probs are those at the sampling temperature."""
     tokens = tuple(output.token_ids)
     ended = bool(tokens) and tokens[-1] in eos_ids
     if not (output.finish_reason == "length" or (output.finish_reason == "stop" and ended)):
-        raise VLLMError(f"vLLM left a response of {len(tokens)} tokens without its end ({output.finish_reason})")
+        raise VLLMError(f"vLLM returned a response of {len(tokens)} tokens without an end ({output.finish_reason})")
     logprobs = tuple(found[token].logprob for token, found in zip(tokens, output.logprobs, strict=True))
     return Response(tokens, not ended, logprobs)
 
 
 @cache
 def _engine(models: SharedBase, rows: int, longest: int, memory_fraction: float) -> Any:
-    """Return the one engine of this process, started at the first call."""
+    """Return the engine of this process; the first call starts it."""
     from vllm import LLM
 
     base = models.base

@@ -1,1 +1,1 @@
-"""What several rules import."""
+"""Code that several rules import."""

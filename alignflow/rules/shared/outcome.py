@@ -1,4 +1,4 @@
-"""Whether a response is right, where the data has an answer."""
+"""Whether a response is right, if the data has an answer."""
 
 import re
 from typing import Literal
@@ -14,8 +14,8 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 def outcome(response: str, answer: str) -> Literal["right", "abstain", "wrong"]:
     """Return whether a response is right, says that it does not know, or is wrong.
 
-    Right: for a number, the last number of the response equals it; for a text, it stands in the response as whole
-    words, whatever the case and punctuation.
+    Right: if the answer is a number, it equals the last number of the response; if it is a text, the response contains
+    it as whole words, ignoring case and punctuation.
     """
     if _is_right(response, answer):
         return "right"

@@ -408,7 +408,7 @@ def test_a_template_file_that_was_edited_since_is_noticed(tiny: Path, tmp_path: 
     identity = identify(str(tiny), None, converted=tiny, chat_template=str(path))
     verify(identity, converted=tiny)
     path.write_text(read_template("zephyr"))
-    with pytest.raises(BaseChanged, match=r"own\.jinja is not what this pipeline started from"):
+    with pytest.raises(BaseChanged, match=r"own\.jinja is not the one this pipeline started from"):
         verify(identity, converted=tiny)
 
 

@@ -62,7 +62,7 @@ def test_a_completion_becomes_a_response_with_the_log_probs_of_its_own_tokens(
 
 @pytest.mark.parametrize(("tokens", "reason"), [([5, 6], "stop"), ([5], "abort"), ([5], None), ([], "stop")])
 def test_a_response_that_broke_off_is_not_taken_for_one(tokens: list[int], reason: str | None):
-    with pytest.raises(VLLMError, match=f"{len(tokens)} tokens without its end"):
+    with pytest.raises(VLLMError, match=f"{len(tokens)} tokens without an end"):
         response(completion(tokens, reason), EOS)
 
 
@@ -85,7 +85,7 @@ def test_several_processes_are_told_to_take_the_own_engine(monkeypatch: pytest.M
 
 def test_an_adapter_s_rank_is_rounded_up_to_one_that_the_library_knows():
     assert [adapter_rank(r) for r in (1, 8, 9, 16, 24, 512)] == [8, 8, 16, 16, 32, 512]
-    with pytest.raises(RankTooLarge, match=r"rank 513, and vLLM takes up to 512"):
+    with pytest.raises(RankTooLarge, match=r"rank 513, but vLLM supports at most 512"):
         adapter_rank(513)
 
 
