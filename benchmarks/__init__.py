@@ -1,1 +1,1 @@
-"""Measurements: side by side with the peer library, and against what the machine can do."""
+"""Measurements: in comparison with TRL, and with the limits of the machine."""

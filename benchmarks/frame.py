@@ -1,6 +1,6 @@
-"""The frame of every measurement: a fresh process each, so that its peak memory is its own; and results as JSON.
+"""Runs every measurement in a new process, so that its peak memory is its own, and writes results as JSON.
 
-``measure("ours:dpo", setting)`` runs ``benchmarks.ours.dpo(setting)`` in a process of its own.
+``measure("ours:dpo", setting)`` runs ``benchmarks.ours.dpo(setting)`` in a new process.
 """
 
 import importlib
@@ -30,16 +30,16 @@ Result = dict[str, Any]
 
 
 class MeasurementFailed(RuntimeError):
-    """A measuring process ended with an error; the message ends with its last lines."""
+    """A measuring process failed; the message ends with its last lines of output."""
 
 
 def measure(what: str, setting: Setting, *, cwd: Path = ROOT) -> Result:
-    """Run one measuring function in a fresh process and return its result with the process's peak memory.
+    """Run one measuring function in a new process and return its result with the process's peak memory.
 
     Args:
         what: ``module:function`` below ``benchmarks``.
-        setting: what the function is given.
-        cwd: folder that it runs in.
+        setting: argument of the function.
+        cwd: working directory.
     """
     print(f"{time.strftime('%H:%M:%S')} {what} {setting.label}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def measure(what: str, setting: Setting, *, cwd: Path = ROOT) -> Result:
 
 
 def alternate(sides: Mapping[str, tuple[str, Setting]], repeats: int) -> dict[str, list[Result]]:
-    """Measure all sides in turn, again and again, so that a slow minute of the machine hits all of them."""
+    """Measure all sides alternately and repeatedly, so that a slow minute of the machine affects all of them."""
     results: dict[str, list[Result]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side, (what, setting) in sides.items():
@@ -66,12 +66,12 @@ def alternate(sides: Mapping[str, tuple[str, Setting]], repeats: int) -> dict[st
 
 
 def spread(values: Sequence[float]) -> Result:
-    """Return the median of some measurements with the least and the greatest."""
+    """Return median, minimum, maximum and number of measurements."""
     return {"median": statistics.median(values), "least": min(values), "greatest": max(values), "count": len(values)}
 
 
 def steady(runs: Sequence[Mapping[str, Any]]) -> Result:
-    """Return what runs of a training loop cost; the first step of each warms up and does not count."""
+    """Return the cost of training steps over several runs, without the first step of each, which is a warm-up."""
     seconds = [s for run in runs for s in run["seconds"][1:]]
     tokens = [t for run in runs for t in run["tokens"][1:]]
     return {
@@ -85,7 +85,7 @@ def steady(runs: Sequence[Mapping[str, Any]]) -> Result:
 
 
 def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Result:
-    """Return how often faster we are by the medians of one run, and our share of the other's memory."""
+    """Return our speed-up by the medians, and our peak memory divided by the other side's."""
     return {
         "speed": theirs["seconds_per_step"]["median"] / ours["seconds_per_step"]["median"],
         "memory": ours["peak_memory_gib"]["median"] / theirs["peak_memory_gib"]["median"],
@@ -93,7 +93,7 @@ def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Result:
 
 
 def environment() -> Result:
-    """Return what results depend on besides the code: hardware, versions; and which code it was, and when."""
+    """Return hardware, versions, commit and date, on which results depend."""
     import torch
 
     from tasks.running.hardware import describe
@@ -110,14 +110,14 @@ def environment() -> Result:
 
 
 def save(part: str, setting: Setting, content: Mapping[str, Any], folder: Path = RESULTS) -> None:
-    """Write a part's results with what they depend on."""
+    """Write the results of a part with setting and environment."""
     folder.mkdir(parents=True, exist_ok=True)
     everything = {"environment": environment(), "setting": asdict(setting), **content}
     (folder / f"{part}.json").write_text(json.dumps(_rounded(everything), indent=1) + "\n")
 
 
 def _rounded(value: Any) -> Any:
-    """Return content with numbers of six digits: more would be noise."""
+    """Return content with numbers rounded to six digits: more digits would be noise."""
     if isinstance(value, Mapping):
         return {key: _rounded(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

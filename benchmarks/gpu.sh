@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The benchmarks on one CUDA device, meant to take eight minutes (no GPU has seen it yet): random Llama-type models of
-# 1B and 8B in NF4, then the tests that need CUDA. Results go to benchmarks/results, or to the folder named first.
-# TINY=1 does the same with a model of two layers, on any machine: does it run?
+# Benchmarks on one CUDA device, planned for eight minutes (it has not run on a GPU yet): random Llama-type models of 1B
+# and 8B in NF4, then the tests that need CUDA. Results go to benchmarks/results, or to the folder in the first argument.
+# TINY=1 does the same with a model of two layers, on any machine, to check that everything runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -16,7 +16,7 @@ for size in 1b 8b; do
     if [ -n "$small" ]; then kind=tiny; fi
     "$python" -m benchmarks.random_model "$kind" "$work/$size"
 done
-measure() { # SIZE PART... : one size's parts; a part that fails leaves the others
+measure() { # SIZE PART...: the parts of one size; if one fails, the script continues
     local size=$1
     shift
     "$python" -m benchmarks.run "$@" --model "$work/$size" --name="-$size" --results "$results" --repeats 1 $small ||
@@ -26,4 +26,4 @@ measure 1b dpo grpo sampling --steps 4
 measure 8b memory --longest 1024 --response 896 --steps 2
 measure 8b dpo grpo --steps 3
 if [ "$results" = benchmarks/results ]; then "$python" -m benchmarks.table; fi
-"$python" -m pytest -q -m gpu || echo "failed, or none there: tests marked gpu"
+"$python" -m pytest -q -m gpu || echo "failed or not found: tests marked gpu"

@@ -1,15 +1,15 @@
-"""Against the machine's limit: its matmul rate and memory bandwidth, and what of them a step uses.
+"""Compares steps with the machine's limits: its matmul rate and memory bandwidth.
 
-Work of a DPO step: 4·P·N + 4·V·H·R FLOP. P: weights of all linear layers but the output embedding; N: tokens; a
-frozen weight costs 2 FLOP a token forward and 2 backward, since only the gradient of its input is wanted. V·H: output
-embedding, needed at the R response positions alone. Attention and the adapters are left out. N is counted twice: with
-two rows a pair, as the loss is written; and with the prompt once, which is all that has to be computed.
+Work of a DPO step: 4·P·N + 4·V·H·R FLOP. P: weights of all linear layers except the output embedding; N: tokens; a
+frozen weight costs 2 FLOP per token forward and 2 backward, because only the gradient of its input is needed. V·H:
+output embedding, needed at the R response positions only. Attention and adapters are not counted. N is counted in two
+ways: with two rows per pair, as in the formula of the loss, and with the prompt once, which is all that is necessary.
 
-Bytes of a decode step: 2·(P + V·H) for weights in bfloat16, and the keys and values of all rows; or, if that takes
-longer, 2·(P + V·H) FLOP a row at the matmul rate.
+Minimum time of a decode step: reading 2·(P + V·H) bytes of weights in bfloat16 and the keys and values of all rows; or,
+if it takes longer, 2·(P + V·H) FLOP per row at the matmul rate.
 
-Work of a GRPO step: a decode step a response token, 2·P·N + 2·V·H·R FLOP for the reference, 4·P·N + 4·V·H·R for the
-update; N: tokens of all responses, and of each prompt once.
+Work of a GRPO step: one decode step per response token, 2·P·N + 2·V·H·R FLOP for the reference, 4·P·N + 4·V·H·R for
+the update; N: tokens of all responses, and of each prompt once.
 """
 
 import time
@@ -20,11 +20,11 @@ from dataclasses import replace
 from benchmarks.frame import Result, measure, spread
 from benchmarks.setting import Setting, read_pairs, read_prompts
 
-TOP = 15  # operators of a profile
+TOP = 15  # number of operators in a profile
 
 
 def limit(setting: Setting, repeats: int) -> Result:
-    """Measure the machine, a DPO step and a GRPO step with their profiles, and decoding."""
+    """Measure the machine, decoding, and a DPO and a GRPO step with their profiles."""
     machine = measure("limit:machine", setting)
     shape = machine["model"]
     dpo, grpo = measure("limit:profiled_dpo", setting), measure("limit:profiled_grpo", setting)
@@ -66,7 +66,7 @@ def _grpo(seconds: float, machine: Result, setting: Setting) -> Result:
 
 
 def _decode_step(rows: int, machine: Result, setting: Setting) -> tuple[float, float]:
-    """Return the bytes that a decode step moves, and the seconds it takes at least."""
+    """Return the bytes that a decode step reads, and its minimum time in seconds."""
     shape = machine["model"]
     weights = 2 * (shape["linear_weights"] + shape["embedding_weights"])
     context = shape["prompt_tokens"] + setting.response / 2
@@ -90,7 +90,7 @@ def _decode(runs: list[Result], machine: Result, setting: Setting) -> Result:
 
 
 def machine(setting: Setting) -> Result:
-    """Matmul rate at the model's own layer shapes, and memory bandwidth; both in bfloat16."""
+    """Return the matmul rate at the model's layer shapes, and the memory bandwidth, both in bfloat16."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -145,7 +145,7 @@ def machine(setting: Setting) -> Result:
 
 
 def _time(run: Callable[[], object]) -> float:
-    """Return the least time of a call out of many in about a second."""
+    """Return the minimum time of a call, out of many in about a second."""
     import torch
 
     times: list[float] = []
@@ -161,7 +161,7 @@ def _time(run: Callable[[], object]) -> float:
 
 
 def profiled_dpo(setting: Setting) -> Result:
-    """DPO steps, the last of them under the profiler, with the work of one step."""
+    """Run DPO steps, the last one with the profiler; return the work of one step."""
     from benchmarks import ours
     from benchmarks.theirs import tokenizer_of
 
@@ -174,7 +174,7 @@ def profiled_dpo(setting: Setting) -> Result:
 
 
 def profiled_grpo(setting: Setting) -> Result:
-    """GRPO steps, the last of them under the profiler."""
+    """Run GRPO steps, the last one with the profiler."""
     from benchmarks import ours
 
     return _profiled(ours.grpo, setting)

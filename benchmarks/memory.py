@@ -1,4 +1,4 @@
-"""Memory: PPO with four roles over supervised fine-tuning of the same rows."""
+"""Peak memory of PPO with four roles, compared with supervised fine-tuning on the same rows."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from benchmarks.setting import Setting
 
 
 def memory(setting: Setting, _repeats: int) -> Result:
-    """Measure one step each in a process of its own."""
+    """Measure one step of each in a new process."""
     theirs.version()
     once = replace(setting, steps=1)
     peaks = {what: measure(what, once)["peak_memory_gib"] for what in ("ours:ppo", "ours:sft", "theirs:sft")}

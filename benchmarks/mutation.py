@@ -1,14 +1,14 @@
-"""mutmut with the mutations that tensor maths needs besides its own; ``python benchmarks/mutation.py run``.
+"""Runs mutmut with additional mutations for tensor maths: ``python benchmarks/mutation.py run``.
 
-mutmut changes operators, numbers, names and arguments. Here a formula also loses a method (``detach``, ``clamp``),
-takes the opposite function (``minimum`` for ``maximum``), swaps neighbouring arguments, loses an operand or an
-index, or negates an ``if``.
+mutmut changes operators, numbers, names and arguments. The additional mutations remove a method (``detach``,
+``clamp``), an operand or an index, use the opposite function (``minimum`` for ``maximum``), swap adjacent arguments, or
+negate an ``if``.
 """
 
 import os
 from collections.abc import Iterable
 
-os.environ["OMP_NUM_THREADS"] = "1"  # mutmut forks: torch's threads would not be there in the child, which then hangs
+os.environ["OMP_NUM_THREADS"] = "1"  # mutmut forks; a child has no threads of torch and would hang
 
 import libcst as cst
 from mutmut.__main__ import cli
@@ -33,7 +33,7 @@ SWAPS = OPPOSITES | {new: old for old, new in OPPOSITES.items()}
 
 
 def name_of(call: cst.Call) -> cst.Name | None:
-    """Return the last name of what is called."""
+    """Return the last part of the called name."""
     name = call.func.attr if isinstance(call.func, cst.Attribute) else call.func
     return name if isinstance(name, cst.Name) else None
 
@@ -48,14 +48,14 @@ def drop_method(call: cst.Call) -> Iterable[cst.BaseExpression]:
 
 
 def opposite(call: cst.Call) -> Iterable[cst.Call]:
-    """Turn ``minimum`` into ``maximum``, and so on, as a function and as a method."""
+    """Turn ``minimum`` into ``maximum``, and so on, as functions and methods."""
     name = name_of(call)
     if name is not None and name.value in SWAPS:
         yield call.with_deep_changes(name, value=SWAPS[name.value])
 
 
 def swap_arguments(call: cst.Call) -> Iterable[cst.Call]:
-    """Turn ``f(a, b, c)`` into ``f(b, a, c)`` and ``f(a, c, b)``; names of keywords stay where they are."""
+    """Turn ``f(a, b, c)`` into ``f(b, a, c)`` and ``f(a, c, b)``; keyword names keep their place."""
     args, name = call.args, name_of(call)
     if name is not None and name.value in SYMMETRIC:
         return

@@ -1,4 +1,4 @@
-"""Our side: the loops, steps and the sampler that the stages use, on the benchmark's data."""
+"""Our side of the benchmarks: the loops, steps and sampler of the stages, on the benchmark's data."""
 
 import json
 import time
@@ -42,30 +42,30 @@ from tasks.paths import CONVERTED
 from tasks.training.sampling import answering
 
 ROOT = Path(__file__).parents[1]
-START_SCALE = 0.005  # deviation of the start adapter's B: far enough from the base to be seen in every loss
+START_SCALE = 0.005  # standard deviation of the start adapter's B: large enough to have an effect on every loss
 Batch = TypeVar("Batch")
 
 
 class Watch:
-    """Times the steps of a loop: from the end of one to the end of the next, everything included."""
+    """Measures the steps of a loop: from the end of one to the end of the next, including everything."""
 
     def __init__(self, each: Callable[[int], None] | None = None) -> None:
         """Start the clock.
 
         Args:
-            each: called with the number of every finished step, outside the time that is taken.
+            each: called with the number of every finished step; its time is not counted.
         """
         self.result: dict[str, Any] = {"seconds": [], "tokens": [], "losses": [], "before_seconds": 0.0}
         self._each = each
         self._last = time.monotonic()
 
     def begin(self) -> None:
-        """What went before is reported apart."""
+        """Time before the first step, which is reported separately."""
         self.result["before_seconds"] = time.monotonic() - self._last
         self._last = time.monotonic()
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Take in a step of one of our loops."""
+        """Record a step of one of our loops."""
         now = time.monotonic()
         self.result["seconds"].append(now - self._last)
         self.result["tokens"].append(metrics["tokens"])
@@ -76,14 +76,14 @@ class Watch:
 
 
 def open_models(setting: Setting) -> SharedBase:
-    """Load the base of the setting, ready for roles."""
+    """Load the base model of the setting, ready for roles."""
     identity = identify(setting.model, None, converted=ROOT / CONVERTED)
     base = load_base(identity, quantization=setting.quantization, dtype=setting.dtype)
     return SharedBase(base, AdapterShape(setting.rank, setting.alpha, "all-linear"))
 
 
 def write_start(setting: Setting) -> dict[str, Any]:
-    """Write the adapters that all sides start from: random ones, so that equal losses mean equal work."""
+    """Write the adapters from which all sides start. They are random, so that equal losses mean equal work."""
     models = open_models(setting)
     models.add("policy", seed=1)
     models.add("reward_model", seed=2)
@@ -92,19 +92,19 @@ def write_start(setting: Setting) -> dict[str, Any]:
     with torch.no_grad():
         for role in ("policy", "reward_model"):
             for parameter in models.parameters(role, heads=False):
-                if not parameter.any():  # B, which a fresh adapter starts at 0
+                if not parameter.any():  # B, which is 0 in a new adapter
                     parameter.copy_(START_SCALE * torch.randn(parameter.shape, generator=generator))
             models.save(role, Path(setting.start, role))
     return {}
 
 
 def budget_of(setting: Setting) -> Budget:
-    """Return what a pass may hold at once."""
+    """Return the budget of a pass."""
     return Budget(setting.micro_batch_tokens, print)
 
 
 def optimisation(setting: Setting, batch_size: int) -> OptimisationConfig:
-    """Return the settings of the optimiser; the peer gets the same."""
+    """Return the settings of the optimiser; TRL gets the same."""
     return OptimisationConfig(
         steps=setting.steps,
         batch_size=batch_size,
@@ -121,7 +121,7 @@ def optimisation(setting: Setting, batch_size: int) -> OptimisationConfig:
 
 
 def dpo(setting: Setting, each: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """DPO against the base model as the reference."""
+    """Measure DPO with the base model as the reference."""
     models = open_models(setting)
     models.add("reference")
     models.add("policy", start=Path(setting.start, "policy"), trained=True)
@@ -151,7 +151,7 @@ def _dpo(models: SharedBase, pairs: Sequence[Pair], setting: Setting, watch: Wat
 
 
 def reward_model(setting: Setting) -> dict[str, Any]:
-    """Bradley-Terry reward model."""
+    """Measure the Bradley-Terry reward model."""
     models = open_models(setting)
     models.add("reward_model", start=Path(setting.start, "reward_model"), trained=True)
     pairs = read_pairs(setting, models.base.tokenizer, setting.pairs * setting.steps)
@@ -172,7 +172,7 @@ def reward_model(setting: Setting) -> dict[str, Any]:
 
 
 def sft(setting: Setting) -> dict[str, Any]:
-    """Fine-tuning on chosen responses: as many rows a step as PPO has in an update."""
+    """Supervised fine-tuning on chosen responses, with as many rows per step as a PPO update."""
     models = open_models(setting)
     models.add("policy", start=Path(setting.start, "policy"), trained=True)
     examples = sft_examples(setting, models.base.tokenizer)
@@ -192,7 +192,7 @@ def sft(setting: Setting) -> dict[str, Any]:
 
 
 def sft_examples(setting: Setting, tokenizer: Any) -> list[Example]:
-    """Return one batch of rows that are as long as those of the rollouts."""
+    """Return one batch of rows as long as those of the rollouts."""
     prompts = read_prompts(setting, tokenizer, setting.prompts * setting.group)
     filler = tuple(read_pairs(setting, tokenizer, 1)[0].chosen)
     response = (filler * (setting.response // len(filler) + 1))[: setting.response]
@@ -219,14 +219,14 @@ def _optimizer(models: SharedBase, roles: Sequence[str], config: OptimisationCon
 
 
 def _keep_nothing(*_: object) -> None:
-    """No checkpoint is written."""
+    """Writes no checkpoint."""
 
 
 # -- rollouts ------------------------------------------------------------------------------------------------------
 
 
 def sample(models: SharedBase, setting: Setting, prompts: Sequence[tuple[int, ...]], seed: int) -> list[Example]:
-    """Sample as the stages do: from merged weights where they fit; all responses of the same length."""
+    """Sample as the stages do, from merged weights if they fit; all responses have the same length."""
     with answering(models, "policy", "auto") as model:
         responses = generate(
             model,
@@ -263,7 +263,7 @@ def collector(models: SharedBase, setting: Setting, samples: int) -> Callable[[i
 
 
 def grpo_keys(setting: Setting) -> grpo_algorithm.GRPOConfig:
-    """Return GRPO as the peer has it by default."""
+    """Return GRPO with TRL's defaults."""
     return grpo_algorithm.GRPOConfig(
         beta=setting.kl,
         clip_range_low=0.2,
@@ -278,10 +278,10 @@ def grpo_keys(setting: Setting) -> grpo_algorithm.GRPOConfig:
 
 
 def grpo(setting: Setting, each: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """GRPO: sample, score, log-probs of policy and reference, one update."""
+    """Measure GRPO: sampling, scoring, log-probs of policy and reference, one update."""
     models = open_models(setting)
     models.add("policy", start=Path(setting.start, "policy"), trained=True)
-    models.add("reference", start=Path(setting.start, "policy"))  # the loop checks that they start alike
+    models.add("reference", start=Path(setting.start, "policy"))  # the loop checks that both start with equal weights
     algorithm = grpo_algorithm.build(models, passes_of(models, setting), grpo_keys(setting), sampled(setting))
     collect = collector(models, setting, setting.group)
     return _online(algorithm, collect, models, ("policy",), setting, setting.prompts, Watch(each))
@@ -298,7 +298,7 @@ def sampled(setting: Setting) -> SamplingConfig:
 
 
 def grpo_evidence(setting: Setting) -> dict[str, Any]:
-    """Our loss on the peer's first rollouts, with the base model as the reference, as it has it."""
+    """Compute our loss on TRL's first rollouts, with the base model as the reference, as in TRL."""
     models = open_models(setting)
     models.add("policy", start=Path(setting.start, "policy"), trained=True)
     models.add("reference")
@@ -315,7 +315,7 @@ def grpo_evidence(setting: Setting) -> dict[str, Any]:
 
 
 def ppo(setting: Setting) -> dict[str, Any]:
-    """PPO with four roles: as many responses as GRPO, one a prompt, one update."""
+    """Measure PPO with four roles: as many responses as GRPO, one per prompt, one update."""
     models = open_models(setting)
     models.add("policy", start=Path(setting.start, "policy"), trained=True)
     models.add("reference", start=Path(setting.start, "policy"))
@@ -376,7 +376,7 @@ def _online(
 
 
 def round_of_a_shard(setting: Setting) -> dict[str, Any]:
-    """One round of iterative DPO on one of ``number`` shards, model loading and all: what a round's process does."""
+    """Measure one round of iterative DPO on one of ``number`` shards, including model loading: a whole process."""
     began = time.monotonic()
     models = open_models(setting)
     models.add("policy", start=Path(setting.start, "policy"), trained=True)
@@ -406,7 +406,7 @@ def round_of_a_shard(setting: Setting) -> dict[str, Any]:
 
 
 def sampling(setting: Setting) -> dict[str, Any]:
-    """Tokens a second of the sampler at several numbers of rows; merging the weights is told apart."""
+    """Measure the sampler's tokens per second at several numbers of rows, and separately the merging of weights."""
     models = open_models(setting)
     models.add("policy", start=Path(setting.start, "policy"))
     result: dict[str, Any] = {}
@@ -424,13 +424,13 @@ def sampling(setting: Setting) -> dict[str, Any]:
 
 
 def sampling_prompts(setting: Setting, tokenizer: Any, rows: int) -> list[tuple[int, ...]]:
-    """Return prompts as a rollout batch has them: each as often as its group is large."""
+    """Return prompts as in a rollout batch: each repeated by the group size."""
     group = min(setting.group, rows)
     return [p for p in read_prompts(setting, tokenizer, rows // group) for _ in range(group)]
 
 
 def timed_sampling(draw: Callable[[int], None], rows: int, setting: Setting) -> dict[str, float]:
-    """Return the time of one token, which the prompt is part of, and of all; after a short run to warm up."""
+    """Return the time of the first token including the prompt, and of all tokens, after a short warm-up."""
     draw(2)
     times = []
     for length in (1, setting.response):

@@ -1,7 +1,7 @@
-"""What the pipeline itself costs: `python -m benchmarks.overhead FOLDER`, a clone in which `make demo` has run.
+"""Measures the overhead of the pipeline: `python -m benchmarks.overhead FOLDER`, a clone in which `make demo` has run.
 
-Reads the tracking database of the finished flow with most stages: time in which no stage ran is the pipeline's own
-(Prefect, DVC, the start of Python and the imports of every stage). Then times an unchanged stage, and the imports.
+Reads the tracking database for the finished flow with the most stages. Time during which no stage ran is overhead
+(Prefect, DVC, start of Python and imports of every stage). Then measures an unchanged stage, and the imports.
 """
 
 import sqlite3
@@ -29,7 +29,7 @@ class NoFlow(ValueError):
 
 
 def overhead(folder: Path) -> Result:
-    """Return the pipeline's own time a stage, and its share of the flow."""
+    """Return the overhead per stage, and its share of the flow's time."""
     database = folder / ".alignflow/mlflow.db"
     if not database.exists():
         raise NoFlow(f"{database} is missing; run `make demo` in {folder} first")

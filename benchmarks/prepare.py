@@ -1,7 +1,7 @@
-"""How fast ``prepare`` is, and how much memory it takes: `python benchmarks/prepare.py ROWS [WORKERS]`.
+"""Measures speed and memory of ``prepare``: `python benchmarks/prepare.py ROWS [WORKERS]`.
 
-Writes that many rows (short questions with two answers, some repeated, some contradictory, some broken), prepares them
-with the default base model's tokenizer and prints rows a second and the peak of the resident memory.
+Writes ROWS rows (short questions with two answers, some repeated, contradictory or broken), prepares them with the
+default base model's tokenizer and prints rows per second and peak resident memory.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it can be run by its path
 
 from alignflow.data.formats import read_rows
 from alignflow.data.preparation import Plan, prepare, report
@@ -50,7 +50,7 @@ def write(path: Path, rows: int) -> None:
 
 
 def memory() -> float:
-    """Peak of this process, in GiB; a worker's own peak is printed beside it."""
+    """Peak memory of this process, in GiB; that of a worker is printed separately."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -77,7 +77,7 @@ def main(rows: int, workers: int, model: str = Setting.model) -> dict[str, Any]:
         print("\n".join(finding.line for finding in found.findings()))
         worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         print(
-            f"{rows / seconds:.0f} rows a second ({measured - began:.1f} s to read and judge, "
+            f"{rows / seconds:.0f} rows per second ({measured - began:.1f} s to read and check, "
             f"{seconds - (measured - began):.1f} s to write and describe), peak {memory():.2f} GiB"
             + (f", {worker:.2f} GiB the largest worker" if workers > 1 else "")
         )

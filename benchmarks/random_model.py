@@ -1,4 +1,4 @@
-"""Random Llama models of real sizes, already in NF4: speed and memory do not ask what the weights say.
+"""Writes random Llama models of real sizes in NF4: speed and memory do not depend on the values of weights.
 
 `python -m benchmarks.random_model SIZE FOLDER` with SIZE one of tiny, 1b, 8b.
 """
@@ -62,7 +62,7 @@ def write(size: str, folder: Path) -> Path:
                 quant_type="nf4",
                 device="meta",
             )
-            weight = module.weight.data.cpu()  # it is quantised as it moves to its device
+            weight = module.weight.data.cpu()  # moving it to a device quantises it
             small.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True)
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, small.to(device))

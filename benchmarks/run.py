@@ -1,4 +1,4 @@
-"""Measure: `python -m benchmarks.run [PART ...]`; without parts all but the million rows. See docs/performance.md."""
+"""Runs measurements: `python -m benchmarks.run [PART ...]`; default: all except `million`. See docs/performance.md."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ TINY: Mapping[str, Any] = {
 
 
 def run(parts: Sequence[str], setting: Setting, *, repeats: int, name: str, results: Path) -> None:
-    """Measure parts one after the other and write a file each."""
+    """Measure parts one after the other and write one file per part."""
     with tempfile.TemporaryDirectory() as folder:
         started = replace(setting, start=folder)
         measure("ours:write_start", replace(started, label="start adapters"))
@@ -53,15 +53,15 @@ def run(parts: Sequence[str], setting: Setting, *, repeats: int, name: str, resu
 def main(arguments: Sequence[str]) -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--repeats", type=int, default=2, help="processes of each side, in turn")
-    parser.add_argument("--tiny", action="store_true", help="a few tokens each: does it run?")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}")
+    parser.add_argument("--repeats", type=int, default=2, help="number of processes of each side, alternating")
+    parser.add_argument("--tiny", action="store_true", help="very small sizes, to check that everything runs")
     parser.add_argument("--model", default=Setting.model, help="folder, Hub id or package:NAME")
-    parser.add_argument("--data", default=Setting.data, help="preference pairs in any form that prepare reads")
-    parser.add_argument("--longest", type=int, default=Setting.longest, help="most tokens of a prompt with a response")
-    parser.add_argument("--response", type=int, default=Setting.response, help="tokens of a sampled response")
-    parser.add_argument("--steps", type=int, default=Setting.steps, help="of a process; the first warms up")
-    parser.add_argument("--name", default="", help="added to the names of the files, e.g. of other data: -sharegpt")
+    parser.add_argument("--data", default=Setting.data, help="file of preference pairs, in any form that prepare reads")
+    parser.add_argument("--longest", type=int, default=Setting.longest, help="longest prompt with a response, tokens")
+    parser.add_argument("--response", type=int, default=Setting.response, help="number of tokens of a sampled response")
+    parser.add_argument("--steps", type=int, default=Setting.steps, help="steps of a process; the first is a warm-up")
+    parser.add_argument("--name", default="", help="suffix of the files' names, e.g. -sharegpt for other data")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     given = parser.parse_args(arguments)
     parts = given.parts or [part for part in PARTS if part not in LONG]
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     if given.tiny:
         setting = replace(setting, **TINY)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what is measured is on this machine, and stays so while it runs
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything that is measured is on this machine
     try:
         run(parts, setting, repeats=given.repeats, name=given.name, results=given.results)
     except (PeerMissing, MeasurementFailed, ValueError) as error:

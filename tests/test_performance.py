@@ -18,7 +18,7 @@ def test_the_page_says_what_the_results_say() -> None:
 
 
 def test_only_the_text_between_the_marks_is_written() -> None:
-    """A million rows in 500 s are 2000 rows a second."""
+    """A million rows in 500 s are 2000 rows per second."""
     environment = {"hardware": "2 cores", "memory_gib": 8.0, "threads": 2, "versions": {"torch": "9", "trl": None}}
     environment |= {"commit": "abc", "date": "2026-01-02"}
     cost = {"seconds": 500.0, "rows_per_second": 2000.0, "peak_memory_gib": 0.5}
@@ -31,7 +31,7 @@ def test_only_the_text_between_the_marks_is_written() -> None:
         "| 1000000 | 500.0 | 2000 | 0.50 |\n\n"
         "*2 cores, 8 GiB, 2 threads; torch 9; commit abc, 2026-01-02.*\n"
         "<!-- end -->\nBy hand, too.\n<!-- table million-x -->\n"
-        "Unmeasured: `benchmarks/results/million-x.json` is not there.\n<!-- end -->\n"
+        "Not measured: `benchmarks/results/million-x.json` does not exist.\n<!-- end -->\n"
     )
     assert table.page(text, {"million": {"environment": environment, "rows": {"1000000": cost}}}) == expected
 
