@@ -87,7 +87,7 @@ def _losses(result: Results) -> str:
         for side in sides
     ]
     steps = [f"step {i + 1}" for i in range(len(lines[0]) - 2)]
-    return _rows(["loss", *steps, "tokens in all"], lines)
+    return _rows(["loss", *steps, "total tokens"], lines)
 
 
 def _pairs(result: Results) -> str:
