@@ -1,4 +1,4 @@
-"""The one place where tests say how near two numbers must be."""
+"""How close two numbers must be, for all tests."""
 
 from typing import Any
 

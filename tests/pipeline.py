@@ -1,4 +1,4 @@
-"""What dvc.yaml says of a stage, and what its code imports; both read, never run."""
+"""Reads what dvc.yaml says about a stage, and what its code imports; runs neither."""
 
 import ast
 from functools import cache

@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check by reading and importing."""
+"""Rules of the code base that are checked by reading and importing it."""
 
 import ast
 import json

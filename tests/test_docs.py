@@ -1,4 +1,4 @@
-"""The documents point at things that exist."""
+"""Files, names and tests in the documents exist."""
 
 import re
 from pathlib import Path

@@ -54,7 +54,7 @@ class Project:
 
     @property
     def env(self) -> dict[str, str]:
-        """No server of the user's, no home but the clone's own."""
+        """Without the user's server, and with a home folder in the clone."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("ALIGNFLOW_", "MLFLOW_", "PREFECT_"))}
         return {**kept, "PYTHONPATH": str(self.root)}
 

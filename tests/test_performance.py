@@ -1,4 +1,4 @@
-"""The benchmarks run, and the page about performance says what their results say."""
+"""The benchmarks run, and the page on performance agrees with their results."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_ratios_are_of_medians_without_the_first_step_of_a_process() -> None:
 
 
 def test_time_at_work_counts_once_where_stages_overlap() -> None:
-    """0 to 4, and 6 to 10, in which one lies within another: eight."""
+    """0 to 4, and 6 to 10 with one interval inside another: eight."""
     assert overhead.covered([(6, 9), (0, 3), (2, 4), (7, 8), (8, 10)]) == 8
 
 

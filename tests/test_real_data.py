@@ -1,6 +1,6 @@
-"""Real human preferences teach the real base model something that holds on prompts it never saw.
+"""Training the real base model on real human preferences generalises to unseen prompts.
 
-Minutes a test, and data that lies beside the checkout: `pytest -m slow tests/test_real_data.py -s` prints the figures.
+Each test takes minutes and needs data beside the checkout. `pytest -m slow tests/test_real_data.py -s` prints results.
 """
 
 import gzip

@@ -93,7 +93,7 @@ def open_base(folder: Path, quantization: str = "none", dtype: str = "float32") 
 
 
 def four_roles(folder: Path, quantization: str = "none", dtype: str = "float32") -> SharedBase:
-    """Open a model with the four roles of PPO, all unlike; the critic's head has a bias."""
+    """Open a model with the four roles of PPO, all different; the critic's head has a bias."""
     models = open_base(folder, quantization, dtype)
     for seed, role in enumerate(("policy", "reference", "reward_model", "critic")):
         models.add(role, trained=role in {"policy", "critic"})
@@ -113,7 +113,7 @@ def disturb(models: SharedBase, role: str, seed: int = 0, scale: float = 0.1) ->
 
 
 def some_rows(seed: int = 0) -> Sequences:
-    """Return four rows of unlike prompt and response lengths with random ids."""
+    """Return four rows of different prompt and response lengths with random ids."""
     batch = rows([(3, 4), (6, 2), (2, 9), (5, 1)])
     ids = torch.randint(1, 250, batch.input_ids.shape, generator=torch.Generator().manual_seed(seed))
     return Sequences(torch.where(batch.attention_mask, ids, 0), batch.attention_mask, batch.response_mask)

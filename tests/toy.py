@@ -1,4 +1,4 @@
-"""Models that are tables, so that an algorithm's step runs without a network; rows of masks; checks."""
+"""Models that are tables, so that an algorithm's step runs without a network; mask rows; checks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -63,7 +63,7 @@ def rollouts(sequences: Sequences, scores: Tensor) -> Rollouts:
 
 
 class Given:
-    """Answers with the tensors it was given, whatever the role."""
+    """Returns the tensors it was given, for any role."""
 
     def __init__(self, logprobs: Tensor | None = None, scores: Tensor | None = None, values: Tensor | None = None):
         self._logprobs, self._scores, self._values = logprobs, scores, values
@@ -101,7 +101,7 @@ class Uncertain(Given):
 
 
 def random_like(batch: Sequences, seed: int, scale: float = 0.3) -> Tensor:
-    """Return one random number a token, zero outside the response. (B, S-1)"""
+    """Return one random number per token, zero outside the response. (B, S-1)"""
     mask = batch.response_mask[:, 1:]
     noise = torch.randn(mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return torch.where(mask, scale * noise, 0.0)

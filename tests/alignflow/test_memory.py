@@ -1,4 +1,4 @@
-"""Memory that runs out makes the parts smaller and changes no result."""
+"""When memory runs out, parts become smaller, and results do not change."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def on_cpu() -> RuntimeError:
 
 
 class Small(Bigram):
-    """A model on a machine that holds so many tokens of a forward pass, and counts what it refused."""
+    """A model on a machine with memory for a number of tokens per forward pass; counts refused passes."""
 
     def __init__(self, most: int, error: Callable[[], RuntimeError] = on_cuda) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ def test_torch_says_so_when_the_machine_s_own_memory_runs_out():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_s_memory_that_runs_out_does_so_as_well():
-    """Twice of what it has, all of it, and half."""
+    """Twice the available memory, all of it, and half of it."""
 
     def work(parts: Sequence[int]) -> int:
         with part(0):

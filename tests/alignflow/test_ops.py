@@ -139,7 +139,7 @@ def test_logprobs_by_the_loop():
 
 
 def test_entropies_of_large_logits_keep_their_digits():
-    """A sure token, an even choice of two, and logits in the thousands between which there is nothing to choose."""
+    """A certain token, two equally likely tokens, and equal logits in the thousands."""
     logits = torch.tensor([[90.0, 0.0, 0.0, 0.0], [-2e3, 1e3, 1e3, -2e3], [5e3, 5e3, 5e3, 5e3]])
     _, entropy = token_logprobs(logits, torch.eye(4), torch.zeros(3, dtype=torch.long), entropy=True)
     close(entropy, [0.0, math.log(2), math.log(4)], 1e-7)
@@ -236,7 +236,7 @@ def test_no_more_logits_than_a_few_rows_are_float32_at_once(monkeypatch: pytest.
 
 
 def test_the_softmax_of_bfloat16_logits_is_taken_in_float32():
-    """Apart from the logits, which are bfloat16, nothing is rounded; whatever type new tensors have by default."""
+    """Only the logits are rounded to bfloat16, with any default dtype of new tensors."""
     generator = torch.Generator().manual_seed(5)
     hidden, weight = (torch.randn(n, 8, generator=generator).bfloat16() for n in (5, 9))
     targets = torch.tensor([0, 8, 3, 3, 1])
@@ -251,7 +251,7 @@ def test_the_softmax_of_bfloat16_logits_is_taken_in_float32():
 
 
 def test_logprobs_are_on_the_device_of_the_states():
-    """The meta device computes nothing but refuses to mix with others."""
+    """The meta device computes nothing, but raises if devices are mixed."""
     hidden, targets = torch.empty(3, 4, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
     logprobs, entropies = token_logprobs(hidden, torch.empty(5, 4, device="meta"), targets, entropy=True)
     assert logprobs.device.type == entropies.device.type == "meta"

@@ -134,7 +134,7 @@ def _weights(device: str) -> list[Parameter]:
 @on_every_device
 @of_every_kind
 def test_every_kind_takes_adamw_s_steps(kind: str, device: str):
-    """In 8 bits to a tenth of what was walked, else exactly; small tensors always keep float32."""
+    """In 8 bits within a tenth of the distance, otherwise exactly; small tensors are always float32."""
     mine, plain = _weights(device), [Parameter(w.detach().float()) for w in _weights(device)]
     optimizer, theirs = MasterAdamW([(mine, 0.01)], 0.1, kind=kind), torch.optim.AdamW(plain, 0.01, weight_decay=0.1)
     generator = torch.Generator().manual_seed(3)

@@ -1,4 +1,4 @@
-"""Rows as a tree of prefixes, and attention over it, against rows one by one."""
+"""The prefix tree of rows, and attention over it, compared with single rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_attention_that_is_laid_out_as_rows_gives_the_same(tmp_path: Path):
 
 
 def test_a_model_that_mixes_tokens_in_its_own_way_is_found_out(tmp_path: Path):
-    """A layer that adds the state before to each: right on rows, wrong on a flat tree."""
+    """A layer that adds the previous state to each: correct on rows, wrong on a flat tree."""
     models = open_base(write_model(tmp_path))
     model = models.base.model
     assert shares_prefixes(model, decoder_of(model))

@@ -142,7 +142,7 @@ def test_a_file_without_its_rule_is_refused(text: str, message: str, tmp_path: P
 
 
 def test_asking_for_a_rules_numbers_runs_no_rule(tmp_path: Path):
-    """A user's rule may import what takes seconds; settings are checked without."""
+    """A user's rule may import a slow package; checking settings does not import it."""
     write(tmp_path, "raise RuntimeError\ndef mine(prompt, response, answer, *, size): ...\n")
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""Write numbers.json: inputs drawn here, outputs computed by other people's packages. README.md says how to run it."""
+"""Writes numbers.json: random inputs, and outputs of other packages. README.md explains how to run it."""
 
 import json
 from importlib.metadata import version

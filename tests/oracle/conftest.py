@@ -1,4 +1,4 @@
-"""The start adapters that both sides train from."""
+"""The adapters from which both sides start."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -20,7 +20,7 @@ Result = tuple[float, dict[str, Tensor]]
 
 
 def write_roles(folder: Path) -> Path:
-    """Write a model with an adapter folder for each role in it, all unlike."""
+    """Write a model with an adapter folder for each role in it, all different."""
     write_model(folder)
     models = open_base(folder)
     for seed, role in enumerate(ROLES):
@@ -78,7 +78,7 @@ def trainer_of(name: str, folder: Path, config: dict[str, Any], *, trained: str 
 
 
 class Kept:
-    """An optimiser that leaves weights and gradients as they are."""
+    """An optimiser that does not change weights and gradients."""
 
     def step(self, *, factor: float, max_grad_norm: float) -> float:
         return 0.0

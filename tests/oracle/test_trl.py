@@ -306,7 +306,7 @@ def test_the_kl_has_no_importance_weight_which_trl_gives_it_by_default(folder: P
 
 
 def test_log_ratios_are_clamped_where_trl_lets_one_token_overflow(folder: Path):
-    """One token a hundred nats likelier than when sampled, at a loss (A < 0) that no clip bounds."""
+    """One token a hundred nats more likely than when sampled, at a loss (A < 0) that no clip bounds."""
     case = Case(folder, beta=0.0, normalization="dapo")
     row = int(case.ours.advantages.argmin())
     first = int(case.ours.sequences.response_mask[row, 1:].int().argmax())

@@ -26,7 +26,7 @@ ACTIONS = range(3)
 
 
 def least(objective: Callable[[Tensor], Tensor], start: Tensor = REF) -> Tensor:
-    """Return the policy of least expected loss, where the loss is a plain function of the policy."""
+    """Return the policy with the smallest expected loss; the loss is an explicit function of the policy."""
     logits = start.log().clone().requires_grad_()
     solver = torch.optim.LBFGS(
         [logits], max_iter=500, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
@@ -43,7 +43,7 @@ def least(objective: Callable[[Tensor], Tensor], start: Tensor = REF) -> Tensor:
 
 
 def follow(objective: Callable[[Tensor], Tensor], steps: int, rate: float) -> Tensor:
-    """Return where gradient steps end, for objectives whose sampling weights are held in each step."""
+    """Return the limit of gradient steps, for objectives whose sampling weights are constant in each step."""
     logits = REF.log().clone().requires_grad_()
     for _ in range(steps):
         (grad,) = torch.autograd.grad(objective(logits.log_softmax(0)), logits)
@@ -88,7 +88,7 @@ def test_dpo_on_bradley_terry_preferences_reaches_the_boltzmann_policy():
 
 
 def test_robust_dpo_on_labels_of_which_a_fifth_is_flipped_still_reaches_it():
-    """The noise mixes each preference with its opposite; cDPO on the same labels ends elsewhere."""
+    """The noise mixes each preference with its opposite; cDPO has another optimum on the same labels."""
     noisy = 0.8 * PREFERRED + 0.2 * (1 - PREFERRED)
     close(least(dpo_objective(REF, noisy, "robust", 0.2)), boltzmann(), 1e-6)
     assert abs(float(least(dpo_objective(REF, noisy, "sigmoid", 0.2))[0]) - boltzmann()[0]) > 0.1

@@ -1,4 +1,4 @@
-"""Our maths against numbers that other packages computed; tests/golden/README.md says which and how."""
+"""Compares our maths with numbers that other packages computed; see tests/golden/README.md."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def cases(name: str) -> Any:
 
 
 def tensors(case: dict[str, Any], *names: str) -> list[Tensor]:
-    """Return inputs as float64, masks and ids as they are."""
+    """Return inputs as float64, masks and ids unchanged."""
     found = [torch.tensor(case[name]) for name in names]
     return [
         torch.tensor(case[n], dtype=torch.float64) if t.is_floating_point() else t

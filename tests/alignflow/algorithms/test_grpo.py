@@ -108,7 +108,7 @@ def test_the_first_update_has_ratio_one():
 
 
 def test_a_prompt_that_comes_twice_makes_two_groups():
-    """All four responses answer the same prompt; still each pair is its own baseline."""
+    """All four responses answer the same prompt, but each pair has its own baseline."""
     same = rows([(2, 3), (2, 3), (2, 3), (2, 3)])
     zeros = torch.zeros(4, 4)
     batch, _ = prepare(rollouts(same, SCORES.flatten()), zeros, zeros, CONFIG)
@@ -128,7 +128,7 @@ EQUAL = rollouts(BATCH, torch.tensor([0.3, 0.3, 0.0, 1.0], dtype=torch.float64))
 
 
 def test_groups_of_equal_scores_are_counted_and_push_nowhere():
-    """What is left of the first group's loss is the KL alone."""
+    """The first group's loss consists of the KL only."""
     batch, metrics = prepare(EQUAL, draw(1), draw(2), CONFIG)
     close(metrics["zero_variance_fraction"], [1.0, 0.0], EXACT)
     close(metrics["counted_fraction"], [1.0] * 4, EXACT)
@@ -139,7 +139,7 @@ def test_groups_of_equal_scores_are_counted_and_push_nowhere():
 @pytest.mark.parametrize("choice", ["drop", "resample"])
 @pytest.mark.parametrize("normalization", ["grpo", "dapo", "dr_grpo"])
 def test_dropped_groups_leave_the_loss_and_its_denominator(choice: str, normalization: str):
-    """As if the second group had been alone."""
+    """The result is that of the second group alone."""
     config = replace(CONFIG, zero_variance=choice, normalization=normalization)
     batch, metrics = prepare(EQUAL, draw(1), draw(2), config)
     close(metrics["counted_fraction"], [0.0, 0.0, 1.0, 1.0], EXACT)
@@ -160,7 +160,7 @@ def test_cut_off_responses_keep_their_say_in_the_group_and_leave_the_loss():
 
 
 def test_responses_without_a_score_leave_group_and_loss():
-    """One of two is left in the first group: it has no advantage, and the other leaves the loss."""
+    """The first group keeps one of two responses: its advantage is 0, and the other is not in the loss."""
     given = replace(ROLLOUTS, scored=torch.tensor([True, False, True, True]))
     given = replace(given, scores=given.scores.masked_fill(~given.scored, math.nan))
     batch, metrics = prepare(given, draw(1), draw(2), CONFIG)

@@ -1,4 +1,4 @@
-"""The KTO loss, its reference point, the pairs that it is taken of, and the step."""
+"""The KTO loss, its reference point, the mismatched pairs, and the step."""
 
 import math
 import random
@@ -111,7 +111,7 @@ def test_losses_and_slopes_equal_the_loop(beta: float, up: float, down: float):
 
 
 def test_no_gradient_goes_through_the_reference_point():
-    """Neither out of the mean over the pairs, nor into a loss that is given a point with a graph."""
+    """Neither the mean over pairs nor the loss passes a gradient on."""
     logps, ref, pairs, ref_pairs = numbers()
     assert not reference_point(pairs.requires_grad_(), ref_pairs).requires_grad
     trained = logps.clone().requires_grad_()
@@ -214,14 +214,14 @@ def test_the_thumbs_have_no_say_in_the_pairs():
 
 
 def test_no_row_gets_its_own_text_while_it_is_not_that_of_more_than_half():
-    """10 stands at 0, 1 and 3 of six: every rotation of the rows as they are would keep it in some row."""
+    """10 is at 0, 1 and 3 of six: every rotation of the unsorted rows would keep it in some row."""
     own = (10, 10, 30, 10, 50, 60)
     found = pairs_of(*enumerate(own, start=1))
     assert all(response != mine for (_, response), mine in zip(found, own, strict=True))
 
 
 def test_any_batch_keeps_as_few_texts_as_can_be_and_each_response_is_given_once():
-    """A text of m of n rows must come back to at least 2m - n of them; and to no more."""
+    """At least 2m - n of the m rows (of n) with a text must keep it; no more rows keep it."""
     chance = random.Random(3)
     for _ in range(300):
         size, kinds = chance.randint(2, 9), chance.choice((2, 4, 30))
@@ -234,7 +234,7 @@ def test_any_batch_keeps_as_few_texts_as_can_be_and_each_response_is_given_once(
 
 
 def test_a_prompt_gets_another_prompt_s_response_where_it_can():
-    """Two pairs as four rows side by side: rotated by one, prompts 1 and 2 would meet their own other answer."""
+    """Two pairs as four adjacent rows: rotated by one, prompts 1 and 2 would get their own other answer."""
     assert pairs_of((1, 10), (1, 11), (2, 20), (2, 21)) == [(1, 20), (1, 21), (2, 10), (2, 11)]
 
 
@@ -323,7 +323,7 @@ def test_it_is_wired_with_its_models_and_settings():
 
 @pytest.mark.parametrize("parts", [[[0, 1], [2], [3, 4, 5]], [[i] for i in range(6)], [[5, 2], [4, 3, 0, 1]]])
 def test_micro_batches_give_the_gradient_of_one_batch(parts: list[list[int]]):
-    """A table of logits that has left its start, so that z0 is above 0 and each row has a slope of its own."""
+    """A table of logits away from its start, so that z0 is above 0 and each row has a different slope."""
     whole, z0 = _gradient([[0, 1, 2, 3, 4, 5]])
     assert z0 > 0.1
     scale = float(whole.abs().max())
@@ -378,7 +378,7 @@ BETA = 0.5
 
 
 def follow(thumbs: Sequence[tuple[int, int]], steps: int, up: float = 1.0, down: float = 1.0) -> list[float]:
-    """Return where gradient steps end on rows of (ups, downs) of each action; z0 is taken anew, of their responses."""
+    """Return where gradient steps end on rows of (ups, downs) of each action; z0 is computed again in each step."""
     rows_of = [
         (action, sign) for action, pair in enumerate(thumbs) for sign in (True, False) for _ in range(pair[not sign])
     ]
@@ -419,7 +419,7 @@ def test_it_comes_to_rest_where_the_pulls_balance():
 
 
 def test_its_rest_depends_on_the_weights_and_on_a_reference_point_above_zero():
-    """Thumbs (1, 0), (4, 1), (1, 0) at weights 2 and 1: m = (2, 7, 2). Without z0 it would rest elsewhere."""
+    """Thumbs (1, 0), (4, 1), (1, 0) at weights 2 and 1: m = (2, 7, 2). Without z0 the fixed point would differ."""
     pull, seen = [2, 7, 2], [1 / 7, 5 / 7, 1 / 7]
     expected = at_rest(pull, seen)
     assert bend(expected, seen)[1] > 0.1

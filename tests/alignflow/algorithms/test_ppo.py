@@ -160,7 +160,7 @@ def test_the_controller_moves_the_next_coefficient_and_uses_the_present_one():
 
 
 def test_responses_without_a_score_count_for_nothing():
-    """As if the rollout batch had the other rows only."""
+    """The result is that of a rollout batch with the other rows only."""
     given = replace(rollouts(BATCH, SCORES), scored=torch.tensor([True, False, True, True]))
     given = replace(given, scores=SCORES.masked_fill(~given.scored, math.nan))
     columns = [draw(s) for s in (1, 2, 3)]
@@ -292,7 +292,7 @@ def test_the_score_falls_on_a_response_of_one_token_at_the_first_place():
 
 
 def test_token_rewards_are_on_the_device_of_their_inputs():
-    """The meta device computes nothing but refuses to mix with others."""
+    """The meta device computes nothing, but raises if devices are mixed."""
     columns, mask = torch.empty(2, 3, device="meta"), torch.empty(2, 3, dtype=torch.bool, device="meta")
     scores = torch.empty(2, device="meta")
     assert token_rewards(scores, columns, columns, mask, kl_coef=0.5, kl_estimator="k1").device.type == "meta"

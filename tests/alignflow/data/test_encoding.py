@@ -112,7 +112,7 @@ def control_ids(tokenizer: Any, ids: Sequence[int]) -> list[int]:
 @settings(max_examples=150, deadline=None)
 @given(drawn=st.data())
 def test_no_text_becomes_a_control_token_and_all_of_it_is_kept(tokenizer: Any, drawn: st.DataObject):
-    """The template alone writes control tokens: as many as around texts that spell none."""
+    """Only the template writes control tokens: as many as for texts that spell none."""
     talk = [Message(role=m["role"], content=of(tokenizer, drawn, TEXTS)) for m in TALK]
     ids = encode_prompt(tokenizer, talk)
     assert control_ids(tokenizer, ids) == control_ids(tokenizer, encode_prompt(tokenizer, TALK))
@@ -310,7 +310,7 @@ def test_a_tokenizer_that_was_saved_to_shorten_and_to_fill_up_does_neither(lette
 
 
 def test_a_tokenizer_without_a_fast_core_encodes_too():
-    """ByT5 has a token a byte, 3 above its value, and 1 as end."""
+    """ByT5 has one token per byte, its value + 3, and 1 as the end."""
     from transformers import ByT5Tokenizer
 
     tokenizer = ByT5Tokenizer()

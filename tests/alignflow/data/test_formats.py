@@ -404,7 +404,7 @@ def test_a_file_of_broken_rows_alone_has_no_form_and_gives_its_faults(tmp_path: 
 
 @pytest.mark.parametrize("content", [{"text": "p", "class": 3}, {"prompt": "p", "completion": "r"}, {}])
 def test_unknown_keys_are_told_with_the_forms(content: Any, tmp_path: Path):
-    """A response that nobody judged is of no form: it would be left out in silence."""
+    """A response without a judgement has no form; otherwise it would be ignored silently."""
     keys = ", ".join(content) or "none"
     with pytest.raises(DataError, match=rf"a\.jsonl: rows of no known form; keys found: {keys};") as error:
         list(read_rows(written(tmp_path / "a.jsonl", content)))
@@ -573,7 +573,7 @@ def faults_of(items: list[Row | Fault]) -> Counter[str]:
 
 @real
 def test_real_transcripts_are_conversations_of_several_turns():
-    """Counted apart with a regular expression: 3 rows end empty, 7 have two assistant turns in succession."""
+    """Counted separately with a regular expression: 3 rows end empty, 7 have two assistant turns in succession."""
     items = list(read_rows(Source(str(REAL / "hh-rlhf" / "harmless-base.jsonl.gz"))))
     assert form_of(Source(str(REAL / "hh-rlhf"))) == "transcripts"
     assert len(items) == 1433

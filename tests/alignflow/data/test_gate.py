@@ -1,4 +1,4 @@
-"""What is wrong with rows among each other, and when too much of it stops a run."""
+"""Faults between rows, and the limits above which a run stops."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_both_judgements_of_a_contradiction_are_named_and_nothing_else():
 
 
 def test_an_answer_called_good_and_bad_contradicts_itself_and_a_prompt_alone_does_not():
-    """0 stands for no answer: thumbs up and down for answer 8, up for 7, twice a prompt alone."""
+    """0 means no answer: thumbs up and down for answer 8, up for 7, and twice a prompt alone."""
     prompt, chosen, rejected = hashes(1, 1, 1, 1, 1), hashes(8, 0, 7, 0, 0), hashes(0, 8, 0, 0, 0)
     assert contradictory(prompt, chosen, rejected).tolist() == [True, True, False, False, False]
 

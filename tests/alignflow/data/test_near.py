@@ -1,4 +1,4 @@
-"""Prompts that are almost alike are found, and those that only look alike are left."""
+"""Near duplicates are found, and prompts that only look similar are not."""
 
 import json
 from itertools import product

@@ -1,4 +1,4 @@
-"""Rows of every kind through the whole preparation: nobody on two sides, nobody uncounted, no order that matters."""
+"""The whole preparation with rows of every kind: no prompt on two sides, every row counted, any order of rows."""
 
 import json
 import random
@@ -188,7 +188,7 @@ def test_a_training_prompt_that_is_almost_held_out_is_dropped_with_all_its_rows_
 
 
 def test_a_bad_answer_alone_is_dropped_for_a_held_out_prompt_and_holds_none_out():
-    """It is trained on and never tested with: it drops where it is near, and drops none where it is held out."""
+    """An unpaired answer is only trained on: it is dropped as a near duplicate, and causes no other drop."""
     (held_out,) = openings("eval", 1)
     near = next(text for i in range(99) if prepared([row(text := f"{held_out}, please{' now' * i}")])[0]["train"])
     _, said = prepared([row(near, None, "b", 1), row(held_out, "a", "b", 2)])
@@ -220,7 +220,7 @@ def test_lengths_are_those_of_the_encoded_texts(tokenizer: Any):
 
 
 def test_what_does_not_fit_is_dropped_and_one_token_less_is_not(tokenizer: Any):
-    """The tiny tokenizer has a token a letter; the template adds to prompts, the end to answers."""
+    """The tiny tokenizer has one token per letter; the template adds to prompts, the end to answers."""
     fits = len(encode_prompt(tokenizer, turn("1234")))
     _, said = prepared(
         [row("1234", "abc", "d", 1), row("12345", "a", "b", 2), row("123", "abcd", "e", 3), row("12", "a", "abcd", 4)],

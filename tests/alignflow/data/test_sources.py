@@ -1,4 +1,4 @@
-"""Records out of every container, with hand-made files, and files broken on purpose."""
+"""Records from every container, with valid files and with broken ones."""
 
 import contextlib
 import csv
@@ -195,7 +195,7 @@ def test_an_empty_list_has_no_records(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [1, 65_530, 65_536, 200_000, 1_100_000])
 def test_rows_longer_than_what_is_read_at_once_are_whole(size: int, tmp_path: Path):
-    """Sizes about the 2¹⁶ characters of a read and the 2²⁰ bytes that a kind of file is told by."""
+    """Sizes about the 2¹⁶ characters of a read and the 2²⁰ bytes by which a kind of file is recognised."""
     rows = [{"a": "ä" * size, "n": 12}, {"a": "\\" * 10, "n": -1.5e3}, {"a": "🙂" * size, "n": 3}]
     for ascii_only in (True, False):
         (tmp_path / "a.json").write_text(json.dumps(rows, ensure_ascii=ascii_only), encoding="utf-8")
@@ -338,7 +338,7 @@ def test_random_bytes_raise_nothing_but_a_data_error(
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_a_mutated_line_is_named_and_all_others_are_read(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory):
-    """A line that is cut short is no JSON any more."""
+    """A truncated line is not valid JSON."""
     lines = jsonl(ROWS * 3).splitlines()
     broken = data.draw(st.sets(st.integers(0, len(lines) - 1)))
     for at in broken:

@@ -1,4 +1,4 @@
-"""Figures of the data against values by hand."""
+"""Statistics of the data, compared with values by hand."""
 
 import numpy as np
 import pytest

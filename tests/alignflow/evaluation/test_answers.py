@@ -1,4 +1,4 @@
-"""Repetition, variety and language of a policy's answers."""
+"""Repetition, diversity and language of a policy's answers."""
 
 import pytest
 

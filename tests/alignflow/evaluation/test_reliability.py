@@ -1,4 +1,4 @@
-"""Figures on how far a reward model can be trusted."""
+"""Statistics of a reward model's reliability."""
 
 import math
 

@@ -10,7 +10,7 @@ RESAMPLING = Resampling(samples=500, confidence=0.95, seed=7)
 
 
 def constant(kl: list[float], *, prompts: int = 3, **values: list[float]) -> Trajectory:
-    """A trajectory whose prompts are all alike."""
+    """A trajectory whose prompts all have the same values."""
     return Trajectory(
         np.repeat(np.array(kl)[:, None], prompts, axis=1),
         {name: np.repeat(np.array(each)[:, None], prompts, axis=1) for name, each in values.items()},
@@ -18,7 +18,7 @@ def constant(kl: list[float], *, prompts: int = 3, **values: list[float]) -> Tra
 
 
 def noisy(steps: int, proxy: float, judge: float, random: np.random.Generator, prompts: int = 40) -> Trajectory:
-    """Snapshots whose means move by a slope a step, each prompt with noise of deviation 1."""
+    """Snapshots whose means change by a slope per step; each prompt has noise with standard deviation 1."""
     slope = np.arange(steps)[:, None]
     return Trajectory(
         np.repeat(np.arange(steps, dtype=float)[:, None], prompts, axis=1),
@@ -67,7 +67,7 @@ def test_a_path_that_comes_back_is_read_where_it_first_reaches_the_level():
 
 
 def test_a_lead_is_compared_prompt_by_prompt():
-    """Both gain 0 or 2 on the same half of the prompts, one 0.1 more: the gains are unsure, the lead is not."""
+    """Both gain 0 or 2 on the same half of the prompts, one 0.1 more: the gains are uncertain, the lead is not."""
     gain = np.repeat([0.0, 2.0], 20)
     kl = np.repeat([[0.0], [1.0]], 40, axis=1)
     paths = {

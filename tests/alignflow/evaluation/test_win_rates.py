@@ -192,7 +192,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_three_wins_of_three_settle_nothing():
-    """The bootstrap has no width there; the test (p = 1/4) keeps the claim modest."""
+    """The bootstrap interval has no width there, but the test (p = 1/4) is not significant."""
     result = win_rate(np.ones(3), np.zeros(3), RESAMPLING)
     assert result.interval == Interval(1.0, 1.0)
     assert not result.settled(0.95)
@@ -275,7 +275,7 @@ def test_holm_errs_in_a_family_as_rarely_as_promised():
 
 
 def test_a_family_is_settled_by_its_corrected_tests():
-    """33 of 50 has p = 0.033: settled alone, not as one of two (0.066)."""
+    """33 of 50 has p = 0.033: significant alone, not as one of two (0.066)."""
     one = win_rate(np.repeat([1.0, -1.0], [33, 17]), np.zeros(50), RESAMPLING)
     other = win_rate(np.repeat([1.0, -1.0], [25, 25]), np.zeros(50), RESAMPLING)
     family = corrected({"one": one, "other": other})
@@ -303,7 +303,7 @@ def test_agreement_by_hand():
 
 
 def test_independent_judges_have_no_kappa_and_equal_ones_have_one():
-    """Each of win and loss by each, 25 prompts a cell: alike on half, as chance has it."""
+    """25 prompts for each combination of win and loss: the judges agree on half, as by chance."""
     first, second = np.repeat([1.0, 0.0], 50), np.tile([1.0, 0.0], 50)
     assert agreement(first, second).kappa == pytest.approx(0.0)
     assert agreement(first, first).kappa == 1.0

@@ -143,7 +143,7 @@ def test_a_rollout_batch_in_which_nothing_counts_changes_nothing_and_is_logged()
 
 
 def test_a_policy_too_far_from_the_one_that_sampled_leaves_the_rollout_batch():
-    """Two epochs of two minibatches are four updates; a bound nothing can keep stops after two: the first has KL 0."""
+    """Two epochs of two minibatches are four updates; a tiny bound stops after two: the first has KL 0."""
     assert {updates for _, _, updates in _online(Bigram())} == {4.0}
     assert {updates for _, _, updates in _online(Bigram(), target_kl=1e-12)} == {2.0}
     assert {updates for _, _, updates in _online(Bigram(), target_kl=100.0)} == {4.0}

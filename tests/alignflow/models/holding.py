@@ -1,4 +1,4 @@
-"""The program of two processes that hold a 4-bit model once; each writes what it saw into a folder."""
+"""Program of two processes that share a 4-bit model; each writes its results into a folder."""
 
 import json
 import os

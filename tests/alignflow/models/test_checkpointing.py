@@ -1,4 +1,4 @@
-"""Layers that are computed again for the gradient, under the role that asked for it."""
+"""Layers are recomputed for the gradient with the role of their forward pass."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_roles_answer_as_before_after_a_backward_pass(both: tuple[SharedBase, Sh
 
 
 def test_less_is_kept_for_the_backward_pass(both: tuple[SharedBase, SharedBase]):
-    """A plain forward keeps several tensors of each projection; a checkpointed one little but the layers' inputs."""
+    """A plain forward pass keeps several tensors per projection; a checkpointed one mostly the layers' inputs."""
 
     def kept(models: SharedBase) -> int:
         total = 0

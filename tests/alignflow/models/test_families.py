@@ -92,7 +92,7 @@ def on_the_left(batch: Sequences) -> Sequences:
 
 
 def between(batch: Sequences, columns: int = 3) -> Sequences:
-    """Return the rows with so much more padding on both sides."""
+    """Return the rows with additional padding on both sides."""
 
     def widen(rows: Tensor) -> Tensor:
         return torch.nn.functional.pad(rows, (columns, columns))
@@ -109,7 +109,7 @@ def ending(batch: Sequences) -> Sequences:
 
 
 def sample(models: SharedBase, prompts: list[list[int]], rows: int = 64, temperature: float = 1.0) -> list[Response]:
-    """Return responses that end often, so that rows leave the batch at unlike times."""
+    """Return responses that end often, so that rows leave the batch at different times."""
     with models.merged("policy") as model:
         return generate(
             model,
@@ -256,7 +256,7 @@ def test_the_shared_base_answers_like_one_model_for_each_role(models: SharedBase
 
 @pytest.fixture
 def plain(kind: Kind) -> dict[str, Any]:
-    """Return what a user without this project gives ``from_pretrained``."""
+    """Return the arguments of ``from_pretrained`` for a user without this project."""
     from transformers import BitsAndBytesConfig
 
     dtype = getattr(torch, kind.dtype)

@@ -1,4 +1,4 @@
-"""One base held once: layers that fetch their weight for a while, and processes that map the same memory."""
+"""One base in memory: layers that fetch their weight while they compute, and processes that map the same memory."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def frozen(models: SharedBase) -> list[nn.Linear]:
 
 
 def held(models: SharedBase) -> list[int]:
-    """Return the bytes that the weights take right now."""
+    """Return the current number of bytes of the weights."""
     return [layer.weight.untyped_storage().nbytes() for layer in frozen(models)]
 
 
@@ -105,7 +105,7 @@ def test_one_weight_at_a_time_is_held_in_a_forward_pass(both: tuple[SharedBase, 
 def test_roles_over_a_base_that_is_shared_as_on_gpus(
     monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path, quantization: str, dtype: str
 ):
-    """One process alone takes the way of GPUs, as far as a CPU can, in the order of a stage.
+    """A single process runs the code for GPUs, as far as a CPU can, in the order of a stage.
 
     The last projections have no adapter: their saved weights ask for the layer's second run amid their own backward.
     """
@@ -182,7 +182,7 @@ def test_processes_of_several_machines_are_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_two_processes_hold_a_4_bit_base_once_and_answer_as_before(tiny: Path, tmp_path: Path):
-    """What one process writes into each weight, the other reads there; no file is left open."""
+    """One process reads what the other writes into each weight; no file stays open."""
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
     command = [sys.executable, "-m", *launcher, "-m", "tests.alignflow.models.holding", str(tiny), str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True)

@@ -52,7 +52,7 @@ def test_greedy_equals_the_library_one_prompt_at_a_time(models: SharedBase):
 
 
 def test_a_sample_does_not_depend_on_how_rows_are_batched(models: SharedBase):
-    """Ends are frequent (a fifth of the ids), so that rows leave the batch at unlike times."""
+    """Ends are frequent (a fifth of the ids), so that rows leave the batch at different times."""
     ends = list(range(0, 250, 5))
     together = sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16)
     assert sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16, rows=1) == together

@@ -1,6 +1,6 @@
-"""The optional engine without vLLM: what it refuses, what it asks of the library, what it makes of its answers.
+"""The optional engine without vLLM: what it refuses, how it calls the library, how it reads the results.
 
-A stand-in of the few names that are used takes the library's place; the library itself needs a CUDA device.
+A fake with the few names that are used replaces the library; the library itself needs a CUDA device.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def completion(tokens: list[int], reason: str | None) -> Any:
-    """Return what vLLM gives of one response; beside the sampled token it may tell of likelier ones."""
+    """Return what vLLM gives of one response; it may contain more likely tokens beside the sampled one."""
     told = [{t: SimpleNamespace(logprob=-0.5 * t), 99: SimpleNamespace(logprob=-0.1)} for t in tokens]
     return SimpleNamespace(token_ids=tokens, finish_reason=reason, logprobs=told)
 
@@ -90,7 +90,7 @@ def test_an_adapter_s_rank_is_rounded_up_to_one_that_the_library_knows():
 
 
 class StandIn:
-    """Keeps what it was asked and answers each prompt with its first token and an end."""
+    """Stores its arguments, and answers each prompt with its first token and an end."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings, self.asked = settings, list[dict[str, Any]]()
