@@ -1,4 +1,4 @@
-"""Turns rows of any source into three sides without common prompts, and reports what happens to every row.
+"""From rows of any source to three sides without a shared prompt, every row accounted for; memory stays flat.
 
 ``survey`` reads and measures each row once and keeps a few numbers in memory. Contradictions, duplicates, pairs and
 sides then follow from these numbers alone, so neither the order of the rows nor the number of processes matters. The
@@ -47,7 +47,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Alike:
-    """A training prompt that is a near duplicate of an evaluation prompt."""
+    """A training prompt that is almost one of the evaluation side."""
 
     row: str
     eval_row: str
@@ -222,7 +222,7 @@ def _partners(columns: Any) -> NDArray[np.int64]:
 
 
 def _separate(seen: Survey, side: NDArray[np.uint8], used: NDArray[np.bool_], threshold: float) -> list[Alike]:
-    """Drop training rows whose prompt is a near duplicate of an evaluation prompt; return the first few pairs."""
+    """Drop the training rows whose prompt is almost one of the evaluation side; return the first few pairs."""
     columns = seen.columns
     first = used & ~_repeats(columns["prompt"], used)
     held_out, others = np.flatnonzero(first & (side == Side.EVAL)), np.flatnonzero(first & (side != Side.EVAL))

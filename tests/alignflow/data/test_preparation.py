@@ -188,7 +188,7 @@ def test_a_training_prompt_that_is_almost_held_out_is_dropped_with_all_its_rows_
 
 
 def test_a_bad_answer_alone_is_dropped_for_a_held_out_prompt_and_holds_none_out():
-    """An unpaired answer is only trained on: it is dropped as a near duplicate, and causes no other drop."""
+    """It is trained on and never tested with: it drops where it is near, and drops none where it is held out."""
     (held_out,) = openings("eval", 1)
     near = next(text for i in range(99) if prepared([row(text := f"{held_out}, please{' now' * i}")])[0]["train"])
     _, said = prepared([row(near, None, "b", 1), row(held_out, "a", "b", 2)])

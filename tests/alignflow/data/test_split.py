@@ -1,4 +1,4 @@
-"""Sides of the split depend on the prompt only, not on the other data."""
+"""Sides of the split: by prompt alone, whatever else is in the data."""
 
 import numpy as np
 from hypothesis import given
@@ -22,7 +22,7 @@ def test_a_draw_is_cut_at_the_fractions():
 
 
 def test_shares_are_those_asked_for():
-    """Of 4000 prompts, 800 ± 4 · 25 are on the evaluation side, and as many on the judge's side."""
+    """Of 4000 prompts 800 ± 4 · 25 are evaluated on and as many go to the judge."""
     found = split(PROMPTS)
     assert abs(found.count(Side.EVAL) - 800) < 100
     assert abs(found.count(Side.JUDGE) - 800) < 100

@@ -1,4 +1,4 @@
-"""Repetition, diversity and language of a policy's answers."""
+"""Repetition, variety and language of a policy's answers."""
 
 import pytest
 
