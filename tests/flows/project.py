@@ -96,9 +96,16 @@ class Toy:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def attempt(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def attempt(self, *command: str, at: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project or another folder, whatever becomes of it."""
         return subprocess.run(
-            command, cwd=self.root, env={**self.env, **env}, capture_output=True, text=True, check=False, timeout=300
+            command,
+            cwd=at or self.root,
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
         )
 
     @property

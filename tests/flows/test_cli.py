@@ -1,6 +1,7 @@
 """Mistakes a user makes at the command line: one message that names them, at once."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -81,16 +82,10 @@ def write_scenarios(toy):
 def test_outside_a_project_the_message_says_so(cloned, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    command = [sys.executable, "-m", "flows.cli", "run"]
-
-    def attempt():
-        return refused(
-            subprocess.run(command, cwd=elsewhere, env=cloned.env, capture_output=True, text=True, check=False)
-        )
-
-    assert "not inside a git checkout" in attempt()
-    subprocess.run(["git", "init", "--quiet"], cwd=elsewhere, env=cloned.env, check=True)
-    assert "dvc.yaml is missing" in attempt() or ".dvc is missing" in attempt()
+    run = (sys.executable, "-m", "flows.cli", "run")
+    assert "not inside a git checkout" in refused(cloned.attempt(*run, at=elsewhere))
+    assert cloned.attempt("git", "init", "--quiet", at=elsewhere).returncode == 0
+    assert re.search(r"(dvc\.yaml|\.dvc) is missing", refused(cloned.attempt(*run, at=elsewhere)))
 
 
 def test_a_missing_params_file_and_a_repository_without_commits_are_named(cloned):
@@ -103,7 +98,8 @@ def test_a_missing_params_file_and_a_repository_without_commits_are_named(cloned
 
 def test_help_and_checks_load_nothing_heavy():
     code = f"import sys, flows.cli; print([m for m in {HEAVY} if m in sys.modules])"
-    said = subprocess.run([sys.executable, "-c", code], cwd=CODE, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, cwd=CODE, capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout == "[]\n"
 
 
@@ -161,6 +157,5 @@ def test_a_check_finds_the_file_from_any_folder_of_the_project(cloned):
     folder.mkdir()
     rows = [{"prompt": f"what is {i}?", "chosen": "b", "rejected": "c"} for i in range(60)]
     (folder / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    command = [sys.executable, "-m", "flows.cli", "data", "check", "mine.jsonl"]
-    done = subprocess.run(command, cwd=folder, env=cloned.env, capture_output=True, text=True, check=False)
+    done = cloned.attempt(sys.executable, "-m", "flows.cli", "data", "check", "mine.jsonl", at=folder)
     assert "data.path=deep/mine.jsonl" in done.stdout, done.stderr

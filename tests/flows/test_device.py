@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from select import select
 
 import pytest
 
@@ -34,9 +36,20 @@ def holder(at_home):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD], cwd=CODE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
+        try:
+            assert select([process.stdout], [], [], 60)[0], "no slot was held within 60 s"
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def free_slot():
+    """Take a slot that has to be free; what it sets is given."""
+    stop = threading.Event()
+    with device.slot(stop, server=False, waiting=stop.set) as env:
+        yield env
 
 
 def take(stop, said, got):
@@ -49,7 +62,7 @@ def take(stop, said, got):
 
 def attempt():
     stop, said, got = threading.Event(), [], []
-    thread = threading.Thread(target=take, args=(stop, said, got))
+    thread = threading.Thread(target=take, args=(stop, said, got), daemon=True)
     thread.start()
     return stop, said, got, thread
 
@@ -74,11 +87,11 @@ def test_waiting_for_a_slot_can_be_called_off(holder):
 def test_of_two_slots_each_sees_its_own_device(holder, monkeypatch):
     monkeypatch.setenv("ALIGNFLOW_DEVICE_SLOTS", "2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    with device.slot(threading.Event(), server=False, waiting=lambda: None) as env:
+    with free_slot() as env:
         assert env == {"CUDA_VISIBLE_DEVICES": "6"}
 
 
 def test_with_one_slot_the_stage_sees_what_the_user_chose(at_home, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    with device.slot(threading.Event(), server=False, waiting=lambda: None) as env:
+    with free_slot() as env:
         assert env == {}

@@ -33,7 +33,10 @@ def start(tmp_path):
     yield start
     for process in started:
         process.stdin.close()
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=20)
+        finally:
+            process.kill()
 
 
 def test_it_passes_on_the_exit_status():

@@ -51,10 +51,14 @@ SMALL = [
 def stage(name: str, *arguments: str) -> dict[str, float]:
     """Run a stage in this process as its program would and return its metrics file."""
     main([name, *arguments])
-    metrics: dict[str, float] = json.loads(
-        Path(STAGES[name].metrics, name, *arguments).with_suffix(".json").read_text()
-    )
-    return metrics
+    return metrics(name, *arguments)
+
+
+def metrics(name: str, *arguments: str) -> dict[str, float]:
+    """Return the metrics file that a stage wrote."""
+    path = Path(STAGES[name].metrics, name, *arguments).with_suffix(".json")
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
 
 
 def set_up(folder: Path, tiny: Path) -> None:

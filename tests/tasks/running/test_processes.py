@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -93,10 +95,7 @@ def two(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def once(two: Path) -> Path:
     """Train some once more in two processes that hold the base once; return the folder."""
-    folder = two / "once"
-    for name in ("base", "data", "artifacts/base"):
-        shutil.copytree(two / name, folder / name)
-    shutil.copy(two / "params.yaml", folder)
+    folder = prepared(two, two / "once")
     override(folder / "params.yaml", ["memory.share_base=true"])
     command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.running.several", *ONCE]
     subprocess.run(command, cwd=folder, env=environment(folder, QUIET + RUNS_OUT), check=True)
@@ -167,49 +166,63 @@ def test_one_of_two_processes_writes(place: Path, two: Path, name: str):
     assert [kinds.count(kind) for kind in ("start", "adapter", "end")] == [1, 1, 1]
 
 
-def start(folder: Path, env: dict[str, str]) -> "subprocess.Popen[str]":
-    """Start sft in two processes, as DVC would."""
+@contextmanager
+def started(folder: Path, env: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """Start sft in two processes, as DVC would; what is left of it at the end is killed."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "tasks", "sft"]
     env = {**env, "ALIGNFLOW_PROCESSES": "2"}
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
+    with subprocess.Popen(
+        command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def prepared(place: Path, folder: Path) -> Path:
+    """Copy what sft needs."""
+    for name in ("base", "data", "artifacts/base"):
+        shutil.copytree(place / name, folder / name)
+    shutil.copy(place / "params.yaml", folder)
+    return folder
 
 
 def test_a_stop_saves_once_and_one_process_goes_on_to_the_same_end(place: Path, tmp_path: Path):
     """The state of two processes serves one: their number is no part of what a checkpoint depends on."""
-    folders = [tmp_path / "whole", tmp_path / "stopped"]
+    folders = [prepared(place, tmp_path / name) for name in ("whole", "stopped")]
     for folder in folders:
-        for name in ("base", "data", "artifacts/base", "params.yaml"):
-            copy = shutil.copytree if (place / name).is_dir() else shutil.copy
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            copy(place / name, folder / name)
-        override(folder / "params.yaml", ["sft.steps=300", "sft.learning_rate=1e-6"])
+        override(folder / "params.yaml", ["sft.steps=100", "sft.learning_rate=1e-6"])
     whole, stopped = folders
-    process = start(stopped, environment(stopped))
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if "step 3/" in line:
-            process.terminate()
-    assert process.wait() == 143
+    with started(stopped, environment(stopped)) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "step 3/" in line:
+                process.terminate()
+        assert process.wait() == 143
+        assert process.stderr is not None
+        told = process.stderr.read()
+    assert told == ""
     assert sum("the same command continues there" in line for line in said) == 1
     (state,) = (stopped / "home/checkpoints").glob("sft-*/state.pt")
     done = int(load(state)["step"])
-    assert 3 <= done < 300
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
+    assert 3 <= done < 100
     for folder in folders:
         with working_in(folder):
             stage("sft")
     assert not state.exists()
-    assert [row["step"] for row in curve(stopped, "sft")] == list(range(1, 301))
+    assert [row["step"] for row in curve(stopped, "sft")] == list(range(1, 101))
     check_alike(whole, stopped, "sft")
 
 
-def test_a_loss_that_is_not_finite_in_one_process_ends_both_and_is_told_once(place: Path, two: Path):
-    process = start(two, environment(two, QUIET + NOT_A_NUMBER))
-    said, told = process.communicate(timeout=60)
+def test_a_loss_that_is_not_finite_in_one_process_ends_both_and_is_told_once(place: Path, tmp_path: Path):
+    folder = prepared(place, tmp_path / "project")
+    with started(folder, environment(folder, QUIET + NOT_A_NUMBER)) as process:
+        said, told = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "step 1/" not in said
     assert told.splitlines() == [
