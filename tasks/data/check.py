@@ -38,7 +38,8 @@ def check(data: Data) -> Checked:
     from alignflow.data import preparation
     from alignflow.data.formats import mix
     from tasks.data import limits
-    from tasks.data.settings import empty_sides, forms_of, limits_of, plan_of, ruler_of, sources_of
+    from tasks.data.report import empty_sides
+    from tasks.data.settings import forms_of, limits_of, plan_of, ruler_of, sources_of
 
     sources = sources_of(data)
     forms = forms_of(data, sources)

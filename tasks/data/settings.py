@@ -11,6 +11,7 @@ from alignflow.data.preparation import Plan
 from alignflow.data.sources import Source
 from alignflow.data.survey import Ruler
 from tasks.params.sections import Data
+from tasks.running.provenance import sha256
 
 Item = TypeVar("Item")
 
@@ -66,32 +67,8 @@ def counted(rows: Iterable[Item], say: Callable[[str], None]) -> Iterator[Item]:
             say(f"{number} rows read, {number / (now - began):.0f} a second")
 
 
-def summary(report: dict[str, Any]) -> str:
-    """Return a sentence on how many rows are used, and for what."""
-    sides = report["sides"]
-    parts = [f"{sides['train']['rows']} to train", f"{sides['judge']['rows']} for the judge model",
-             f"{sides['eval']['rows']} to evaluate", f"{report['dropped']} dropped"]  # fmt: skip
-    if report["unused"]:
-        parts.append(f"{report['unused']} bad answers without a good one")
-    return f"{report['rows']} rows: {', '.join(parts)}"
-
-
-def empty_sides(report: dict[str, Any], data: Data) -> list[str]:
-    """Return a sentence for each of the sides train and eval that has no prompt."""
-    if not report["used"]:
-        return []  # the reason that all rows were dropped is reported instead
-    return [
-        f"no prompt is left {purpose}; change data.eval_fraction ({data.eval_fraction}) or add prompts "
-        "(conversations with the same first messages stay on one side)"
-        for side, purpose in (("train", "to train on"), ("eval", "to evaluate on"))
-        if not report["sides"][side]["rows"]
-    ]
-
-
 def digests(sources: Iterable[Source]) -> Iterator[dict[str, str]]:
     """Yield name and version of every file of the sources: its SHA-256, or the revision of a data set of the Hub."""
-    from tasks.running.provenance import sha256
-
     for source in sources:
         path = Path(source.path)
         if not path.exists():

@@ -94,7 +94,7 @@ def _base() -> tuple[bool, str]:
 
 def _data() -> tuple[bool, str]:
     from tasks.data.check import FIRST, check
-    from tasks.data.settings import summary
+    from tasks.data.report import summary
     from tasks.params.read import load
 
     data = load(Path("params.yaml")).data

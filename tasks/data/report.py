@@ -1,0 +1,71 @@
+"""The report on the data in sentences, in figures and as a table."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from alignflow.data import statistics
+from tasks.params.sections import Data
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Return a sentence on how many rows are used, and for what."""
+    sides = report["sides"]
+    parts = [f"{sides['train']['rows']} to train", f"{sides['judge']['rows']} for the judge model",
+             f"{sides['eval']['rows']} to evaluate", f"{report['dropped']} dropped"]  # fmt: skip
+    if report["unused"]:
+        parts.append(f"{report['unused']} bad answers without a good one")
+    return f"{report['rows']} rows: {', '.join(parts)}"
+
+
+def lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the summary, then a line for each fault that was found."""
+    yield summary(report)
+    for fault in _faults(report):
+        yield f"{fault['rows']:7d}  {fault['text']} (rows {', '.join(fault['examples'])})"
+
+
+def empty_sides(report: Mapping[str, Any], data: Data) -> list[str]:
+    """Return a sentence for each of the sides train and eval that has no prompt."""
+    if not report["used"]:
+        return []  # the reason that all rows were dropped is reported instead
+    return [
+        f"no prompt is left {purpose}; change data.eval_fraction ({data.eval_fraction}) or add prompts "
+        "(conversations with the same first messages stay on one side)"
+        for side, purpose in (("train", "to train on"), ("eval", "to evaluate on"))
+        if not report["sides"][side]["rows"]
+    ]
+
+
+def faults(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what was found in rows, dropped or not, as rows of a table."""
+    return [{**fault, "examples": ", ".join(fault["examples"])} for fault in _faults(report)]
+
+
+def digests_by_name(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the version of every file of the data, as tags."""
+    return {f"data.{source['name']}": source["digest"] for source in report["data"]}
+
+
+def figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """Return what became of the rows, and their statistics, as metrics."""
+    dropped = Counter[str]()
+    for finding in report["findings"]:
+        dropped[f"dropped/{finding['reason']}"] += finding["rows"]
+    return {
+        "rows": float(report["rows"]),
+        "dropped": float(report["dropped"]),
+        "unused": float(report["unused"]),
+        "special_tokens": float(sum(warning["rows"] for warning in report["warnings"])),
+        **{key: float(rows) for key, rows in dropped.items()},
+        **{
+            f"{side}_{what}": float(contents[what])
+            for side, contents in report["sides"].items()
+            for what in ("rows", "prompts", "pairs", "demonstrations")
+        },
+        **statistics.flat(report["statistics"]),
+    }
+
+
+def _faults(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*report["findings"], *report["warnings"]]

@@ -1,0 +1,59 @@
+"""What the stage ``prepare`` writes: the rows of each side, and the report on all rows."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from alignflow.data import preparation
+from alignflow.data.formats import mix
+from alignflow.data.rows import DataError
+from alignflow.data.split import Side
+from tasks.data import page
+from tasks.data.limits import check
+from tasks.data.report import empty_sides
+from tasks.data.settings import counted, digests, form_in_words, forms_of, limits_of, plan_of, ruler_of, sources_of
+from tasks.params.sections import Data
+from tasks.paths import PREPARED, UNPAIRED
+
+
+def write(data: Data, tokenizer: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write ``data/prepared`` anew and return the report; data that is refused leaves the folder as it was.
+
+    Raises:
+        DataError: the data cannot be read, too many rows are dropped, or no prompt is left to train or evaluate on.
+    """
+    sources, limits = sources_of(data), limits_of(data)
+    forms = {path: form_in_words(form) for path, form in forms_of(data, sources).items()}
+    for path, form in forms.items():
+        say(f"{path}: read as {form}")
+    PREPARED.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=PREPARED.parent) as folder:
+        rows = counted(mix(sources, seed=data.seed, form=data.format, pairs=data.pairs), say)
+        ruler = ruler_of(data, tokenizer)
+        found = preparation.prepare(rows, ruler, plan_of(data), Path(folder), workers=data.workers)
+        check(data.path, found.total, found.findings(), limits)
+        report = {
+            "data": list(digests(sources)),
+            "forms": [{"name": path, "form": form} for path, form in forms.items()],
+            **preparation.report(found),
+            "limits": {"max_dropped_fraction": limits.overall, "max_fraction": dict(limits.by_reason)},
+        }
+        if empty := empty_sides(report, data):
+            raise DataError(f"{data.path}: {'; '.join(empty)}")
+        shutil.rmtree(PREPARED, ignore_errors=True)
+        for side in Side:
+            _write(PREPARED / f"{side.name.lower()}.jsonl", found.lines(side))
+        if unpaired := list(found.unpaired_lines()):
+            _write(UNPAIRED, unpaired)
+    (PREPARED / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    (PREPARED / "report.html").write_text(page.render(report))
+    return report
+
+
+def _write(path: Path, lines: Iterable[bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.writelines(lines)
