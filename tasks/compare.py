@@ -8,14 +8,14 @@ from pathlib import Path
 
 from tasks.comparison import export, table
 from tasks.comparison.reports import write_reports
-from tasks.policies import chosen
+from tasks.policies import in_order
 from tasks.running.stage import Stage
 from tasks.tracking import recorder
 
 
 def work(stage: Stage) -> Mapping[str, float]:
     """Compare in the current folder, print table and verdict, track the page, the tables and one run per policy."""
-    comparison, verdict = write_reports(Path(), chosen(stage.params.policies), stage.params)
+    comparison, verdict = write_reports(Path(), in_order(stage.params.policies), stage.params)
     rows = export.rows(comparison, verdict)
     print("\n".join([table.text(rows), "", *verdict.lines]), flush=True)
     stage.record.artifact(Path("reports"))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.evaluation.llm import compare_answers, figures
-from tasks.policies import REFERENCE, chosen
+from tasks.policies import REFERENCE, in_order
 from tasks.running.stage import Stage
 
 JUDGEMENTS = Path("judgements/llm.jsonl")
@@ -17,7 +17,7 @@ def work(stage: Stage) -> Mapping[str, float]:
     JUDGEMENTS.parent.mkdir(parents=True, exist_ok=True)
     if section.url is None:
         stage.say("llm_judge.url is null: no judgement is asked for")
-    policies = [policy for policy in chosen(stage.params.policies) if policy != REFERENCE]
+    policies = [policy for policy in in_order(stage.params.policies) if policy != REFERENCE]
     rows = compare_answers(section, policies, stage.say) if section.url else []
     JUDGEMENTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return figures(rows)

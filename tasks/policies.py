@@ -47,17 +47,8 @@ POLICIES: Mapping[str, Policy] = {
 TITLES: Mapping[str, str] = {name: policy.title for name, policy in POLICIES.items()}
 
 
-def chosen(names: Collection[str]) -> tuple[str, ...]:
-    """Return the policies of a choice in the order of the table.
-
-    Raises:
-        ValueError: a name is not in the table, or the reference is not chosen.
-    """
-    unknown = [name for name in names if name not in POLICIES]
-    if unknown:
-        raise ValueError(f"policies: no policy {unknown[0]!r}; there are: {', '.join(POLICIES)}")
-    if REFERENCE not in names:
-        raise ValueError(f"policies: {REFERENCE} is missing; all others are compared with it")
+def in_order(names: Collection[str]) -> tuple[str, ...]:
+    """Return policies in the order of the table."""
     return tuple(name for name in POLICIES if name in names)
 
 
@@ -77,19 +68,9 @@ def adapter_folder(name: str) -> str:
 
 
 def adapter_of(name: str, params: "Params") -> Path | None:
-    """Return the adapter folder of a policy; None for the base model itself.
-
-    Raises:
-        UnknownPolicy: there is no policy of that name.
-    """
-    if name not in POLICIES:
-        raise UnknownPolicy(f"no policy {name!r}; there are: {', '.join(POLICIES)}")
+    """Return the adapter folder of a policy; None for the base model itself."""
     policy = POLICIES[name]
     if policy.stage is None:
         return None
     folder = Path(adapter_folder(name))
     return folder / params.iterative_dpo.last if policy.in_rounds else folder
-
-
-class UnknownPolicy(ValueError):
-    """No policy has that name."""

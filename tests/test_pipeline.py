@@ -8,7 +8,6 @@ import pytest
 
 from tasks.__main__ import SAMPLING
 from tasks.judges import JUDGES
-from tasks.params.choice import policies_of, trained_of
 from tasks.params.edit import override
 from tasks.policies import POLICIES
 from tasks.stages import STAGES as TABLE
@@ -152,8 +151,16 @@ def test_the_choice_of_policies_makes_the_stages():
     for name, policy in POLICIES.items():
         if policy.stage == name and not policy.in_rounds:
             assert dvc[name]["foreach"] == f"${{trained.{name}}}"
-    assert params["policies"] == policies_of(params["policies"])
-    assert params["trained"] == trained_of(params["policies"])
+    assert params["policies"] == {
+        "base": "artifacts/base",
+        "reference": "artifacts/sft",
+        "dpo": "artifacts/dpo",
+        "iterative_dpo": "artifacts/iterative_dpo",
+        "ppo": "artifacts/ppo",
+        "grpo": "artifacts/grpo",
+    }
+    on, off = ["policy"], list[str]()
+    assert params["trained"] == {"dpo": on, "ppo": on, "grpo": on, "rloo": off, "kto": off}
 
 
 def test_a_policy_that_is_switched_off_has_no_stage(tmp_path: Path):

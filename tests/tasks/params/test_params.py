@@ -77,6 +77,8 @@ def test_no_number_has_a_default():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        (r"  grpo: artifacts/grpo", "  gpro: artifacts/grpo", r"policies: no policy 'gpro'; did you mean grpo\?"),
+        (r"  reference: .*\n", "", r"policies, trained .* `alignflow set policies=dpo,iterative_dpo,ppo,grpo`"),
         (r"  kl_coef: .*", "  kl_coeff: 0.05", r"unknown key ppo\.kl_coeff; did you mean ppo\.kl_coef\?"),
         (r"\nppo:", "\npppo:", r"unknown key pppo; did you mean ppo\?"),
         (r"  gae_lambda: .*\n", "", r"missing key ppo\.gae_lambda"),
@@ -244,6 +246,7 @@ def test_a_kl_target_needs_a_coefficient_to_move(path: Path):
         ("dpo.beta", r"not of the form section\.key=value"),
         ("dpo.beta=-1", r"dpo\.beta: .*greater than 0"),
         ("dpo.beta.deep=1", r"dpo\.beta is a value, not a section"),
+        ("policies=dpo,gpro", r"params\.yaml: policies: no policy 'gpro'; did you mean grpo\?"),
         ("iterative_dpo.shards=0", r"iterative_dpo\.shards"),
         ("iterative_dpo.shards=many", r"iterative_dpo\.shards"),
     ],
