@@ -22,7 +22,8 @@ OWN = {
     "judge_model": {"alignflow/algorithms/reward_model.py"},  # the same, of other data
     "iterative_dpo": {"alignflow/algorithms/iterative_dpo.py", "alignflow/algorithms/dpo.py"},
 }
-UNCHANGED_BY = {"evaluate": "memory"}  # it opens models as a training does, but how memory is saved changes no answer
+UNCHANGED_BY = {"evaluate": "memory"}
+"""Sections that a stage reads and that change none of its results: tests of the stage and of processes compare them."""
 DERIVED = {"iterative_dpo.shards", "iterative_dpo.last", "iterative_dpo.rounds"}  # they only make the foreach
 
 

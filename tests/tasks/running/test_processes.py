@@ -19,9 +19,9 @@ from tasks.running import processes
 from tests.close import close
 from tests.tasks.small_project import ROOT, set_up, stage, weights, working_in
 
-TRAINED = ["sft", "reward_model", "dpo", "iterative_dpo round-1", "grpo", "ppo"]
+TRAINED = ["sft", "reward_model", "dpo", "iterative_dpo round-1", "grpo", "ppo", "rloo", "kto"]
 ONCE = ["sft", "reward_model", "grpo"]
-EVALUATED = ["judge_model", "evaluate dpo"]
+EVALUATED = ["judge_model", "evaluate grpo"]
 LAUNCHER = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
 WITHIN = 1e-4  # of a tensor's largest weight: gradients are summed in another order, and Adam divides by their size
 QUIET = """
@@ -97,7 +97,7 @@ def once(two: Path) -> Path:
     """Train some once more in two processes that hold the base once; return the folder."""
     folder = prepared(two, two / "once")
     override(folder / "params.yaml", ["memory.share_base=true"])
-    command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.running.several", *ONCE]
+    command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.running.several", *ONCE, *EVALUATED]
     subprocess.run(command, cwd=folder, env=environment(folder, QUIET + RUNS_OUT), check=True)
     return folder
 
@@ -113,6 +113,14 @@ def test_two_processes_that_hold_the_base_once_train_to_the_last_digit_as_two_th
     before, after = (weights(str(folder / "artifacts" / name)) for folder in (two, once))
     assert before.keys() == after.keys()
     assert all(after[key].equal(before[key]) for key in before)
+
+
+@pytest.mark.parametrize("file", ["responses.jsonl", "trajectory.json"])
+def test_two_processes_that_hold_the_base_once_evaluate_to_the_last_byte_as_two_that_do_not(
+    two: Path, once: Path, file: str
+):
+    expected, found = ((folder / "evaluations/grpo" / file).read_bytes() for folder in (two, once))
+    assert found == expected
 
 
 def curve(folder: Path, name: str) -> list[dict[str, float]]:
@@ -142,13 +150,13 @@ def test_two_processes_have_the_curve_and_the_weights_of_one(place: Path, two: P
 
 def test_two_processes_evaluate_as_one(place: Path, two: Path):
     one, other = (
-        [json.loads(line) for line in (folder / "evaluations/dpo/responses.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (folder / "evaluations/grpo/responses.jsonl").read_text().splitlines()]
         for folder in (place, two)
     )
     assert [row["response"] for row in one] == [row["response"] for row in other]
     for left, right in zip(one, other, strict=True):
         close([right["score"], right["kl"]], [left["score"], left["kl"]])
-    left, right = (json.loads((folder / "metrics/evaluate/dpo.json").read_text()) for folder in (place, two))
+    left, right = (json.loads((folder / "metrics/evaluate/grpo.json").read_text()) for folder in (place, two))
     assert left.keys() == right.keys()
     for key in left.keys() - {"peak_memory_gib"}:
         close(right[key], left[key])

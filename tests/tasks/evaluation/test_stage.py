@@ -1,4 +1,4 @@
-"""The judges of the stage ``evaluate`` come from the table of judges."""
+"""The stage ``evaluate``: its judges come from the table of judges, and how memory is saved changes no answer."""
 
 import json
 import shutil
@@ -45,3 +45,25 @@ def test_a_reward_model_judges_once_the_table_has_its_entry(place: Path, monkeyp
     assert len(set(values)) > 1
     close(values, [(row["judges"]["judge_model"] * scale["std"] + scale["mean"] - 1) / 4 for row in rows])
     close(found["judge/third_model/mean"], sum(values) / len(values))
+
+
+def test_how_memory_is_saved_changes_no_byte_of_an_evaluation(place: Path):
+    """In one process; test_processes has what several processes do."""
+    found, kept, before = stage("evaluate", "reference"), Path("params.yaml").read_text(), written()
+    override(
+        Path("params.yaml"),
+        ["memory.gradient_checkpointing=true", "memory.share_base=true", "memory.optimizer=paged_adamw_8bit"],
+    )
+    again = stage("evaluate", "reference")
+    Path("params.yaml").write_text(kept)
+    assert written() == before
+    assert {**again, "peak_memory_gib": 0} == {**found, "peak_memory_gib": 0}
+
+
+def written() -> dict[str, bytes]:
+    """Return what the evaluation of the reference wrote, which it writes anew each time."""
+    paths = [path for path in Path("evaluations/reference").rglob("*") if path.is_file()]
+    found = {path.name: path.read_bytes() for path in paths}
+    assert set(found) == {"responses.jsonl", "trajectory.json"}
+    shutil.rmtree("evaluations/reference")
+    return found
