@@ -60,8 +60,9 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     set_up(folder, tiny)
     with working_in(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        # 2 and 1 rows in the two optimiser steps of a rollout batch: a process has none at times
-        override(Path("params.yaml"), ["ppo.batch_size=3", "ppo.minibatches=2"])
+        # PPO: 2 and 1 rows in the two optimiser steps of a rollout batch: a process has none at times
+        # KTO: thumbs up weigh more, so that all responses become likelier and the reference point leaves 0
+        override(Path("params.yaml"), ["ppo.batch_size=3", "ppo.minibatches=2", "kto.undesirable_weight=0.1"])
         stage("base")
         stage("prepare")
         shutil.copytree(folder, folder / "two")
@@ -146,6 +147,10 @@ def check_alike(one: Path, two: Path, name: str) -> None:
 @pytest.mark.parametrize("words", TRAINED)
 def test_two_processes_have_the_curve_and_the_weights_of_one(place: Path, two: Path, words: str):
     check_alike(place, two, words.replace(" ", "/"))
+
+
+def test_the_reference_point_that_two_processes_take_together_is_not_0(place: Path):
+    assert curve(place, "kto")[-1]["kl/reference_point"] > 0.1
 
 
 def test_two_processes_evaluate_as_one(place: Path, two: Path):
