@@ -1,4 +1,4 @@
-"""Stage ``reward_model``: train the reward model that PPO, GRPO, RLOO and iterative DPO maximise."""
+"""Stage ``reward_model``: train the reward model that policies maximise in training."""
 
 from collections.abc import Mapping
 

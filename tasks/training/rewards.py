@@ -1,4 +1,4 @@
-"""The reward that PPO, GRPO and iterative DPO maximise, samples with their rewards, and the learned score alone."""
+"""The reward that policies maximise in training, samples with their rewards, and the learned score alone."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def reward(
     *,
     budget: Budget,
 ) -> list[Reward]:
-    """Return what PPO, GRPO and iterative DPO maximise: the weighted sum of sources, less the missing end.
+    """Return what policies maximise in training: the weighted sum of sources, less the missing end.
 
     A source that does not apply to a row adds nothing to it; a row to which none applies has no reward at all.
 
