@@ -2,15 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint format bench setup clean
+.PHONY: demo test real-base check lint format bench setup clean
 
 demo: setup  ## align the default model four ways and compare
 	$(BIN)/alignflow run
 
-test: setup  ## the default suite
-	$(BIN)/python -m pytest
+test: setup  ## the default suite, one worker a core and one thread a worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-check: lint test  ## what CI runs
+real-base: setup  ## the pipeline on the real base model, end to end
+	$(BIN)/python -m pytest -m real_base
+
+check: lint test real-base  ## what CI runs
 
 lint: setup  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
