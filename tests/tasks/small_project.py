@@ -16,6 +16,11 @@ from tasks.paths import home
 from tasks.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
+QUIET = """
+from tasks.tracking import recorder
+recorder._spawn_delivery = lambda folder: None  # records stay on disk; test_tracking delivers
+"""
+"""A `sitecustomize` for programs that tests start."""
 SMALL = [
     "base.model=base",
     "base.quantization=none",

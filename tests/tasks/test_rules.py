@@ -15,6 +15,7 @@ from tasks.params.edit import override
 from tasks.paths import home
 from tasks.running.rule_sources import sources
 from tests.pipeline import ROOT, paths, stages
+from tests.tasks.small_project import QUIET
 
 DOWNSTREAM = ("dpo", "iterative_dpo", "ppo", "grpo", "evaluate")
 ONLINE = {"iterative_dpo", "ppo", "grpo"}
@@ -39,6 +40,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
     (folder / "rewards/mine.py").write_text(MINE)
+    (folder / "sitecustomize.py").write_text(QUIET)
     override(folder / "params.yaml", ["rewards.rules={brevity: 1, mine: 1}"])
     YAML().dump(pipeline(), folder / "dvc.yaml")
     with pytest.MonkeyPatch.context() as patch:
@@ -58,7 +60,6 @@ def reproduce(patch: pytest.MonkeyPatch, folder: Path) -> set[str]:
     patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     patch.setenv("PYTHONPATH", str(folder))
     patch.setenv("ALIGNFLOW_HOME", str(folder / "home"))
-    patch.setenv("MLFLOW_TRACKING_URI", (folder / "home/mlruns").as_uri())
     home.cache_clear()
     with Repo() as repo:
         return {stage.name for stage in repo.reproduce()}

@@ -17,17 +17,13 @@ from alignflow.checkpoint import load
 from tasks.params.edit import override
 from tasks.running import processes
 from tests.close import close
-from tests.tasks.small_project import ROOT, set_up, stage, weights, working_in
+from tests.tasks.small_project import QUIET, ROOT, set_up, stage, weights, working_in
 
 TRAINED = ["sft", "reward_model", "dpo", "iterative_dpo round-1", "grpo", "ppo", "rloo", "kto"]
 ONCE = ["sft", "reward_model", "grpo"]
 EVALUATED = ["judge_model", "evaluate grpo"]
 LAUNCHER = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
 WITHIN = 1e-4  # of a tensor's largest weight: gradients are summed in another order, and Adam divides by their size
-QUIET = """
-from tasks.tracking import recorder
-recorder._spawn_delivery = lambda folder: None  # records stay on disk; test_tracking delivers
-"""
 RUNS_OUT = """
 import os
 if os.environ.get("RANK") == "1":
