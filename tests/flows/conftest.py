@@ -1,5 +1,6 @@
 """A toy project with the real pipeline's shape, in a real git and DVC repository, and one Prefect server."""
 
+import fcntl
 import os
 import shutil
 import sys
@@ -31,11 +32,22 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 @pytest.fixture(scope="session")
 def first_run(bare: Toy, tmp_path_factory: pytest.TempPathFactory) -> tuple[Toy, str]:
-    """The project after the very first `alignflow run`, on Prefect's temporary server, and what that printed."""
-    toy = _copy(bare, tmp_path_factory.mktemp("first"))
-    done = toy.alignflow("run", HOME=str(toy.root.parent))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return toy, done.stdout
+    """The project after the very first `alignflow run`, on Prefect's temporary server, and what that printed.
+
+    One for all workers of a test run: the first makes it, others wait. To be copied, not changed.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first"
+    said = folder / "said"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            toy = _copy(bare, folder)
+            done = toy.alignflow("run", HOME=str(folder))
+            assert done.returncode == 0, done.stdout + done.stderr
+            said.write_text(done.stdout)
+    return Toy(folder / bare.root.name), said.read_text()
 
 
 @pytest.fixture
@@ -45,11 +57,16 @@ def cloned(bare: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
 
 
 @pytest.fixture
-def toy(first_run: tuple[Toy, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    """A project in which the pipeline has run once."""
-    made = _copy(first_run[0], tmp_path)
-    made.forget()
-    return _enter(made, monkeypatch)
+def after_first_run(first_run: tuple[Toy, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    """A project in which the pipeline has run once, with its diary of that run."""
+    return _enter(_copy(first_run[0], tmp_path), monkeypatch)
+
+
+@pytest.fixture
+def toy(after_first_run: Toy) -> Toy:
+    """A project in which the pipeline has run once, with an empty diary."""
+    after_first_run.forget()
+    return after_first_run
 
 
 @pytest.fixture(scope="session")

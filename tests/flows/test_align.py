@@ -25,8 +25,8 @@ def _without_mlflow(monkeypatch):
     monkeypatch.setattr("tasks.tracking.recorder._spawn_delivery", lambda folder: None)
 
 
-def test_a_first_run_in_a_fresh_clone_leaves_nothing_for_dvc_to_do(first_run):
-    toy, _ = first_run
+def test_a_first_run_in_a_fresh_clone_leaves_nothing_for_dvc_to_do(after_first_run):
+    toy = after_first_run
     assert sorted(toy.events("began")) == STAGES
     assert toy.status() == "?? dvc.lock\n"
     assert toy.stale() == ""

@@ -4,9 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from flows import cli
+from tasks.params.edit import override
+from tasks.params.read import load
 from tests.flows.project import CODE
 
 HEAVY = ("torch", "transformers", "prefect", "mlflow", "dvc", "pydantic")
@@ -60,16 +64,21 @@ def test_a_mistake_in_a_scenario_or_on_top_of_one_is_told_at_once(cloned, argume
     assert not (cloned.root / ".alignflow").exists()
 
 
-def test_a_scenario_sets_parameters_for_one_run_and_what_is_typed_goes_on_top(toy):
-    write_scenarios(toy)
-    params = (toy.root / "params.yaml").read_bytes()
-    done = toy.alignflow("run", "--scenario", "stern", "--name", "stern", "dpo.label_smoothing=0.2")
-    assert done.returncode == 0, done.stderr
-    assert (toy.root / "params.yaml").read_bytes() == params
-    toy.do("dvc", "exp", "apply", "stern")
-    text = (toy.root / "params.yaml").read_text()
-    assert "beta: 0.7" in text
-    assert "label_smoothing: 0.2" in text  # not the scenario's 0.3
+def test_a_scenario_sets_parameters_for_one_run_and_what_is_typed_goes_on_top(cloned, monkeypatch):
+    """What the flow is asked for, put into a copy of params.yaml as the flow's workspace does."""
+    write_scenarios(cloned)
+    before, asked = Path("params.yaml").read_bytes(), []
+    monkeypatch.setattr("flows.align.align", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("flows.environment.prepare", lambda: None)
+    monkeypatch.setattr("flows.cli._conclude", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    cli.run(["dpo.label_smoothing=0.2"], scenario="stern", name="strict")
+    ((changes, chosen, name),) = asked
+    assert (chosen, name) == ((), "strict")
+    assert Path("params.yaml").read_bytes() == before
+    override(Path("params.yaml"), changes)
+    found = load(Path("params.yaml")).dpo
+    assert (found.beta, found.label_smoothing) == (0.7, 0.2)  # the scenario's label smoothing is 0.3
 
 
 def write_scenarios(toy):
