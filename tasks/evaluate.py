@@ -7,7 +7,7 @@ from typing import Any
 
 from alignflow import distributed
 from alignflow.memory import Budget
-from tasks.evaluation.answers import add_policy, answer, rows_to_answer
+from tasks.evaluation.answers import add_policy, answer, kl_temperature, rows_to_answer
 from tasks.evaluation.capability import capability
 from tasks.evaluation.judging import judge, open_scorers
 from tasks.evaluation.table import figures, flat, table
@@ -34,7 +34,7 @@ def work(stage: Stage) -> Mapping[str, float]:
         _write(Path("evaluations") / policy, rows, points(trajectory, answers, scores, section))
     stage.record.table("answers", flat(rows))
     known = capability(models, role, section, budget)
-    return {**figures(rows), **known, "peak_memory_gib": peak_memory_gib()}
+    return {**figures(rows), "kl/temperature": kl_temperature(section), **known, "peak_memory_gib": peak_memory_gib()}
 
 
 def _write(folder: Path, rows: Sequence[Mapping[str, Any]], trajectory: Sequence[Mapping[str, Any]]) -> None:

@@ -20,20 +20,23 @@ def response_kl(
     weight: Tensor,
     batch: Sequences,
     *,
+    temperature: float,
     bias: Tensor | None,
     softcap: float,
     chunk: int = 128,
 ) -> Tensor:
-    """Return Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) along each response: exact at every token, at temperature 1.
+    """Return Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) along each response, exact at every token.
 
-    At each token the KL is taken over the whole vocabulary. Under samples of π its sum has the same expectation as the
-    sum of log-ratios of the sampled tokens, but it is never negative and has a lower variance.
+    Both distributions are taken at one temperature. At that of sampling, the mean over samples is the KL of the policy
+    that sampled. At each token the KL is taken over the whole vocabulary. Under samples of π its sum has the same
+    expectation as the sum of log-ratios of the sampled tokens, but it is never negative and has a lower variance.
 
     Args:
         policy_hidden: last hidden states of the policy. (B, S, H)
         reference_hidden: last hidden states of the reference. (B, S, H)
         weight: output embedding. (V, H)
         batch: prompts with responses. B rows
+        temperature: divides the logits of both.
         bias: bias of the output embedding. (V,)
         softcap: cap of the logits, 0 for none.
         chunk: number of positions whose logits are computed together; bounds memory.
@@ -45,16 +48,16 @@ def response_kl(
     mine, other = policy_hidden[:, :-1][mask], reference_hidden[:, :-1][mask]
     values = torch.cat(
         [
-            exact_kl(_log_softmax(a, weight, bias, softcap), _log_softmax(b, weight, bias, softcap))
-            for a, b in zip(torch.split(mine, chunk), torch.split(other, chunk), strict=True)
+            exact_kl(*(_log_softmax(states, weight, bias, softcap, temperature) for states in pair))
+            for pair in zip(torch.split(mine, chunk), torch.split(other, chunk), strict=True)
         ]
     )
     return torch.zeros(mask.shape, device=values.device).masked_scatter(mask, values).sum(1)
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float) -> Tensor:
+def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float, temperature: float) -> Tensor:
     logits = torch.nn.functional.linear(hidden, weight, bias).float()
-    return torch.log_softmax(softcap * torch.tanh(logits / softcap) if softcap else logits, -1)
+    return torch.log_softmax((softcap * torch.tanh(logits / softcap) if softcap else logits) / temperature, -1)
 
 
 # a word is a run of word characters; in Chinese and Japanese, which write no spaces, it is a single character

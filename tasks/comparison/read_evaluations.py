@@ -32,7 +32,7 @@ class Answer(BaseModel):
     judges: dict[str, FiniteFloat]
     """The value of each independent judge; none of them was used in training."""
     kl: FiniteFloat
-    """To the reference, nats for the whole response."""
+    """To the reference at ``Quality.kl_temperature``, nats for the whole response."""
     response_length: Annotated[int, Field(ge=0)]
     """Tokens."""
     truncated: bool
@@ -55,6 +55,8 @@ class Quality(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    kl_temperature: Annotated[FiniteFloat, Field(gt=0, alias="kl/temperature")]
+    """At which the KL of the answers was taken."""
     distinct_1: Share
     distinct_2: Share
     perplexity: Annotated[FiniteFloat, Field(gt=0)] | None = Field(None, alias="capability/perplexity")

@@ -15,7 +15,7 @@ from alignflow.models.roles import BASE, SharedBase
 from alignflow.sampling.own import Response
 from alignflow.types import Example
 from tasks.data.prepared import read_prompts
-from tasks.params.sections import Params
+from tasks.params.sections import Evaluate, Params
 from tasks.training import sampling
 from tasks.training.rewards import check_sources, judged_rows
 
@@ -30,7 +30,7 @@ class PolicyAnswers:
     responses: list[Response]
     texts: list[str]
     kl: list[float]
-    """To the reference, nats a response."""
+    """To the reference at ``kl_temperature``, nats a response."""
 
 
 def rows_to_answer(params: Params) -> list[Mapping[str, Any]]:
@@ -72,11 +72,19 @@ def answer(
         seed=section.seed,
     )
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    kl = [0.0] * len(rows) if at_reference else _kl(models, role, examples, budget)
+    kl = [0.0] * len(rows) if at_reference else _kl(models, role, examples, budget, kl_temperature(section))
     return PolicyAnswers(rows, examples, responses, texts, kl)
 
 
-def _kl(models: SharedBase, role: str, examples: list[Example], budget: Budget) -> list[float]:
+def kl_temperature(section: Evaluate) -> float:
+    """Return the temperature at which the KL is taken: that of sampling; 1 for greedy answers.
+
+    Greedy decoding gives one token all the probability, so that its own KL is 0 or infinite.
+    """
+    return section.temperature or 1.0
+
+
+def _kl(models: SharedBase, role: str, examples: list[Example], budget: Budget, temperature: float) -> list[float]:
     """Return each response's KL to the reference, nats."""
     head = models.base.model.get_output_embeddings()
     values = by_rows(
@@ -85,6 +93,7 @@ def _kl(models: SharedBase, role: str, examples: list[Example], budget: Budget) 
             models.hidden("reference", batch),
             head.weight,
             batch.to(models.base.device),
+            temperature=temperature,
             bias=head.bias,
             softcap=softcap_of(models.base.model),
         ),

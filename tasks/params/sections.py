@@ -430,7 +430,7 @@ class Evaluate(Section):
     """Answers to each prompt; each is compared with each of another policy. More of them narrow the intervals."""
     max_response_length: Annotated[int, Field(ge=2)]
     temperature: NonNegative
-    """0 is greedy."""
+    """Of the answers, and of the KL to the reference along them. 0 is greedy; the KL is then taken at temperature 1."""
     judges: list[str]
     """Names of rules that judge but are never trained on, beside the second reward model; they take no numbers."""
     language_probability: Fraction

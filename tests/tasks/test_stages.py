@@ -508,6 +508,7 @@ MEASURED = {
     "judge/judge_model/mean",
     "judge/concise_answer/mean",
     "kl/reference",
+    "kl/temperature",
     "response_length/mean",
     "truncated_fraction",
     "repetition/mean",
@@ -540,6 +541,7 @@ def test_a_policy_is_evaluated_on_held_out_prompts(place: Path, policy: str):
     assert any(a["response"] != b["response"] for a, b in zip(answers[::2], answers[1::2], strict=True))
     assert {answer["prompt_id"] for answer in answers} <= set(held_out)
     assert (found["kl/reference"] == 0) == (policy == "reference")
+    assert found["kl/temperature"] == 0.7
     with_answer = [answer for answer in answers if held_out[answer["prompt_id"]]["answer"] is not None]
     assert set(found) == MEASURED | (OUTCOMES if with_answer else set())
     assert [answer for answer in answers if answer["outcome"] is not None] == with_answer

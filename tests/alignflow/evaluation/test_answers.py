@@ -1,9 +1,38 @@
-"""Repetition, variety and language of a policy's answers."""
+"""Distance, repetition, variety and language of a policy's answers."""
+
+from math import log
 
 import pytest
+import torch
 
-from alignflow.evaluation.answers import distinct, language_drift, repetition, words
+from alignflow.evaluation.answers import distinct, language_drift, repetition, response_kl, words
 from alignflow.evaluation.language import languages
+from tests.close import close
+from tests.toy import rows
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1e4])  # so high a cap bends nothing
+def test_the_kl_is_that_of_both_policies_at_the_temperature(softcap: float):
+    """Odds 4:1 of the policy and 1:1 of the reference; at temperature 1/2 odds are squared, 16:1 and 1:1.
+
+    KL = 16/17 log(2·16/17) + 1/17 log(2/17) at each response token, of which the rows have 1 and 2.
+    """
+    batch = rows([(2, 1), (1, 2)])
+    policy = torch.tensor([log(4.0), 0.0]).expand(2, 3, 2)
+    for temperature, odds in ((1.0, 4.0), (0.5, 16.0)):
+        likely, other = odds / (odds + 1), 1 / (odds + 1)
+        kl = likely * log(2 * likely) + other * log(2 * other)
+        found = response_kl(
+            policy,
+            torch.zeros_like(policy),
+            torch.eye(2),
+            batch,
+            temperature=temperature,
+            bias=None,
+            softcap=softcap,
+            chunk=2,
+        )
+        close(found, [kl, 2 * kl])
 
 
 def test_words_are_runs_of_letters_and_single_characters_where_no_spaces_are_written():

@@ -105,6 +105,7 @@ def test_the_page_shows_the_figures_of_its_files(page):
     assert "85 %pairs on which it agrees" in words
     assert "Over-optimised: from half to the end of training" in words
     assert "1 min 30 s" in words
+    assert "KL: nats a response, at temperature 0.7." in words
 
 
 def test_every_row_of_every_table_has_a_head_and_every_table_scrolls_by_itself(rendered):

@@ -194,7 +194,10 @@ def test_a_lost_capability_is_pointed_out(root):
 
 def test_without_capability_figures_nothing_is_claimed(root):
     for policy in POLICIES:
-        write(root / "metrics" / "evaluate" / f"{policy}.json", {"distinct_1": 0.3, "distinct_2": 0.7})
+        write(
+            root / "metrics" / "evaluate" / f"{policy}.json",
+            {"kl/temperature": 1.0, "distinct_1": 0.3, "distinct_2": 0.7},
+        )
     assert of_policy(root, "dpo").cautions == ()
 
 
