@@ -167,6 +167,7 @@ class OnlineAlgorithm(Generic[Batch]):
 
     The last argument says whether the policy's log-probs before the updates, and ``kl/reference``, are needed: the
     check of the start needs them, and so does a second update. Otherwise a step may use its own log-probs.
+    ``kl/reference`` is always over all sampled responses, also those that do not train.
     """
     steps: Sequence[Callable[[Batch], StepOutput]]
     """Losses to add up in each update."""

@@ -10,8 +10,8 @@ does not divide advantages by the deviation (Liu et al. 2025, arXiv:2503.20783, 
 to ±20. With ``importance_cap`` the policy term of each token, but not its KL term, is multiplied by its truncated
 importance weight (``ops.importance_weights``).
 
-Where a rollout batch gets a single update, log π_old is the log π of that update itself, held constant: ρ_t is 1, and
-its gradient that of log π. It then needs no forward of its own.
+Where a rollout batch gets a single update and every response counts, log π_old is the log π of that update itself, held
+constant: ρ_t is 1, and its gradient that of log π. It then needs no forward of its own.
 
 Some responses may count for nothing: those without a score; by choice those cut off at the length limit (DAPO,
 section 3.4), and those of groups whose scores are all alike, which the KL alone would move (DAPO, Eq. 11, samples
@@ -105,6 +105,14 @@ def zero_variance(rollouts: Rollouts, config: GRPOConfig) -> Tensor:
     return _advantages(rollouts, config)[1] < config.std_epsilon
 
 
+def counting(rollouts: Rollouts, config: GRPOConfig) -> Tensor:
+    """Return which responses train: those with a score that no setting drops or masks. (P·G,) bool"""
+    counted = rollouts.scored
+    if config.zero_variance != "keep":
+        counted = counted & ~zero_variance(rollouts, config).repeat_interleave(config.group_size)
+    return counted & ~rollouts.truncated if config.mask_truncated else counted
+
+
 def prepare(
     rollouts: Rollouts, logprobs: Tensor | None, ref_logprobs: Tensor, config: GRPOConfig
 ) -> tuple[GRPOBatch, dict[str, Tensor]]:
@@ -112,22 +120,17 @@ def prepare(
 
     Args:
         rollouts: P·G rows, the G responses of a prompt side by side.
-        logprobs: log π before the first update, at the sampling temperature; None where there is to be only one update,
-            whose ``step`` then also gives ``kl/reference``. (P·G, S-1)
+        logprobs: log π before the first update, at the sampling temperature; None where there is to be only one update
+            and every response counts: its ``step`` then also gives ``kl/reference``. (P·G, S-1)
         ref_logprobs: log π_ref of the same tokens. (P·G, S-1)
         config: keys of the update.
     """
     advantages, std = _advantages(rollouts, config)
-    uniform = std < config.std_epsilon
-    counted = rollouts.scored
-    if config.zero_variance != "keep":
-        counted = counted & ~uniform.repeat_interleave(config.group_size)
-    if config.mask_truncated:
-        counted = counted & ~rollouts.truncated
+    counted = counting(rollouts, config)
     metrics = {
         "reward/mean": rollouts.scores[rollouts.scored],
         "group_std": std,
-        "zero_variance_fraction": uniform.float(),
+        "zero_variance_fraction": zero_variance(rollouts, config).float(),
         "counted_fraction": counted.float(),
     }
     if logprobs is not None:
@@ -221,7 +224,8 @@ def build(
     """Bind the algorithm to models with the roles ``policy`` and ``reference``, and to its settings."""
 
     def prepared(rollouts: Rollouts, carry: Carry, both: bool) -> tuple[GRPOBatch, dict[str, Tensor], Carry]:
-        if both:
+        # kl/reference is the mean over all responses, and the update sees only those that count
+        if both or not counting(rollouts, config).all():
             return (*prepare(rollouts, *passes.policy_and_reference(rollouts.sequences), config), carry)
         return (*prepare(rollouts, None, passes.logprobs("reference", rollouts.sequences), config), carry)
 

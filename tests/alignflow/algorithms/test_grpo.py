@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignflow.algorithms.grpo import GRPOBatch, GRPOConfig, count, grpo_loss, prepare, step, zero_variance
+from alignflow.algorithms.grpo import GRPOBatch, GRPOConfig, build, count, grpo_loss, prepare, step, zero_variance
 from alignflow.data.collate import take_rows
+from alignflow.loops.by_rows import RowPasses
+from alignflow.memory import Budget
 from alignflow.optim import MasterAdamW
+from alignflow.types import SamplingConfig
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
 from tests.tiny import four_roles, some_rows
@@ -296,7 +299,7 @@ def test_importance_weights_scale_the_policy_term_alone():
 
 @pytest.mark.parametrize("cap", [None, 1.05])
 def test_a_single_update_does_the_same_without_a_forward_for_the_old_log_probs(tiny: Path, cap: float | None):
-    """Weights and all metrics, in micro-batches of two rows, one response cut off and masked."""
+    """Weights and all metrics, in micro-batches of two rows."""
     sequences = some_rows()
     noise = 0.2 * torch.randn(sequences.response_mask[:, 1:].shape, generator=torch.Generator().manual_seed(5))
     found: list[tuple[list[Tensor], dict[str, float]]] = []
@@ -305,15 +308,14 @@ def test_a_single_update_does_the_same_without_a_forward_for_the_old_log_probs(t
         old, ref = (models.logprobs(role, sequences, 0.9)[0].detach() for role in ("policy", "reference"))
         given = replace(
             rollouts(sequences, SCORES.flatten().float()),
-            truncated=torch.tensor([False, True, False, False]),
             sampled_logprobs=old + noise * sequences.response_mask[:, 1:],
         )
-        config = replace(CONFIG, beta=0.5, mask_truncated=True)
+        config = replace(CONFIG, beta=0.5)
         batch, metrics = prepare(given, old if asked else None, ref, config)
         assert ("kl/reference" in metrics) == asked
-        before = {"kl/reference": float(metrics["kl/reference"][[0, 2, 3]].mean())} if asked else {}
+        before = {"kl/reference": float(metrics["kl/reference"].mean())} if asked else {}
         done = update(
-            [take_rows(batch, [0, 2]), take_rows(batch, [3])],
+            [take_rows(batch, [0, 2]), take_rows(batch, [1, 3])],
             [partial(step, models, config=config, temperature=0.9, importance_cap=cap)],
             partial(count, config=config, max_response_length=LONGEST),
             MasterAdamW([(models.parameters("policy"), 1e-2)], 0.0, kind="adamw"),
@@ -327,3 +329,33 @@ def test_a_single_update_does_the_same_without_a_forward_for_the_old_log_probs(t
     assert abs(told["kl/reference"]) > 0.1
     assert other_told["kl/approx"] == other_told["clip_fraction"] == 0
     close([other_told[name] for name in told], list(told.values()))
+
+
+@pytest.mark.parametrize("several", [True, False])
+@pytest.mark.parametrize(
+    ("left_out", "changes"),
+    [
+        ({}, {}),
+        ({"truncated": torch.tensor([False, True, False, False])}, {"mask_truncated": True}),
+        ({"scored": torch.tensor([False, True, True, True])}, {}),
+        ({"scores": torch.tensor([0.5, 0.5, 1.0, 2.0])}, {"zero_variance": "drop"}),
+    ],
+)
+def test_the_kl_to_the_reference_is_over_all_responses_however_many_updates_there_are(
+    tiny: Path, several: bool, left_out: dict[str, Tensor], changes: dict[str, Any]
+):
+    models, sequences = four_roles(tiny), some_rows()
+    with torch.no_grad():
+        old, ref = (models.logprobs(role, sequences, 0.9)[0] for role in ("policy", "reference"))
+    given = replace(rollouts(sequences, SCORES.flatten().float()), **left_out)
+    algorithm = build(
+        models,
+        RowPasses(models, 0.9, Budget(512, print)),
+        replace(CONFIG, **changes),
+        SamplingConfig(0.9, None, LONGEST),
+    )
+    batch, metrics, _ = algorithm.prepare(given, {}, several)
+    counted = batch.sequences.response_mask.any(1).nonzero()[:, 0].tolist()
+    assert (len(counted) == 4) == (not left_out)
+    found = metrics if "kl/reference" in metrics else algorithm.steps[0](take_rows(batch, counted)).metrics
+    close(found["kl/reference"].mean(), (old - ref).sum(1).mean())
