@@ -85,6 +85,8 @@ class Rollouts:
     """True where the length limit came before end-of-sequence. (B,) bool"""
     sampled_logprobs: Tensor | None = None
     """The sampler's own log-probs of its tokens, at the sampling temperature; zero outside the response. (B, S-1)"""
+    penalties: Tensor | None = None
+    """What was subtracted in ``scores`` for a missing end; None where nothing was. (B,)"""
 
 
 class Models(Protocol):

@@ -23,10 +23,14 @@ def work(stage: Stage) -> Mapping[str, float]:
 
 
 def add_critic(models: SharedBase, params: Params) -> None:
-    """Add the critic: it starts from the reward model, or with value 0 if only rules give the reward."""
+    """Add the critic: it starts at weight × normalised score of the reward model; at 0 if only rules give the reward.
+
+    What rules and a missing end will add to the reward is unknown before there are responses.
+    """
     if params.rewards.reward_model:
         models.add("critic", start=REWARD_MODEL, trained=True)
-        models.standardize_head("critic", *normalization(REWARD_MODEL))
+        mean, std = normalization(REWARD_MODEL)
+        models.standardize_head("critic", mean, std / params.rewards.reward_model)
     else:
         models.add("critic", start=SFT, trained=True)
         models.add_head("critic", weight=torch.zeros(1, models.base.model.config.hidden_size), bias=0.0)

@@ -81,6 +81,20 @@ def token_rewards(
     return torch.where(position == last, rewards + scores[:, None], rewards)
 
 
+def clipped_scores(rollouts: Rollouts, reward_clip: float) -> Tensor:
+    """Return clip(score, ±c) − penalty: the clip is of what the sources of reward gave, so a missing end always costs.
+
+    Args:
+        rollouts: whose ``scores`` have the penalty in them.
+        reward_clip: c.
+
+    Returns:
+        (B,)
+    """
+    penalties = 0.0 if rollouts.penalties is None else rollouts.penalties
+    return (rollouts.scores + penalties).clamp(-reward_clip, reward_clip) - penalties
+
+
 def adapted_kl_coef(kl_coef: float, kl: float, *, target: float, gain: float) -> float:
     """Return the next coefficient: kl_coef·(1 + K·clip((kl − target)/target, −0.2, 0.2)).
 
@@ -140,9 +154,8 @@ def prepare(
     """
     sequences = rollouts.sequences.counting(rollouts.scored)
     mask = sequences.response_mask[:, 1:]
-    span = float("inf") if config.reward_clip is None else config.reward_clip
     rewards = token_rewards(
-        rollouts.scores.clamp(-span, span),
+        rollouts.scores if config.reward_clip is None else clipped_scores(rollouts, config.reward_clip),
         logprobs,
         ref_logprobs,
         mask,

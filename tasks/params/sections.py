@@ -337,7 +337,7 @@ class Ppo(OnPolicy):
     kl_gain: Positive
     """How fast kl_coef is adapted; Ziegler et al. 2019 use 0.1."""
     reward_clip: Positive | None
-    """Scores, missing_eos_penalty included, are clipped to plus or minus this; null clips none."""
+    """Scores are clipped to plus or minus this, before missing_eos_penalty is subtracted; null clips none."""
     whiten_rewards: bool
     """Scales the token rewards of a rollout batch to standard deviation 1 and keeps their mean."""
     clip_range: Annotated[float, Field(gt=0, lt=1)]

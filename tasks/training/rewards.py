@@ -28,9 +28,11 @@ class Reward:
     """What one response earned."""
 
     total: float | None
-    """Weighted sum of the sources that apply, less the missing end; None where none applies."""
+    """Weighted sum of the sources that apply, less the penalty; None where none applies."""
     sources: Mapping[str, float | None]
     """Of each source, before its weight; None where it does not apply."""
+    penalty: float = 0.0
+    """Of a missing end."""
 
 
 def normalization(folder: Path) -> tuple[float, float]:
@@ -81,10 +83,10 @@ def reward(
         RuleFailed: a rule raised or gave no finite number.
         RewardError: the reward model gave no finite number.
     """
-    penalty, rewards = params.rewards.missing_eos_penalty, []
+    rewards = []
     for response, mine in zip(responses, sources(models, params, rows, examples, texts, budget=budget), strict=True):
-        score = weighted_sum(params, mine)
-        rewards.append(Reward(None if score is None else score - penalty * response.truncated, mine))
+        score, penalty = weighted_sum(params, mine), params.rewards.missing_eos_penalty * response.truncated
+        rewards.append(Reward(None if score is None else score - penalty, mine, penalty))
     return rewards
 
 

@@ -46,6 +46,7 @@ def rollouts(samples: Sequence[Sample], device: torch.device) -> Rollouts:
         scores=torch.tensor([0.0 if total is None else total for total in totals], device=device),
         scored=torch.tensor([total is not None for total in totals], device=device),
         truncated=torch.tensor([s.response.truncated for s in samples], device=device),
+        penalties=torch.tensor([s.reward.penalty for s in samples], device=device),
         sampled_logprobs=torch.zeros(mask.shape, device=device).masked_scatter(mask, sampled),
     )
 

@@ -134,10 +134,24 @@ def loop_returns(rewards: list[list[float]]) -> list[list[float]]:
     return [reference.gae(r, v, m, 0.9, 0.8)[1] for r, v, m in zip(*columns, strict=True)]
 
 
-def test_scores_are_clipped_before_the_penalty_is_taken():
+def test_scores_are_clipped_before_the_kl_penalty():
     """Clip 1: scores 1, -2, 0.5, 3 count as 1, -1, 0.5, 1."""
     batch, _ = prepared(reward_clip=1.0)
     close(batch.returns, loop_returns(loop_rewards([1.0, -1.0, 0.5, 1.0])), FLOAT64)
+
+
+def test_the_penalty_of_a_missing_end_is_never_clipped_away():
+    """Clip 1, penalty 1 of the first three: 3, -1, 0.5 and 3 before it, so 1 - 1, -1 - 1, 0.5 - 1 and 1."""
+    given = replace(
+        rollouts(BATCH, torch.tensor([2.0, -2, -0.5, 3], dtype=torch.float64)),
+        penalties=torch.tensor([1.0, 1, 1, 0], dtype=torch.float64),
+    )
+    columns = [draw(s) for s in (1, 2, 3)]
+    clipped, plain = (
+        prepare(given, *columns, replace(CONFIG, reward_clip=clip), kl_coef=0.1)[0] for clip in (1.0, None)
+    )
+    close(clipped.returns, loop_returns(loop_rewards([0.0, -2.0, -0.5, 1.0])), FLOAT64)
+    close(plain.returns, loop_returns(loop_rewards([2.0, -2.0, -0.5, 3.0])), FLOAT64)
 
 
 def test_whitened_rewards_have_deviation_one_around_their_own_mean():

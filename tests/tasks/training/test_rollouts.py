@@ -1,5 +1,6 @@
 """What the on-policy stages share."""
 
+import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,6 +13,10 @@ from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response
 from alignflow.types import Example
+from tasks.params.edit import override
+from tasks.params.read import load
+from tasks.paths import REWARD_MODEL
+from tasks.ppo import add_critic
 from tasks.training.rewards import Reward, Sample
 from tasks.training.rollouts import rollouts
 from tests.close import EXACT, close
@@ -42,9 +47,32 @@ def test_rollouts_keep_what_the_sampler_said_of_each_token():
     examples = [Example((1,), (2, 3, 4)), Example((1, 2, 3), (4,))]
     said = [(-1.0, -2.0, -3.0), (-4.0,)]
     samples = [
-        Sample({}, example, Response(example.response, truncated=False, logprobs=values), "", Reward(1.0, {}))
-        for example, values in zip(examples, said, strict=True)
+        Sample({}, example, Response(example.response, penalty > 0, values), "", Reward(1.0, {}, penalty))
+        for example, values, penalty in zip(examples, said, (0.0, 0.5), strict=True)
     ]
     found = rollouts(samples, torch.device("cpu"))
+    close(found.penalties, [0.0, 0.5], EXACT)
     close(found.sampled_logprobs, [[-1.0, -2.0, -3.0], [0.0, 0.0, -4.0]], EXACT)
     close(found.sequences.input_ids, collate(examples).input_ids, EXACT)
+
+
+def test_the_critic_starts_at_what_the_reward_model_adds_to_the_reward(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Weight 0.25 of (score + 0.4) / 2, on the token where the reward model reads its score."""
+    shutil.copy("params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    override(Path("params.yaml"), ["rewards.reward_model=0.25", "rewards.rules={brevity: 0.5}"])
+    models = open_base(tiny)
+    models.add("reward_model")
+    models.add_head("reward_model", seed=1)
+    disturb(models, "reward_model")
+    models.save("reward_model", REWARD_MODEL)
+    (REWARD_MODEL / "normalization.json").write_text('{"mean": -0.4, "std": 2.0, "trained": true}')
+    add_critic(models, load(Path("params.yaml")))
+    examples = [Example((5, 6), (7, 8, 9)), Example((5, 6, 10), (11,))]
+    with torch.no_grad():
+        scores = models.scores("reward_model", collate(examples))
+        values = models.values("critic", collate([Example(e.prompt, (*e.response, 12)) for e in examples]))
+    last = [len(e.prompt) + len(e.response) - 1 for e in examples]
+    close(values[[0, 1], last], 0.25 * (scores + 0.4) / 2)
