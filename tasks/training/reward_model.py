@@ -160,6 +160,7 @@ def _normalization(stage: Stage, models: SharedBase, section: RewardModel) -> di
     prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
     responses, texts = sampling.sample(models, "reference", prompts, stage.params, seed=section.seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
+    examples = sampling.ended_as_in_data(models, examples)
     budget = Budget(section.micro_batch_tokens, stage.announce)
     raw = by_rows(lambda batch: models.scores(ROLE, batch), collate(examples), budget).tolist()
     mean, std = statistics.fmean(raw), statistics.stdev(raw)

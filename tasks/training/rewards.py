@@ -50,9 +50,10 @@ def is_trained(folder: Path) -> bool:
 def learned_scores(
     models: SharedBase, role: str, folder: Path, examples: Sequence[Example], budget: Budget
 ) -> list[float]:
-    """Return the normalised score that a role, loaded from a folder, gives each example."""
+    """Return the normalised score that a role, loaded from a folder, gives each example, ended as in the data."""
     mean, std = normalization(folder)
-    raw = by_rows(lambda batch: models.scores(role, batch), collate(examples), budget)
+    read = collate(sampling.ended_as_in_data(models, examples))
+    raw = by_rows(lambda batch: models.scores(role, batch), read, budget)
     return [(value - mean) / std for value in raw.tolist()]
 
 

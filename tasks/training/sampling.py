@@ -10,6 +10,7 @@ from alignflow.models.adapters import dense_bytes
 from alignflow.models.load import default_device
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response, generate
+from alignflow.types import Example
 from tasks.params.sections import Params
 from tasks.running.hardware import free_memory
 
@@ -108,6 +109,15 @@ def eos_ids(models: SharedBase) -> list[int]:
     configured = models.base.model.generation_config.eos_token_id
     more = configured if isinstance(configured, list) else [configured]
     return sorted({end_of_turn(tokenizer), tokenizer.eos_token_id, *(i for i in more if i is not None)})
+
+
+def ended_as_in_data(models: SharedBase, examples: Sequence[Example]) -> list[Example]:
+    """Return examples as a reward model has learned to read them: the chat template's token ends each that ended.
+
+    A response may end with any token of ``eos_ids``; of these, responses of the data have the template's alone.
+    """
+    ends, end = set(eos_ids(models)), end_of_turn(models.base.tokenizer)
+    return [Example(p, (*r[:-1], end)) if r and r[-1] in ends else Example(p, r) for p, r in examples]
 
 
 def decode(models: SharedBase, responses: Sequence[Response]) -> list[str]:

@@ -7,18 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from alignflow.data.collate import collate
+from alignflow.memory import Budget
 from alignflow.models.base import identify
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response
 from alignflow.sampling.vllm import VLLMUnavailable
+from alignflow.types import Example
 from tasks.__main__ import main
 from tasks.params.edit import override
 from tasks.params.read import load
 from tasks.tools import doctor
 from tasks.training import sampling
+from tasks.training.rewards import learned_scores
 from tasks.training.sampling import answering, decode, eos_ids
-from tests.tiny import EOS, SHAPE, four_roles
+from tests.close import close
+from tests.tiny import EOS, SHAPE, disturb, four_roles
 
 TURNS = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<end>{% endfor %}"
@@ -119,3 +124,20 @@ def test_an_engine_that_cannot_work_here_is_told_and_never_replaced(tiny: Path, 
     models.base = replace(models.base, device=torch.device("cpu"))
     with pytest.raises(VLLMUnavailable):
         sampling.sample(models, "policy", [(5, 6)], load(tmp_path / "params.yaml"), seed=0)
+
+
+def test_reward_models_read_every_end_as_the_template_s(tiny: Path, tmp_path: Path):
+    """The model ends with the template's <end> or its own end-of-sequence; a response that was cut off stays so."""
+    models = open_with_end(tiny, tmp_path)
+    end, other = models.base.tokenizer.convert_tokens_to_ids(["<end>", EOS])
+    models.add("reward_model")
+    disturb(models, "reward_model")
+    models.add_head("reward_model", seed=1)
+    (tmp_path / "normalization.json").write_text('{"mean": 0.5, "std": 2.0, "trained": true}')
+    examples = [Example((5, 6), response) for response in ((7, 8, end), (7, 8, other), (7, 8), (other,))]
+    read = [Example((5, 6), response) for response in ((7, 8, end), (7, 8, end), (7, 8), (end,))]
+    with torch.no_grad():
+        expected, raw = (models.scores("reward_model", collate(given)) for given in (read, examples))
+    assert not expected.equal(raw)
+    found = learned_scores(models, "reward_model", tmp_path, examples, Budget(512, pytest.fail))
+    close(found, (expected - 0.5) / 2)
