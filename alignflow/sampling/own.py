@@ -1,7 +1,10 @@
 """Samples responses: one prefill per distinct prompt, then one token per row and step; finished rows leave the batch.
 
-Each row has its own random stream, so a response depends only on seed and row, not on batching or the number of
-processes. There is no top-k or top-p, because training uses log-probs of the full distribution.
+Each row draws from its own random stream, which depends on seed and row only. The distribution it draws from is rounded,
+in an order that depends on the shape of the batch. So the same rows in the same batches give the same responses. In
+other batches (``rows``, or the number of processes) a response changes if a draw is within the rounding of an edge
+between two tokens: rare in float32, frequent in bfloat16. The batches are part of the result. There is no top-k or
+top-p, because training uses log-probs of the full distribution.
 """
 
 from collections.abc import Sequence
@@ -49,7 +52,7 @@ def generate(
         max_response_length: maximum number of tokens of a response, end-of-sequence included.
         temperature: divides the logits; 0 takes the most likely token.
         seed: seed of all random streams.
-        rows: number of responses in a batch.
+        rows: number of responses in a batch; part of the result, see above.
 
     Returns:
         One response per prompt, in order.

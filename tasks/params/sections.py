@@ -150,7 +150,8 @@ class Sampling(Section):
     max_response_length: Annotated[int, Field(ge=2)]
     temperature: Positive
     rows: Count
-    """Responses sampled at once; changes memory and speed only."""
+    """Responses sampled at once; changes memory, speed and, by rounding, some responses: few in float32, many in
+    bfloat16."""
     importance_cap: Positive | None
     """PPO, GRPO and RLOO: the policy term of a token has the weight min(π_old / π_sampler, cap). This corrects for the
     different rounding of sampler and training; null: all weights are 1. Usual: 2 (Yao et al. 2025)."""

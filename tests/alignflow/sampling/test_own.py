@@ -51,13 +51,39 @@ def test_greedy_equals_the_library_one_prompt_at_a_time(models: SharedBase):
         assert list(response.tokens) == expected[0, len(prompt) :].tolist()
 
 
-def test_a_sample_does_not_depend_on_how_rows_are_batched(models: SharedBase):
-    """Ends are frequent (a fifth of the ids), so that rows leave the batch at different times."""
+def test_in_float32_these_samples_are_the_same_however_rows_are_batched(models: SharedBase):
+    """No draw is near an edge. Ends are frequent (a fifth of the ids): rows leave at different times."""
     ends = list(range(0, 250, 5))
     together = sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16)
     assert sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16, rows=1) == together
     assert sample(models, PROMPTS * 3, eos_ids=ends, max_response_length=16, rows=4) == together
     assert len({len(r.tokens) for r in together}) > 2
+
+
+def test_in_bfloat16_batching_changes_a_response_only_where_its_draw_lies_on_an_edge(tiny: Path):
+    """The draws are those of seed and row. At the first unlike token both tokens' shares of [0, 1) come near the draw.
+
+    Edges are those of the same weights in float64. The same batches give the same responses.
+    """
+    rough = 0.02  # bfloat16 keeps 8 bits of a logit
+    prompts, length = [list(range(5 + i, 9 + i + i % 5)) for i in range(48)], 16
+    models = open_base(tiny, dtype="bfloat16")
+    models.add("policy")
+    one, same, other = (sample(models, prompts, max_response_length=length, rows=n) for n in (48, 48, 5))
+    assert same == one
+    exact, changed = open_base(tiny, dtype="bfloat16").base.model.double(), 0
+    for row, (mine, theirs) in enumerate(zip(one, other, strict=True)):
+        draws = torch.rand(length, generator=torch.Generator().manual_seed(1_000_003 + row), dtype=torch.float64)
+        for t, pair in enumerate(zip(mine.tokens, theirs.tokens, strict=True)):
+            with torch.no_grad():
+                logits = exact(input_ids=torch.tensor([[*prompts[row], *mine.tokens[:t]]])).logits[0, -1]
+            edges = torch.cat([torch.zeros(1), logits.softmax(-1).cumsum(-1)])
+            for token in pair:
+                assert edges[token] - rough <= draws[t] <= edges[token + 1] + rough
+            if pair[0] != pair[1]:
+                changed += 1
+                break
+    assert changed, "batching never mattered: this test shows nothing"
 
 
 def test_equal_prompts_are_prefilled_once_and_answered_as_one_by_one(models: SharedBase):
