@@ -42,6 +42,7 @@ POLICIES: Mapping[str, Policy] = {
     "grpo": Policy("GRPO", "grpo", Learns.SAMPLES),
     "rloo": Policy("RLOO", "rloo", Learns.SAMPLES),
     "kto": Policy("KTO", "kto", Learns.DATA),
+    "sft_more": Policy("More SFT", "sft_more", Learns.DATA),
 }
 """By name, in the order of tables, charts and samples."""
 TITLES: Mapping[str, str] = {name: policy.title for name, policy in POLICIES.items()}

@@ -16,10 +16,10 @@ from tests.pipeline import READ_AS_TEXT, ROOT, closure, paths, read_yaml, stages
 
 STAGES = stages()
 TRAINED = tuple(name for name, entry in TABLE.items() if entry.metrics == TRAINING)
-ALGORITHMS = {f"alignflow/algorithms/{name}.py" for name in TRAINED if name != "judge_model"}
+SHARED = {"judge_model": "reward_model", "sft_more": "sft"}  # the same algorithm, from another start or of other data
+ALGORITHMS = {f"alignflow/algorithms/{name}.py" for name in TRAINED if name not in SHARED}
 OWN = {
-    **{name: {f"alignflow/algorithms/{name}.py"} for name in TRAINED},
-    "judge_model": {"alignflow/algorithms/reward_model.py"},  # the same, of other data
+    **{name: {f"alignflow/algorithms/{SHARED.get(name, name)}.py"} for name in TRAINED},
     "iterative_dpo": {"alignflow/algorithms/iterative_dpo.py", "alignflow/algorithms/dpo.py"},
 }
 UNCHANGED_BY = {"evaluate": "memory"}

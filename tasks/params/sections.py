@@ -421,6 +421,16 @@ class Kto(Optimisation):
     """Adapters saved at equal distances during training; the evaluation shows them as a trajectory."""
 
 
+class SftMore(Optimisation):
+    """More SFT on the chosen responses, from the SFT adapter: the control that the other methods have to beat.
+
+    ``steps`` should be those of the method it is compared with; in params.yaml they are ``dpo.steps``.
+    """
+
+    snapshots: Natural
+    """Adapters saved at equal distances during training; the evaluation shows them as a trajectory."""
+
+
 class Evaluate(Section):
     """Evaluation of one policy on held-out prompts."""
 
@@ -512,6 +522,7 @@ class Params(Section):
     grpo: Grpo
     rloo: Rloo
     kto: Kto
+    sft_more: SftMore
     evaluate: Evaluate
     llm_judge: LlmJudge
     compare: Compare

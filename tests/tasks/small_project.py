@@ -52,8 +52,8 @@ SMALL = [
     "evaluate.samples_per_prompt=2",
     "evaluate.capability_texts=2",
     "evaluate.max_response_length=6",
-    *(f"{name}.steps=3" for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo")),
-    *(f"{name}.batch_size=2" for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo")),
+    *(f"{name}.steps=3" for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo", "sft_more")),
+    *(f"{name}.batch_size=2" for name in ("sft", "reward_model", "judge_model", "dpo", "iterative_dpo", "sft_more")),
 ]
 
 

@@ -1,6 +1,7 @@
 """Every stage in the order of the pipeline, on the tiny model and twenty pairs, run as its program runs it."""
 
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -13,14 +14,17 @@ import pytest
 import torch
 
 from alignflow import optim
+from alignflow.data.collate import collate
+from alignflow.data.encoding import encode_prompt, encode_response
 from alignflow.models.roles import SharedBase
 from alignflow.optim import MasterAdamW
-from alignflow.types import Sequences
+from alignflow.types import Example, Sequences
 from tasks.params.edit import override
 from tasks.params.read import load
-from tasks.paths import home
+from tasks.paths import SFT, home
 from tasks.ppo import add_critic
 from tasks.running.stage import Stage
+from tasks.training.models import open_models
 from tasks.training.rollouts import open_roles
 from tests.close import EXACT, LOOSE, close
 from tests.tasks.small_project import metrics, set_up, stage, weights, working_in
@@ -157,6 +161,26 @@ def test_the_judge_model_learns_from_prompts_of_its_own_and_both_are_reported_on
     alike = [a * b > 0 for a, b in zip(first["margins"], second["margins"], strict=True)]
     assert second["agreement"] == found["eval/agreement"] == sum(alike) / len(alike)
     assert moved("artifacts/judge_model", "artifacts/reward_model")
+
+
+def test_the_control_goes_on_with_sft_on_chosen_responses_from_where_sft_ended(place: Path):
+    """The first loss is that of the SFT adapter on chosen responses of the training side, two of the rows a step."""
+    found = stage("sft_more")
+    assert found["steps"] == 3
+    assert moved("artifacts/sft_more", "artifacts/sft")
+    assert sorted(snapshots("sft_more")) == ["step-1", "step-2"]
+    models, losses = open_models(load(Path("params.yaml"))), []
+    models.add("policy", start=SFT)
+    for row in map(json.loads, Path("data/prepared/train.jsonl").read_text().splitlines()):
+        prompt = encode_prompt(models.base.tokenizer, row["messages"])
+        response = encode_response(models.base.tokenizer, row["chosen"])
+        with torch.no_grad():
+            logps = models.logprobs("policy", collate([Example(prompt, response)]))[0].sum()
+        losses.append((-float(logps), len(response)))
+    with Path("plots/sft_more.csv").open() as lines:
+        first = float(next(csv.DictReader(lines))["loss"])
+    pairs = [(a[0] + b[0]) / (a[1] + b[1]) for a, b in itertools.combinations(losses, 2)]
+    assert min(abs(first - value) for value in pairs) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["dpo", "ppo", "grpo"])

@@ -272,3 +272,10 @@ def test_a_source_need_only_name_what_it_has(path: Path):
     local, hub = load(path).data.sources
     assert (local.weight, local.revision, local.split, local.subset) == (2, None, None, None)
     assert (hub.path, hub.revision) == ("org/name", "abc")
+
+
+def test_the_control_trains_for_as_many_steps_as_dpo_and_is_off():
+    params = load(FILE)
+    assert params.sft_more.steps == params.dpo.steps
+    assert "sft_more" not in params.policies
+    assert params.trained["sft_more"] == []
