@@ -1,7 +1,7 @@
 """Samples responses: one prefill per distinct prompt, then one token per row and step; finished rows leave the batch.
 
-Each row draws from its own random stream, which depends on seed and row only. The distribution it draws from is rounded,
-in an order that depends on the shape of the batch. So the same rows in the same batches give the same responses. In
+Each row draws from its own random stream, which depends on seed and row only. But the distribution it draws from is
+rounded, and how depends on the shape of the batch. So the same rows in the same batches give the same responses. In
 other batches (``rows``, or the number of processes) a response changes if a draw is within the rounding of an edge
 between two tokens: rare in float32, frequent in bfloat16. The batches are part of the result. There is no top-k or
 top-p, because training uses log-probs of the full distribution.

@@ -164,7 +164,7 @@ class Sampling(Section):
     needs ``importance_cap`` and ignores ``merged``."""
     vllm_memory_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the device's memory for vLLM's copy of the base and its cache, beside the models that train; changes
-    speed only."""
+    speed and, as ``rows`` does, some responses by rounding."""
     vllm_max_length: Annotated[int, Field(ge=2)]
     """vLLM: most tokens of a prompt with its response, at most the base's own limit. vLLM's cache must hold so many."""
 
