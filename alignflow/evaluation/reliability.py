@@ -116,3 +116,41 @@ def shorter_wins(chosen: Sequence[int], rejected: Sequence[int]) -> float:
 def agreement(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the share of pairs on which two models prefer the same answer, from their margins; a tie prefers none."""
     return sum(a * b > 0 for a, b in zip(first, second, strict=True)) / len(first)
+
+
+@dataclass(frozen=True)
+class CommonErrors:
+    """How two models err on the same labelled pairs; a tie is an error."""
+
+    pairs: int
+    both_wrong: int
+    first_wrong: int
+    """Only the first is."""
+    second_wrong: int
+    """Only the second is."""
+    phi: float | None
+    """Correlation of being wrong: 0 where errors are independent, 1 where they are the same; None where one model is
+    always right or always wrong."""
+
+    @property
+    def expected(self) -> float:
+        """Pairs on which both would be wrong if their errors were independent."""
+        return (self.both_wrong + self.first_wrong) * (self.both_wrong + self.second_wrong) / self.pairs
+
+
+def common_errors(first: Sequence[float], second: Sequence[float]) -> CommonErrors:
+    """Return how two models err together, given the label: plain agreement counts what both get right as well.
+
+    φ = (n₁₁ n₀₀ − n₁₀ n₀₁) / √(n₁. n₀. n.₁ n.₀). Yule 1912, "On the methods of measuring association".
+
+    Args:
+        first: margins of one model on the pairs. N
+        second: of the other. N
+    """
+    wrong = [(a <= 0, b <= 0) for a, b in zip(first, second, strict=True)]
+    both, none = wrong.count((True, True)), wrong.count((False, False))
+    one, other = wrong.count((True, False)), wrong.count((False, True))
+    spread = (both + one) * (other + none) * (both + other) * (one + none)
+    return CommonErrors(
+        len(wrong), both, one, other, (both * none - one * other) / math.sqrt(spread) if spread else None
+    )

@@ -2,11 +2,14 @@
 
 Both policies answer the same P prompts, so the difficulty of a prompt cancels out. The bootstrap resamples prompts.
 If policies give several answers to a prompt, every answer is compared with every answer of the other policy. The
-mean of these comparisons is the outcome of the prompt, and each prompt has the same weight.
+mean of these comparisons is the outcome of the prompt, and each prompt has the same weight. A pair that does not count
+(a judge did not see it, an answer is cut off) is NaN; a prompt without any other pair is left out and counted.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,25 +42,17 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class WinRate:
-    """How often one policy's answer beats another's over P prompts; ``rate`` counts a tie as half a win."""
+class Rate:
+    """A rate with its interval and the test of whether it is one half."""
 
-    wins: int
-    """Prompts with more won pairs of answers than lost ones."""
-    ties: int
-    losses: int
     rate: float
-    """Mean over prompts of the share of pairs won; with one answer per prompt (wins + ½ ties) / P."""
     interval: Interval
     p_value: float
-    """Exact and two-sided, see `sign_flip_test`. Null hypothesis: both policies are equally likely to win a prompt."""
+    """Two-sided. Null hypothesis: the rate is one half."""
     adjusted_p: float
     """The p-value after Holm's correction over its family of tests; equal to `p_value` for a single test."""
-
-    @property
-    def prompts(self) -> int:
-        """P, the number of prompts compared."""
-        return self.wins + self.ties + self.losses
+    prompts: int
+    """P, the number of prompts compared."""
 
     def settled(self, confidence: float) -> bool:
         """Return whether the rate differs from one half, both by the interval and by the corrected test.
@@ -67,6 +62,27 @@ class WinRate:
         """
         excludes_half = self.interval.low > 0.5 or self.interval.high < 0.5
         return excludes_half and self.adjusted_p < 1 - confidence
+
+    def won(self, confidence: float) -> bool:
+        """Say whether the rate is settled above one half."""
+        return self.settled(confidence) and self.rate > 0.5
+
+
+@dataclass(frozen=True)
+class WinRate(Rate):
+    """How often one policy's answer beats another's over P prompts.
+
+    ``rate`` is the mean over prompts of the share of pairs won, a tie half a win; with one answer a prompt
+    (wins + ½ ties) / P. The test is exact, of "either policy is as likely the better one on a prompt"; see
+    `sign_flip_test`.
+    """
+
+    wins: int
+    """Prompts with more won pairs of answers than lost ones."""
+    ties: int
+    losses: int
+    left_out: int
+    """Prompts without a pair that counts."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +194,7 @@ def sign_flip_test(balances: NDArray[np.int64]) -> float:
     T = ½ Σ (1 + εᵢ) |bᵢ| is the inverse Fourier transform of Πᵢ ½ (1 + exp(−2πi |bᵢ| f)).
 
     Args:
-        balances: Pairs of answers won minus pairs lost on each prompt; all prompts have the same number of pairs. (P,)
+        balances: Pairs of answers won minus pairs lost on each prompt, in one unit. (P,)
 
     Returns:
         Probability of a sum at least this far from 0; 1 if all balances are 0. Its error is about 1e-14.
@@ -193,34 +209,48 @@ def sign_flip_test(balances: NDArray[np.int64]) -> float:
     return float(np.clip(p_value, 0, 1))
 
 
+FINEST = 5040
+"""Balances of prompts with different numbers of pairs are brought to one denominator, at most this one."""
+
+
 def rate_of(each: Floats, resampling: Resampling) -> WinRate:
     """Return the win rate over pairs of answers; interval and test are over prompts.
 
-    rate = (1/P) Σᵢ oᵢ,  oᵢ = (1/n) Σⱼ oᵢⱼ
+    rate = (1/P) Σᵢ oᵢ,  oᵢ = (1/nᵢ) Σⱼ oᵢⱼ
+
+    The test needs whole numbers: it takes the balances 2oᵢ − 1 in units of 1 / lcm(n₁, …, n_P). Where that is finer
+    than 1 / `FINEST`, they are rounded to it; that is symmetric, so the test stays exact.
 
     Args:
-        each: 1 for a win, ½ for a tie, 0 for a loss, of n pairs of answers to each prompt. (P, n)
+        each: 1 for a win, ½ for a tie, 0 for a loss, NaN for a pair that does not count. (P, n)
         resampling: How prompts are resampled for the interval.
 
     Returns:
-        Counts, rate, bootstrap interval and sign-flip test.
+        Counts, rate, bootstrap interval and sign-flip test, over the prompts that have a pair.
 
     Raises:
-        ValueError: There is no prompt.
+        ValueError: There is no prompt with a pair.
     """
-    if not each.size:
+    counted = np.isfinite(each)
+    pairs = counted.sum(1)
+    kept = pairs > 0
+    if not kept.any():
         raise ValueError("there is no prompt to compare on")
-    balances = np.rint(2 * each - 1).astype(np.int64).sum(1)
-    p_value = sign_flip_test(balances)
-    by_prompt = 0.5 * (1 + balances / each.shape[1])
+    won = np.where(counted, np.rint(2 * each - 1), 0).sum(1)[kept]
+    pairs = pairs[kept]
+    unit = min(math.lcm(*set(pairs.tolist())), FINEST)
+    p_value = sign_flip_test(np.rint(won * unit / pairs).astype(np.int64))
+    by_prompt = 0.5 * (1 + won / pairs)
     return WinRate(
-        wins=int((balances > 0).sum()),
-        ties=int((balances == 0).sum()),
-        losses=int((balances < 0).sum()),
         rate=float(by_prompt.mean()),
         interval=bootstrap_interval(by_prompt, resampling),
         p_value=p_value,
         adjusted_p=p_value,
+        prompts=pairs.size,
+        wins=int((won > 0).sum()),
+        ties=int((won == 0).sum()),
+        losses=int((won < 0).sum()),
+        left_out=int((~kept).sum()),
     )
 
 
@@ -246,8 +276,11 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(corrected)
 
 
-def corrected(family: Mapping[str, WinRate]) -> dict[str, WinRate]:
-    """Return the win rates of one family of comparisons with Holm's correction over all of them."""
+Tested = TypeVar("Tested", bound=Rate)
+
+
+def corrected(family: Mapping[str, Tested]) -> dict[str, Tested]:
+    """Return the rates of one family of comparisons with Holm's correction over all of them."""
     adjusted = holm([rate.p_value for rate in family.values()])
     return {name: replace(rate, adjusted_p=p) for (name, rate), p in zip(family.items(), adjusted, strict=True)}
 

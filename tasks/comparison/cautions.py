@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 
-from tasks.comparison.results import Comparison, PolicyResult
+from tasks.comparison.results import AgainstReference, Comparison, PolicyResult
 from tasks.comparison.wording import between, listing, number, percent, points
 from tasks.judges import PROXY, judge_title
 
 LONGER = 1.25
 """Mean length relative to the reference above which a reader should think of length bias."""
-MORE_TRUNCATED = 0.1
-"""Rise of the truncated share above which answers may simply have lost their end."""
+TRUNCATED = 0.1
+"""Change of the truncated share: above it answers may simply have lost their end, or won by having one."""
 MORE_REPETITION = 0.05
 """Rise of the share of repeated trigrams."""
 MORE_DRIFT = 0.05
@@ -25,7 +25,7 @@ def cautions(result: PolicyResult, comparison: Comparison) -> tuple[str, ...]:
     reference = comparison.reference
     return (
         *_over_optimised(result, comparison),
-        *_explained_by_length(result, comparison),
+        *_length(result, comparison),
         *_traits(result, reference),
         *_capability(result, reference),
     )
@@ -44,20 +44,24 @@ def _over_optimised(result: PolicyResult, comparison: Comparison) -> Iterator[st
         )
 
 
-def _explained_by_length(result: PolicyResult, comparison: Comparison) -> Iterator[str]:
-    """Name the judges whose significant preference is not significant at equal length."""
-    explained: list[str] = []
+def explained_by_length(against: AgainstReference, judge: str) -> bool:
+    """Say whether at least half of a judge's lead among complete pairs is gone at equal length: more than chance."""
+    return against.equal_length[judge].rate - 0.5 < (against.complete[judge].rate - 0.5) / 2
+
+
+def _length(result: PolicyResult, comparison: Comparison) -> Iterator[str]:
+    """Name the judges whose significant preference among complete pairs is not significant at equal length."""
+    gone: list[str] = []
     open_: list[str] = []
-    for judge, rate in result.rates.items():
-        equal = result.equal_length[judge]
-        if rate.rate <= 0.5 or not rate.settled(comparison.confidence) or equal.interval.low > 0.5:
+    for judge, rate in result.against.complete.items():
+        equal = result.against.equal_length[judge]
+        if not rate.won(comparison.confidence) or equal.won(comparison.confidence):
             continue
-        said = f"{judge_title(judge)} ({percent(equal.value)}, {between(equal.interval)}, not {percent(rate.rate)})"
-        # at least half of the lead is gone: the likely reason is length, not chance
-        (explained if equal.value - 0.5 < (rate.rate - 0.5) / 2 else open_).append(said)
+        said = f"{judge_title(judge)} ({percent(equal.rate)}, {between(equal.interval)}, not {percent(rate.rate)})"
+        (gone if explained_by_length(result.against, judge) else open_).append(said)
     lead = f"Its answers are {'longer' if result.changes['response_length'].value > 0 else 'shorter'}: at equal length"
-    if explained:
-        yield f"{lead} most of the win by the {listing(explained)} is gone."
+    if gone:
+        yield f"{lead} most of the win by the {listing(gone)} is gone."
     if open_:
         yield f"{lead} the win by the {listing(open_)} is not significant; lengths differ too much to tell."
 
@@ -70,13 +74,19 @@ def _traits(result: PolicyResult, reference: PolicyResult) -> Iterator[str]:
             f"{before['response_length'].value:.0f}); judges often favour length."
         )
     for trait, least, said in (
-        ("truncated", MORE_TRUNCATED, "of its answers are cut off by the length limit"),
+        ("truncated", TRUNCATED, "of its answers are cut off by the length limit"),
         ("repetition", MORE_REPETITION, "of its word trigrams are repetitions"),
         ("language_drift", MORE_DRIFT, "of its answers are in another language than their prompt"),
     ):
         change = result.changes.get(trait)
         if change and change.value > least and change.interval.low > 0:
             yield f"{percent(after[trait].value)} {said}, against {percent(before[trait].value)}."
+    change = result.changes["truncated"]
+    if change.value < -TRUNCATED and change.interval.high < 0:
+        yield (
+            f"{percent(after['truncated'].value)} of its answers are cut off by the length limit, against "
+            f"{percent(before['truncated'].value)}: judges punish a cut-off, so part of the win is that answers end."
+        )
 
 
 def _capability(result: PolicyResult, reference: PolicyResult) -> Iterator[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from alignflow.evaluation.length_control import length_controlled
+from alignflow.evaluation.cut_or_length import JudgedPairs
+from alignflow.evaluation.reliability import common_errors
 from alignflow.evaluation.trajectories import EqualKl, Trajectory, at_equal_kl, over_optimised
 from alignflow.evaluation.win_rates import (
     Agreement,
@@ -21,6 +22,7 @@ from alignflow.evaluation.win_rates import (
     outcomes,
     rate_of,
 )
+from tasks.comparison.against_reference import against_reference, models
 from tasks.comparison.read_evaluations import (
     OUTCOMES,
     Answer,
@@ -32,7 +34,7 @@ from tasks.comparison.read_evaluations import (
     read_trajectories,
 )
 from tasks.comparison.read_trainings import Cost, read_cost, read_curve, read_reward_report
-from tasks.comparison.results import TRAITS, Comparison, Method, PolicyResult, PolicyTrajectory
+from tasks.comparison.results import TRAITS, AgainstReference, Comparison, Method, PolicyResult, PolicyTrajectory
 from tasks.judges import PROXY, Kind, in_order, judge_of, of_kind
 from tasks.policies import REFERENCE, training_stages
 
@@ -55,12 +57,15 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
     prompt_ids = [rows[0].prompt_id for rows in answers[REFERENCE]]
     asked = {name: read_judgements(root, name, policies, prompt_ids) for name in of_kind(Kind.LLM)}
     against = {
-        policy: {judge: _outcomes(rows, answers[REFERENCE], judge) for judge in judges}
-        | {name: by_policy[policy] for name, by_policy in asked.items() if policy in by_policy}
+        policy: judged_pairs(
+            rows, answers[REFERENCE], judges, {name: each[policy] for name, each in asked.items() if policy in each}
+        )
         for policy, rows in answers.items()
     }
     trained = [policy for policy in stages if policy != REFERENCE]
-    rates = _rates(against, trained, method.resampling)
+    explanations = models(against, trained, method.length_ridge)
+    compared = against_reference(against, trained, explanations, method)
+    reports = {judge: read_reward_report(root, folder) for judge in judges if (folder := judge_of(judge).folder)}
     trajectories = {
         policy: _trajectory(labels, path, judges, method.resampling)
         for policy, (labels, path) in read_trajectories(root, trained, answers[REFERENCE]).items()
@@ -71,8 +76,7 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
                 policy,
                 rows,
                 answers[REFERENCE],
-                rates[policy],
-                against[policy],
+                compared[policy],
                 read_quality(root, policy),
                 read_cost(root, stages[policy]) if policy in stages else None,
                 method,
@@ -83,10 +87,14 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
         judges=judges,
         round_robin={judge: _round_robin(answers, judge, method.resampling) for judge in judges},
         agreements=_agreements(against, trained),
+        cut_or_length=explanations,
         trajectories=trajectories,
         equal_kl=_equal_kl(trajectories, judges, method),
-        reward_models={
-            judge: read_reward_report(root, folder) for judge in judges if (folder := judge_of(judge).folder)
+        reward_models=reports,
+        common_errors={
+            (one, other): common_errors(reports[one].margins, reports[other].margins)
+            for one, other in combinations(reports, 2)
+            if reports[one].pairs and reports[one].pairs == reports[other].pairs
         },
         curves={policy: read_curve(root, names) for policy, names in stages.items()},
         method=method,
@@ -115,30 +123,32 @@ def _outcomes(answers: AnswersByPrompt, others: AnswersByPrompt, judge: str) -> 
     return np.where(same, 0.5, each).reshape(len(each), -1)
 
 
-def _longer(answers: AnswersByPrompt, others: AnswersByPrompt) -> Floats:
-    """Return by how many tokens the first answer of each pair is longer, in the order of `_outcomes`. (P, pairs)"""
-    mine, theirs = (_each(each, attrgetter("response_length")) for each in (answers, others))
+def _differences(answers: AnswersByPrompt, others: AnswersByPrompt, name: str) -> Floats:
+    """Return a value of the first answer of each pair minus the second's, in the order of `_outcomes`. (P, pairs)"""
+    mine, theirs = (_each(each, attrgetter(name)) for each in (answers, others))
     return (mine[:, :, None] - theirs[:, None, :]).reshape(len(mine), -1)
 
 
-def _asked(each: Floats) -> Floats:
-    """Return the prompts that a judge has judged."""
-    return each[np.isfinite(each).all(1)]
+def judged_pairs(
+    answers: AnswersByPrompt, reference: AnswersByPrompt, judges: Sequence[str], asked: Mapping[str, Floats]
+) -> dict[str, JudgedPairs]:
+    """Return by judge the pairs of a policy's answers and the reference's that it sees.
 
-
-def _rates(
-    against: Mapping[str, Mapping[str, Floats]], trained: Sequence[str], resampling: Resampling
-) -> dict[str, dict[str, WinRate]]:
-    """Return each policy's win rates by judge, those of trained policies corrected as one family for each judge."""
-    rates = {
-        policy: {judge: rate_of(_asked(each), resampling) for judge, each in by_judge.items()}
-        for policy, by_judge in against.items()
+    Args:
+        answers: of the policy.
+        reference: answers of the reference.
+        judges: that score every answer.
+        asked: outcomes of judges that see the first pair of each prompt only. (P, 1)
+    """
+    mine, theirs = (~_each(each, attrgetter("truncated")).astype(bool) for each in (answers, reference))
+    complete = (mine[:, :, None] & theirs[:, None, :]).reshape(len(mine), -1)
+    cut, extra = (_differences(answers, reference, name) for name in ("truncated", "response_length"))
+    outcomes = {judge: _outcomes(answers, reference, judge) for judge in judges} | dict(asked)
+    return {
+        judge: JudgedPairs(each, cut[:, :seen], extra[:, :seen], complete[:, :seen])
+        for judge, each in outcomes.items()
+        for seen in (each.shape[1],)
     }
-    for judge in {judge for by_judge in rates.values() for judge in by_judge}:
-        family = corrected({policy: rates[policy][judge] for policy in trained if judge in rates[policy]})
-        for policy, rate in family.items():
-            rates[policy][judge] = rate
-    return rates
 
 
 def _round_robin(
@@ -157,12 +167,14 @@ def _round_robin(
 
 
 def _agreements(
-    against: Mapping[str, Mapping[str, Floats]], trained: Sequence[str]
+    against: Mapping[str, Mapping[str, JudgedPairs]], trained: Sequence[str]
 ) -> dict[tuple[str, str], Agreement]:
     names = list(dict.fromkeys(judge for policy in trained for judge in against[policy]))
     found = {}
     for one, other in combinations(names, 2):
-        both = [(against[p][one], against[p][other]) for p in trained if {one, other} <= against[p].keys()]
+        both = [
+            (against[p][one].outcomes, against[p][other].outcomes) for p in trained if {one, other} <= against[p].keys()
+        ]
         # an LLM sees only the first pair of each prompt
         pairs = [np.stack([each[:, : min(a.shape[1], b.shape[1])].ravel() for each in (a, b)]) for a, b in both]
         known = np.concatenate(pairs, axis=1)
@@ -215,32 +227,21 @@ def _result(
     policy: str,
     answers: AnswersByPrompt,
     reference: AnswersByPrompt,
-    rates: Mapping[str, WinRate],
-    against: Mapping[str, Floats],
+    against: AgainstReference,
     quality: Quality,
     cost: Cost | None,
     method: Method,
 ) -> PolicyResult:
     traits, before = _traits(answers), _traits(reference)
-    extra = _longer(answers, reference)
     paired = {name: traits[name] - before[name] for name in TRAITS} | {
         name: share - other
         for (name, share), other in zip(_shares(answers).items(), _shares(reference).values(), strict=True)
     }
     return PolicyResult(
         policy=policy,
-        rates=rates,
-        equal_length={
-            judge: length_controlled(
-                _asked(each).mean(1),
-                extra[np.isfinite(each).all(1), : each.shape[1]].mean(1),
-                method.length_ridge,
-                method.resampling,
-            )
-            for judge, each in against.items()
-        },
+        against=against,
         means=_means(
-            {judge: values(answers, judge).mean(1) for judge in against if judge_of(judge).kind is not Kind.LLM},
+            {judge: values(answers, judge).mean(1) for judge in against.rates if judge_of(judge).kind is not Kind.LLM},
             method.resampling,
         ),
         traits=_means(traits, method.resampling),

@@ -4,8 +4,9 @@ Every key is documented in docs/metrics.md.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
-from alignflow.evaluation.win_rates import Mean, WinRate
+from alignflow.evaluation.win_rates import Mean, Rate, WinRate
 from tasks.comparison.read_evaluations import OUTCOMES
 from tasks.comparison.results import Comparison, PolicyResult
 from tasks.comparison.verdict import PolicyVerdict, Verdict
@@ -36,11 +37,12 @@ def row(result: PolicyResult, comparison: Comparison, verdict: PolicyVerdict | N
         **result.cost.model_dump(),
         "standing": verdict.standing.value if verdict else "reference",
         "sentence": verdict.sentence if verdict else "",
+        "remains": verdict.remains if verdict else "",
         "cautions": list(verdict.cautions) if verdict else [],
         "rule_outcomes": verdict.rule_outcomes if verdict else "",
         "judges": {
             judge: _rate(rate)
-            | {"length_controlled": _mean(result.equal_length[judge])}
+            | _among(result, judge)
             | ({"mean": _mean(result.means[judge])} if judge in result.means else {})
             for judge, rate in result.rates.items()
         },
@@ -74,6 +76,11 @@ def summary(comparison: Comparison, said: Verdict) -> Json:
             {"judges": list(judges), "share": each.share, "kappa": each.kappa, "pairs": each.pairs}
             for judges, each in comparison.agreements.items()
         ],
+        "common_errors": [
+            {"judges": list(judges), **asdict(each), "expected": each.expected}
+            for judges, each in comparison.common_errors.items()
+        ],
+        "cut_or_length": {judge: asdict(model) for judge, model in comparison.cut_or_length.items()},
         "equal_kl_leads": {
             judge: [
                 {"kl": level, "first": lead.first, "second": lead.second, "difference": _mean(lead.difference)}
@@ -88,11 +95,16 @@ def summary(comparison: Comparison, said: Verdict) -> Json:
 
 def of_policy(result: PolicyResult) -> dict[str, float]:
     """Return the policy's figures under the keys of its own run in MLflow."""
-    flat = _spread("win_rate", result.score) | {"win_rate_p_value": result.score.adjusted_p}
-    flat |= _with_bounds("length_controlled_win_rate", result.equal_length[PROXY])
-    for judge, rate in result.judged.items():
-        flat |= _spread(f"judge_win_rate/{judge}", rate) | {f"judge_win_rate_p_value/{judge}": rate.adjusted_p}
-        flat |= {f"judge_length_controlled_win_rate/{judge}": result.equal_length[judge].value}
+    flat: dict[str, float] = {}
+    for name, rates in (
+        ("win_rate", result.rates),
+        ("complete_win_rate", result.against.complete),
+        ("length_controlled_win_rate", result.against.equal_length),
+    ):
+        for judge, rate in rates.items():
+            flat |= _spread(name if judge == PROXY else f"judge_{name}/{judge}", rate)
+    for judge, value in result.against.predicted.items():
+        flat["predicted_win_rate" if judge == PROXY else f"judge_predicted_win_rate/{judge}"] = value
     flat |= {"score_mean": result.means[PROXY].value, "kl_reference": result.traits["kl"].value}
     flat |= {f"judge_mean/{judge}": each.value for judge, each in result.means.items() if judge != PROXY}
     flat |= {
@@ -137,6 +149,7 @@ def _rate(rate: WinRate) -> dict[str, object]:
         "win_rate": rate.rate,
         "low": rate.interval.low,
         "high": rate.interval.high,
+        "prompts": rate.prompts,
         "wins": rate.wins,
         "ties": rate.ties,
         "losses": rate.losses,
@@ -149,15 +162,32 @@ def _mean(mean: Mean) -> dict[str, float]:
     return {"value": mean.value, "low": mean.interval.low, "high": mean.interval.high}
 
 
-def _spread(key: str, rate: WinRate) -> dict[str, float]:
-    return _bounds(key, rate.rate, rate.interval.low, rate.interval.high)
+def _among(result: PolicyResult, judge: str) -> dict[str, object]:
+    """Return what a judge says of complete pairs; None where it saw none."""
+    complete = result.against.complete.get(judge)
+    equal = result.against.equal_length.get(judge)
+    return {
+        "complete": _rate(complete) if complete else None,
+        "length_controlled": {
+            "value": equal.rate,
+            "low": equal.interval.low,
+            "high": equal.interval.high,
+            "p_value": equal.p_value,
+            "adjusted_p": equal.adjusted_p,
+        }
+        if equal
+        else None,
+        "predicted": result.against.predicted.get(judge),
+    }
 
 
-def _with_bounds(key: str, mean: Mean) -> dict[str, float]:
-    return _bounds(key, mean.value, mean.interval.low, mean.interval.high)
-
-
-def _bounds(key: str, value: float, low: float, high: float) -> dict[str, float]:
-    """Return a value and its bounds; ``_low`` and ``_high`` follow the quantity's name, before the judge's."""
+def _spread(key: str, rate: Rate) -> dict[str, float]:
+    """Return a rate, its bounds and its corrected p; their endings follow the quantity's name, before the judge's."""
     name, slash, judge = key.partition("/")
-    return {key: value, f"{name}_low{slash}{judge}": low, f"{name}_high{slash}{judge}": high}
+    values = {
+        "": rate.rate,
+        "_low": rate.interval.low,
+        "_high": rate.interval.high,
+        "_p_value": rate.adjusted_p,
+    }
+    return {f"{name}{ending}{slash}{judge}": value for ending, value in values.items()}

@@ -60,7 +60,8 @@ def rows(path: Path, stage: str, kind: type[Checked]) -> tuple[Checked, ...]:
             try:
                 found.append(kind.model_validate_json(line))
             except ValidationError as error:
-                raise InputError(f"{path}, line {number}: {_first(error)}") from None
+                again = f"; `dvc repro -f {stage}` makes it again"
+                raise InputError(f"{path}, line {number}: {_first(error)}{again}") from None
     return tuple(found)
 
 

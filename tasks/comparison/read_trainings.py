@@ -57,6 +57,8 @@ class RewardReport(BaseModel):
     """With the bounds of its interval; like all below, None where there are no pairs."""
     low: Share | None
     high: Share | None
+    margins: list[FiniteFloat]
+    """Score of the chosen answer minus that of the rejected one, a pair."""
     by_margin: list[AccuracyBin]
     by_length_difference: list[AccuracyBin]
     calibration: list[Calibration]

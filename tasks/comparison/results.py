@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from alignflow.evaluation.cut_or_length import CutOrLength
+from alignflow.evaluation.reliability import CommonErrors
 from alignflow.evaluation.trajectories import EqualKl, Fall, Trajectory
-from alignflow.evaluation.win_rates import Agreement, Mean, Resampling, WinRate
+from alignflow.evaluation.win_rates import Agreement, Mean, Rate, Resampling, WinRate
 from tasks.comparison.read_evaluations import AnswersByPrompt, Quality
 from tasks.comparison.read_trainings import Cost, Curve, RewardReport
 from tasks.judges import PROXY
@@ -26,15 +28,28 @@ class Method:
 
 
 @dataclass(frozen=True)
+class AgainstReference:
+    """How a policy's answers compare with the reference's, by judge, the proxy first.
+
+    Of trained policies each test has Holm's correction over all of them, judge by judge.
+    """
+
+    rates: Mapping[str, WinRate]
+    """Over all pairs of answers."""
+    complete: Mapping[str, WinRate]
+    """Over the pairs in which neither answer is cut off; a judge without such a pair is left out."""
+    equal_length: Mapping[str, Rate]
+    """Over the same pairs, at equal length."""
+    predicted: Mapping[str, float]
+    """Over all pairs, by a model that knows only "cut off or not" and length; empty without a trained policy."""
+
+
+@dataclass(frozen=True)
 class PolicyResult:
     """How one policy did on the held-out prompts, and what it cost."""
 
     policy: str
-    rates: Mapping[str, WinRate]
-    """Against the reference, by judge, the proxy first; of trained policies with Holm's correction over all of
-    them, judge by judge."""
-    equal_length: Mapping[str, Mean]
-    """Length-controlled win rate against the reference, by judge."""
+    against: AgainstReference
     means: Mapping[str, Mean]
     """Mean value of each judge."""
     traits: Mapping[str, Mean]
@@ -51,6 +66,11 @@ class PolicyResult:
     def title(self) -> str:
         """The policy's name as a reader sees it."""
         return TITLES[self.policy]
+
+    @property
+    def rates(self) -> Mapping[str, WinRate]:
+        """Against the reference over all pairs of answers, by judge, the proxy first."""
+        return self.against.rates
 
     @property
     def score(self) -> WinRate:
@@ -90,12 +110,16 @@ class Comparison:
     """By judge, the first policy of a pair against the second, with Holm's correction over all pairs."""
     agreements: Mapping[tuple[str, str], Agreement]
     """Between judges, over all trained policies' prompts."""
+    cut_or_length: Mapping[str, CutOrLength]
+    """By judge, the model behind `AgainstReference.predicted`."""
     trajectories: Mapping[str, PolicyTrajectory]
     """By policy, for those with snapshots."""
     equal_kl: Mapping[str, EqualKl]
     """By judge; empty when fewer than two policies have snapshots away from the reference."""
     reward_models: Mapping[str, RewardReport]
     """By judge, for those that are reward models."""
+    common_errors: Mapping[tuple[str, str], CommonErrors]
+    """Between these, on labelled pairs."""
     curves: Mapping[str, Curve]
     method: Method
 

@@ -13,6 +13,11 @@ PolicyRow = Mapping[str, Any]
 """An entry of ``reports/comparison.json``; its keys are documented in docs/metrics.md."""
 WIDEST = 200
 """Columns of text: no table is cut."""
+CAPTION = """wins: % of comparisons won by the training reward
+judges: by {judges}
+complete: won where neither answer is cut off, by all of these
+even: wins of these at equal length
+model: wins as predicted from cut-off and length alone"""
 
 
 def table(rows: Sequence[PolicyRow]) -> Table:
@@ -20,21 +25,25 @@ def table(rows: Sequence[PolicyRow]) -> Table:
     judges = list(dict.fromkeys(judge for row in rows for judge in row.get("judges", {}) if judge != PROXY))
     drawn = Table(
         title="Policies on held-out prompts",
-        caption=f"judges: wins by {', '.join(judges)}; even: wins at equal length" if judges else None,
+        caption=CAPTION.format(judges=", ".join(judges) or "none"),
         title_justify="left",
         caption_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
     )
-    for head in ("policy", "wins", "interval", "judges", "even", "score", "KL", "tokens", "cut", "time", "GiB"):
+    wins = ("policy", "wins", "interval", "judges", "complete", "even", "model")
+    for head in (*wins, "score", "KL", "tokens", "cut", "time", "GiB"):
         drawn.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
     for row in rows:
+        judged = row.get("judges", {})
         drawn.add_row(
             str(row["policy"]),
-            cell(row, "win_rate", ".2f"),
-            f"{cell(row, 'win_rate_low', '.2f')}–{cell(row, 'win_rate_high', '.2f')}",
-            " ".join(cell(row.get("judges", {}).get(judge, {}), "win_rate", ".2f") for judge in judges) or "–",
-            cell(row.get("judges", {}).get(PROXY, {}).get("length_controlled", {}), "value", ".2f"),
+            _percent(row, "win_rate"),
+            f"{_percent(row, 'win_rate_low')}–{_percent(row, 'win_rate_high')}",
+            " ".join(_percent(judged.get(judge), "win_rate") for judge in judges) or "–",
+            " ".join(_percent(judged.get(judge, {}).get("complete"), "win_rate") for judge in (PROXY, *judges)),
+            _percent(judged.get(PROXY, {}).get("length_controlled"), "value"),
+            _percent(judged.get(PROXY), "predicted"),
             cell(row, "score_mean", "+.2f"),
             cell(row, "kl_reference", ".2f"),
             cell(row, "response_length_mean", ".0f"),
@@ -61,3 +70,8 @@ def cell(row: PolicyRow, key: str, form: str, unit: str = "") -> str:
     """Write the number of a key; a dash where there is none."""
     value = row.get(key)
     return "–" if value is None or isinstance(value, str) else f"{value:{form}}{unit}"
+
+
+def _percent(row: PolicyRow | None, key: str) -> str:
+    value = (row or {}).get(key)
+    return "–" if value is None else f"{100 * value:.0f}"

@@ -1,24 +1,31 @@
 """State in words what the numbers show, and no more."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from alignflow.evaluation.win_rates import WinRate
-from tasks.comparison.cautions import cautions, rule_outcomes
-from tasks.comparison.results import Comparison, PolicyResult
+from alignflow.evaluation.win_rates import Rate, WinRate
+from tasks.comparison.cautions import cautions, explained_by_length, rule_outcomes
+from tasks.comparison.results import AgainstReference, Comparison, PolicyResult
 from tasks.comparison.wording import between, listing, number, p_value, percent, signed, span
-from tasks.judges import judge_title
+from tasks.judges import PROXY, judge_title
 from tasks.policies import TITLES
 
 
 class Standing(Enum):
     """Where a policy stands against the reference; the value is what the page prints.
 
-    It follows from the interval and the sign-flip test, with Holm's correction over the trained policies. "Better"
-    needs the proxy and every independent judge, so it needs no correction over judges (an intersection-union test).
+    "Better" needs three tests by the proxy and by every independent judge: over all pairs of answers, over those in
+    which neither is cut off, and over these at equal length. Each needs its interval and its test, with Holm's
+    correction over the trained policies. All must hold, so they need no correction among themselves (an
+    intersection-union test, Berger 1982): a policy that in truth fails one of them is called better no more often than
+    this one test errs, at most (1 − confidence) / 2. The price is power: the hardest test decides. Holm's correction
+    keeps this over all policies that fail the same test; policies that fail different ones add up.
     """
 
     BETTER = "better"
+    ENDS = "ends its answers; otherwise not shown better"
+    LENGTH = "preferred for its length; not shown better at equal length"
     UNCONFIRMED = "unconfirmed"
     DISPUTED = "disputed"
     UNSETTLED = "not significant"
@@ -32,6 +39,8 @@ class PolicyVerdict:
     result: PolicyResult
     standing: Standing
     sentence: str
+    remains: str
+    """What remains of a win among complete pairs and at equal length, and what these alone would predict."""
     cautions: tuple[str, ...]
     rule_outcomes: str
     """How the shares of right, abstained and wrong answers changed; empty without such questions."""
@@ -53,7 +62,7 @@ class Verdict:
         said = [f"{self.headline} {self.detail}"]
         for one in self.policies:
             said.append(f"{one.result.title}: {one.standing.value}. It {one.sentence}")
-            said += [f"  {each}" for each in (one.rule_outcomes, *one.cautions) if each]
+            said += [f"  {each}" for each in (one.remains, one.rule_outcomes, *one.cautions) if each]
         return tuple(filter(None, [*said, self.equal_kl]))
 
 
@@ -74,6 +83,14 @@ def _headline(policies: tuple[PolicyVerdict, ...], comparison: Comparison) -> tu
         said = agree.get(count, f"all {count} independent judges agree")
         return f"{better[0].result.title} is better than the reference, and {said}.", _rivals(better, comparison)
     for standing, advice in (
+        (
+            Standing.ENDS,
+            "Evaluate with a larger limit of the response length, so that the reference ends its answers, too.",
+        ),
+        (
+            Standing.LENGTH,
+            "Use data in which length does not tell the better answer, or a reward without it.",
+        ),
         (Standing.UNCONFIRMED, "Read the samples before you rely on it, or evaluate on more prompts."),
         (Standing.DISPUTED, "Take an earlier snapshot, a stronger KL penalty or a better reward."),
     ):
@@ -97,37 +114,92 @@ def _doubt(one: PolicyVerdict, confidence: float) -> str:
         return (
             f"pleases the training reward, but the {names} {'prefers' if len(against) == 1 else 'prefer'} the reference"
         )
-    silent = [name for name, rate in judged.items() if not rate.settled(confidence)]
-    names = listing([judge_title(name) for name in silent])
-    return f"leads by the training reward, but the {names} {'does' if len(silent) == 1 else 'do'} not confirm it"
+    silent = [name for name, rate in judged.items() if not rate.won(confidence)]
+    if silent:
+        names = listing([judge_title(name) for name in silent])
+        return f"leads by the training reward, but the {names} {'does' if len(silent) == 1 else 'do'} not confirm it"
+    # every judge confirms it over all pairs of answers: what is missing is one of the further tests
+    weak = _not_won(one.result.against, one.result.against.complete, confidence)
+    if one.standing is Standing.ENDS:
+        return f"ends its answers more often; where both answers end, the {_names(weak)} {_shows(weak)} no win"
+    weak_at_length = _not_won(one.result.against, one.result.against.equal_length, confidence)
+    if one.standing is Standing.LENGTH:
+        return (
+            f"is preferred for its {_longer(one.result)} answers; at equal length the {_names(weak_at_length)} "
+            f"{_shows(weak_at_length)} no win"
+        )
+    where = "where both answers end" if weak else "at equal length"
+    return (
+        f"leads, but {where} the {_names(weak or weak_at_length)} {_shows(weak or weak_at_length)} no significant win"
+    )
+
+
+def _not_won(against: AgainstReference, rates: Mapping[str, Rate], confidence: float) -> list[str]:
+    """Return the judges by which one of the tests is not won; one that could not be made is not."""
+    return [judge for judge in against.rates if judge not in rates or not rates[judge].won(confidence)]
+
+
+def _names(judges: list[str]) -> str:
+    return listing([judge_title(judge) for judge in judges])
+
+
+def _shows(judges: list[str]) -> str:
+    return "shows" if len(judges) == 1 else "show"
+
+
+def _longer(result: PolicyResult) -> str:
+    return "longer" if result.changes["response_length"].value > 0 else "shorter"
 
 
 def _of_policy(result: PolicyResult, comparison: Comparison) -> PolicyVerdict:
-    standing = _standing(result, comparison.confidence)
+    found = standing(result.against, result.changes["truncated"].interval.high < 0, comparison.confidence)
     return PolicyVerdict(
         result,
-        standing,
-        _sentence(result, standing, comparison.confidence),
+        found,
+        _sentence(result, found, comparison.confidence),
+        _remains(result, found, comparison.confidence),
         cautions(result, comparison),
         rule_outcomes(result, comparison),
     )
 
 
-def _standing(result: PolicyResult, confidence: float) -> Standing:
-    if not result.score.settled(confidence):
+def standing(against: AgainstReference, ends_more: bool, confidence: float) -> Standing:
+    """Return where a policy stands.
+
+    Args:
+        against: its tests against the reference.
+        ends_more: fewer of its answers are cut off than of the reference's, significantly.
+        confidence: of intervals and tests.
+    """
+    proxy = against.rates[PROXY]
+    if not proxy.settled(confidence):
         return Standing.UNSETTLED
-    if result.score.rate < 0.5:
+    if proxy.rate < 0.5:
         return Standing.WORSE
-    settled = [rate for rate in result.judged.values() if rate.settled(confidence)]
-    if any(rate.rate < 0.5 for rate in settled):
+    judged = [rate for judge, rate in against.rates.items() if judge != PROXY]
+    if any(rate.settled(confidence) and rate.rate < 0.5 for rate in judged):
         return Standing.DISPUTED
-    return Standing.BETTER if result.judged and len(settled) == len(result.judged) else Standing.UNCONFIRMED
+    confirmed = judged and all(rate.won(confidence) for rate in judged)
+    return _of_a_win(against, ends_more, confidence) if confirmed else Standing.UNCONFIRMED
+
+
+def _of_a_win(against: AgainstReference, ends_more: bool, confidence: float) -> Standing:
+    """Say what a win by every judge over all pairs of answers is, when cut-offs and length are taken away."""
+    if _not_won(against, against.complete, confidence):
+        return Standing.ENDS if ends_more else Standing.UNCONFIRMED
+    gone = _not_won(against, against.equal_length, confidence)
+    if not gone:
+        return Standing.BETTER
+    by_length = any(explained_by_length(against, judge) for judge in gone)
+    return Standing.LENGTH if by_length else Standing.UNCONFIRMED
 
 
 def _sentence(result: PolicyResult, standing: Standing, confidence: float) -> str:
     said = f"{percent(result.score.rate)} of comparisons on unseen prompts ({between(result.score.interval)})"
     opening = {
         Standing.BETTER: f"is preferred over the reference in {said} by the training reward",
+        Standing.ENDS: f"is preferred over the reference in {said} by the training reward",
+        Standing.LENGTH: f"is preferred over the reference in {said} by the training reward",
         Standing.UNCONFIRMED: f"is preferred over the reference in {said} by the training reward",
         Standing.DISPUTED: f"is preferred over the reference in {said} by the training reward",
         Standing.UNSETTLED: f"is not shown to differ from the reference: the training reward prefers it in {said}, "
@@ -135,6 +207,32 @@ def _sentence(result: PolicyResult, standing: Standing, confidence: float) -> st
         Standing.WORSE: f"is worse than the reference: the training reward prefers it in only {said}",
     }[standing]
     return f"{opening}; {_judges(result, confidence)}."
+
+
+def _remains(result: PolicyResult, standing: Standing, confidence: float) -> str:
+    """Say what remains of a win when cut-offs and length are taken away; nothing where there is no win."""
+    if standing in (Standing.UNSETTLED, Standing.WORSE):
+        return ""
+    against = result.against
+
+    def each(rates: Mapping[str, Rate]) -> str:
+        return listing(
+            [
+                f"{judge_title(judge)} {percent(rate.rate)} ({between(rate.interval)}"
+                f"{'' if rate.settled(confidence) else ', not significant'})"
+                for judge, rate in rates.items()
+            ]
+        )
+
+    predicted = listing([f"{judge_title(judge)} {percent(rate)}" for judge, rate in against.predicted.items()])
+    model = f'A model that knows only "cut off or not" and length predicts: {predicted}.'
+    if not against.complete:
+        return f"No pair of answers is complete: in each, an answer is cut off. {model}"
+    first = next(iter(against.complete.values()))
+    said = (
+        f"Where neither answer is cut off ({first.prompts} of {result.score.prompts} prompts): {each(against.complete)}"
+    )
+    return f"{said}; of these at equal length: {each(against.equal_length)}. {model}"
 
 
 def _judges(result: PolicyResult, confidence: float) -> str:

@@ -82,14 +82,14 @@ def test_the_report_lists_every_policy_with_the_agreed_keys_in_order(root, setti
 def test_the_numbers_agree_with_hand_calculation(root, settings):
     """DPO wins 30 of 40: 0.75; mean score (30 - 10) / 40 = 0.5; rule (30 * .75 + 10 * .25) / 40 = 0.625.
 
-    Lengths alternate 20 and 21; every fourth answer is cut off. The second reward model gives +2 or -2.
+    Lengths alternate 20 and 21; every tenth answer is cut off. The second reward model gives +2 or -2.
     """
     rows = written(root)
     dpo = rows["dpo"]
     assert dpo["win_rate"] == 0.75
     assert 0.5 < dpo["win_rate_low"] < 0.75 < dpo["win_rate_high"] < 1
     assert (dpo["score_mean"], dpo["gold_mean"], dpo["kl_reference"]) == (0.5, 0.625, 2.0)
-    assert (dpo["response_length_mean"], dpo["truncated_fraction"]) == (20.5, 0.25)
+    assert (dpo["response_length_mean"], dpo["truncated_fraction"]) == (20.5, 0.1)
     assert (dpo["train_seconds"], dpo["trained_tokens"], dpo["peak_memory_gib"]) == (90.0, 8000, 1.5)
     assert dpo["judges"]["judge_model"]["mean"]["value"] == 1.0
     assert list(dpo["judges"]) == ["score", "judge_model", "concise_answer"]
@@ -99,7 +99,10 @@ def test_the_numbers_agree_with_hand_calculation(root, settings):
 
 
 def test_every_judge_has_its_own_counts_and_equal_lengths_leave_the_rate(root, settings):
-    """Both answers to a prompt are equally long, so the length-controlled rate is the plain one but for the ridge."""
+    """Answers to a prompt are equally long, so at equal length the rate is that of complete pairs, but for the ridge.
+
+    Iterative DPO wins prompts 0 to 31 of 40, and 0, 10, 20 and 30 are cut off: 28 of 36.
+    """
     iterative = written(root)["iterative_dpo"]["judges"]
     assert {judge: found["win_rate"] for judge, found in iterative.items()} == {
         "score": 0.8,
@@ -107,7 +110,9 @@ def test_every_judge_has_its_own_counts_and_equal_lengths_leave_the_rate(root, s
         "concise_answer": 0.5,
     }
     assert (iterative["score"]["wins"], iterative["score"]["ties"], iterative["score"]["losses"]) == (32, 0, 8)
-    assert iterative["score"]["length_controlled"]["value"] == pytest.approx(0.8, abs=0.01)
+    complete = iterative["score"]["complete"]
+    assert (complete["wins"], complete["losses"], complete["prompts"]) == (28, 8, 36)
+    assert iterative["score"]["length_controlled"]["value"] == pytest.approx(28 / 36, abs=0.01)
 
 
 def test_only_the_chosen_policies_are_compared_and_shown(root, settings):
@@ -269,8 +274,10 @@ def test_an_llm_s_wins_at_equal_length_are_read_off_the_answers_that_it_saw(root
     write_judgements(root, [{"prompt_id": f"p{i:02d}", "policy": "dpo", "outcome": float(i < 30)} for i in range(40)])
     dpo = compared(root).results["dpo"]
     assert dpo.rates["llm"].rate == 0.75
-    assert dpo.equal_length["llm"].value < 0.65  # length separates wins from losses, so little but the ridge remains
-    assert dpo.equal_length["score"].value == pytest.approx(dpo.score.rate, abs=0.01)
+    assert (
+        dpo.against.equal_length["llm"].rate < 0.65
+    )  # length separates wins from losses, so little but the ridge remains
+    assert dpo.against.equal_length["score"].rate == pytest.approx(dpo.score.rate, abs=0.01)
 
 
 def test_a_project_without_the_stage_of_the_llm_judge_has_none(root):
@@ -374,6 +381,42 @@ def test_a_broken_file_is_named_with_what_is_wrong(root, path, content, message)
         compared(root)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["truncated", "response_length"])
+def test_answers_from_before_a_key_was_written_are_evaluated_again(root, key):
+    rows = [{name: value for name, value in row.items() if name != key} for row in answers("dpo")]
+    write_answers(root, "dpo", rows)
+    with pytest.raises(
+        InputError, match=rf"line 1: {key}: Field required; `dvc repro -f evaluate@dpo` makes it again$"
+    ):
+        compared(root)
+
+
+def test_the_report_has_complete_pairs_and_what_cut_off_and_length_predict(root, settings):
+    """The reference is cut off on prompts 0 to 19 and DPO on none: it wins 20 of 20 there and 10 of 20 elsewhere.
+
+    All lengths are equal in pairs, so the prediction is 1/2 where both end, and near 1 where the reference does not;
+    the other policies are cut off with the reference.
+    """
+    for policy in POLICIES:
+        rows = answers(policy)
+        for i, row in enumerate(rows):
+            row["truncated"] = i < 20 and policy != "dpo"
+        write_answers(root, policy, rows)
+    dpo = written(root)["dpo"]
+    judged = dpo["judges"]["score"]
+    assert (judged["complete"]["win_rate"], judged["complete"]["prompts"]) == (0.5, 20)
+    assert judged["length_controlled"]["value"] == pytest.approx(0.5, abs=0.01)
+    assert judged["length_controlled"]["adjusted_p"] > 0.9
+    assert judged["predicted"] == pytest.approx(0.75, abs=0.02)
+    assert dpo["standing"] == "ends its answers; otherwise not shown better"
+    summary = json.loads((root / "reports" / "verdict.json").read_text())
+    assert summary["cut_or_length"]["score"]["cut"] < -3
+    assert summary["common_errors"][0]["judges"] == ["score", "judge_model"]
+    numbers = metrics(compared(root))
+    assert numbers["complete_win_rate/dpo"] == 0.5
+    assert numbers["judge_predicted_win_rate/judge_model/dpo"] == pytest.approx(0.75, abs=0.02)
 
 
 def test_evaluations_of_another_prompt_text_are_not_compared(root):

@@ -78,3 +78,20 @@ def test_the_shorter_answer_wins_as_often_as_counted():
 def test_two_models_agree_where_both_prefer_the_same_answer():
     """Both chosen, both rejected, one each, and a tie that prefers none."""
     assert reliability.agreement([1.0, -1, 2, 0], [2.0, -3, -1, 1]) == 0.5
+
+
+def test_common_errors_by_hand():
+    """Of 10 pairs both are wrong on 2, one alone on 1 each, so each is wrong on 3: by chance 3 * 3 / 10 = 0.9 together.
+
+    phi = (2 * 6 - 1 * 1) / sqrt(3 * 7 * 3 * 7) = 11 / 21. A tie is an error.
+    """
+    found = reliability.common_errors([-1.0, 0.0, -2.0, 1.0, *[1.0] * 6], [-3.0, -1.0, 1.0, -1.0, *[2.0] * 6])
+    assert (found.pairs, found.both_wrong, found.first_wrong, found.second_wrong) == (10, 2, 1, 1)
+    assert found.expected == 0.9
+    assert found.phi is not None
+    close(found.phi, 11 / 21, FLOAT64)
+
+
+def test_a_model_that_is_never_wrong_has_no_common_error():
+    found = reliability.common_errors([1.0, 1.0], [1.0, -1.0])
+    assert (found.both_wrong, found.expected, found.phi) == (0, 0.0, None)

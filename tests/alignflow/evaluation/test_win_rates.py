@@ -156,7 +156,17 @@ def test_the_rate_lies_in_its_interval_and_the_interval_in_the_unit_range(scores
 
 def test_all_ties_are_exactly_one_half():
     scores = np.array([0.3, -1.0, 2.0])
-    assert win_rate(scores, scores, RESAMPLING) == WinRate(0, 3, 0, 0.5, Interval(0.5, 0.5), 1.0, 1.0)
+    assert win_rate(scores, scores, RESAMPLING) == WinRate(
+        rate=0.5,
+        interval=Interval(0.5, 0.5),
+        p_value=1.0,
+        adjusted_p=1.0,
+        prompts=3,
+        wins=0,
+        ties=3,
+        losses=0,
+        left_out=0,
+    )
 
 
 def test_only_the_order_of_scores_matters():
@@ -315,3 +325,33 @@ def test_judges_that_always_say_the_same_one_thing_have_no_kappa():
     assert (result.share, result.kappa) == (1.0, None)
     with pytest.raises(ValueError, match="aligned"):
         agreement(np.ones(2), np.ones(3))
+
+
+def test_pairs_that_do_not_count_are_left_out_and_prompts_without_one_are_counted():
+    """Prompts: 1, 0 of two pairs; 1 of one; none. Means 1/2 and 1, so the rate is 3/4 over two prompts."""
+    nan = np.nan
+    result = rate_of(np.array([[1.0, 0], [1, nan], [nan, nan]]), RESAMPLING)
+    assert (result.rate, result.prompts, result.left_out) == (0.75, 2, 1)
+    assert (result.wins, result.ties, result.losses) == (1, 1, 0)
+    with pytest.raises(ValueError, match="no prompt"):
+        rate_of(np.full((2, 2), nan), RESAMPLING)
+
+
+def test_prompts_with_different_numbers_of_pairs_are_tested_by_their_means():
+    """Balances 1 (of one pair), 1/3 (two of three) and -1/2 (one of four): in units of 1/12
+
+    12, 4 and -6. Sum 10; of the eight signed sums -+22, -+14, -+10, -+2 six are at least 10 apart from 0.
+    """
+    nan = np.nan
+    each = np.array([[1.0, nan, nan, nan], [1, 1, 0, nan], [0, 0, 0, 1]])
+    assert rate_of(each, RESAMPLING).p_value == pytest.approx(6 / 8)
+    assert rate_of(each, RESAMPLING).rate == pytest.approx((1 + 2 / 3 + 1 / 4) / 3)
+
+
+def test_many_different_numbers_of_pairs_are_rounded_and_stay_symmetric():
+    """Numbers of pairs 1 to 17 have a least common multiple of 12 252 240: the balances are rounded to 1 / 5040."""
+    random = np.random.default_rng(8)
+    each = np.array([[*random.integers(0, 2, n), *[np.nan] * (17 - n)] for n in range(1, 18)])
+    there, back = rate_of(each, RESAMPLING), rate_of(1 - each, RESAMPLING)
+    assert there.p_value == back.p_value
+    assert 0 < there.p_value <= 1

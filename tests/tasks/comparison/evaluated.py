@@ -70,7 +70,7 @@ def answers(policy: str, **changed: object) -> list[dict[str, object]]:
                 "judges": {"judge_model": 2.0 * judge, "concise_answer": 0.5 + 0.25 * rule},
                 "kl": 0.0 if policy == "reference" else 2.0,
                 "response_length": 20 + i % 2,
-                "truncated": i % 4 == 0,
+                "truncated": i % 10 == 0,
                 "repetition": 0.1,
                 "language": "en",
                 "prompt_language": "en",

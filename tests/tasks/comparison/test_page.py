@@ -108,6 +108,24 @@ def test_the_page_shows_the_figures_of_its_files(page):
     assert "KL: nats a response, at temperature 0.7." in words
 
 
+def test_the_page_says_that_judges_are_kin_and_how_often_they_err_together(root):
+    """Both reports: 80 pairs; wrong on 4 pairs together, on 2 and 6 alone: by chance 6 * 10 / 80 = 0.75 together."""
+    for name, alone in (("reward_model", [1] * 2 + [0] * 6), ("judge_model", [0] * 2 + [1] * 6)):
+        margins = [-1.0] * 4 + [-1.0 if wrong else 1.0 for wrong in alone] + [1.0] * 68
+        write(root / "artifacts" / name / "report.json", {**REPORT, "margins": margins})
+    words = " ".join(Page(render(root)).text.split())
+    assert "These judges are kin." in words
+    # (4 * 68 - 2 * 6) / sqrt(6 * 74 * 10 * 70) = 0.466
+    assert "Training reward,second reward model80 4 0.8 2 6 0.47" in words
+
+
+def test_the_page_has_the_win_rate_among_complete_pairs_and_the_prediction(root):
+    """Every tenth answer is cut off, of DPO and the reference alike: 27 of 36 complete pairs won."""
+    words = " ".join(Page(render(root)).text.split())
+    assert "What remains without cut-offs and length" in words
+    assert "DPO 36 of 40 75 % 6" in words
+
+
 def test_every_row_of_every_table_has_a_head_and_every_table_scrolls_by_itself(rendered):
     """A wide table must not make the page itself scroll sideways on a phone."""
     for table in re.findall(

@@ -96,6 +96,81 @@ def test_an_open_question_stays_open_even_when_a_judge_is_against_it(root, monke
     assert "prefers the reference" in found.sentence
 
 
+def cut(root, policy: str, *, wins: range, complete: set[int]) -> None:
+    """Let a policy win these prompts by every judge, and be cut off on none; the reference ends only ``complete``."""
+    rows = answers(policy, truncated=False)
+    for i, row in enumerate(rows):
+        won = 1 if i in wins else -1
+        row |= {"score": float(won), "judges": {"judge_model": 2.0 * won, "concise_answer": 0.5 + 0.25 * won}}
+    write_answers(root, policy, rows)
+    before = answers("reference")
+    for i, row in enumerate(before):
+        row["truncated"] = i not in complete
+    write_answers(root, "reference", before)
+
+
+def test_a_win_that_is_gone_where_neither_answer_is_cut_off_is_named_what_it_is(root, monkeypatch):
+    """DPO wins 30 of 40; the reference ends prompts 20 to 39, of which DPO wins 10 of 20.
+
+    Where the reference is cut off, DPO wins 20 of 20.
+    """
+    for policy in ("iterative_dpo", "ppo", "grpo"):
+        win(root, monkeypatch, policy, 20, 20, 20)
+    cut(root, "dpo", wins=range(30), complete=set(range(20, 40)))
+    found = said(root)
+    assert found.policies[0].standing is Standing.ENDS
+    assert Standing.ENDS.value == "ends its answers; otherwise not shown better"
+    assert found.headline == (
+        "DPO ends its answers more often; where both answers end, the training reward, second reward model and rule "
+        "concise_answer show no win."
+    )
+    assert "larger limit" in found.detail
+    remains = found.policies[0].remains
+    assert remains.startswith("Where neither answer is cut off (20 of 40 prompts): training reward 50\u00a0% (")
+    assert "not significant" in remains
+    assert "length predicts: training reward 7" in remains
+    assert found.policies[0].sentence.startswith("is preferred over the reference in 75")
+    (caution,) = found.policies[0].cautions
+    assert caution.startswith(
+        "0\u00a0% of its answers are cut off by the length limit, against 50\u00a0%: judges punish"
+    )
+
+
+def test_a_win_that_stands_where_neither_answer_is_cut_off_is_better(root):
+    """Of the 30 prompts that the reference ends DPO wins 25."""
+    cut(root, "dpo", wins=range(35), complete=set(range(10, 40)))
+    assert of_policy(root, "dpo").standing is Standing.BETTER
+    assert (
+        said(root)
+        .policies[0]
+        .remains.startswith("Where neither answer is cut off (30 of 40 prompts): training reward 83")
+    )
+
+
+def test_too_few_complete_pairs_without_fewer_cut_offs_leave_it_unconfirmed(root, monkeypatch):
+    """Both policies are cut off on the same 35 prompts: nothing says that ending answers made the win."""
+    for policy in ("iterative_dpo", "ppo", "grpo"):
+        win(root, monkeypatch, policy, 20, 20, 20)
+    for policy in ("reference", "dpo"):
+        rows = answers(policy)
+        for i, row in enumerate(rows):
+            row["truncated"] = i >= 5
+        write_answers(root, policy, rows)
+    found = said(root)
+    assert found.policies[0].standing is Standing.UNCONFIRMED
+    assert found.headline.startswith(
+        "DPO leads, but where both answers end the training reward, second reward model and"
+    )
+
+
+def test_without_any_complete_pair_nothing_is_better(root):
+    rows = [row | {"truncated": True} for row in answers("reference")]
+    write_answers(root, "reference", rows)
+    found = of_policy(root, "dpo")
+    assert found.standing is Standing.ENDS
+    assert found.remains.startswith("No pair of answers is complete")
+
+
 def test_without_a_better_policy_the_verdict_says_so(root):
     for policy in ("dpo", "iterative_dpo", "ppo", "grpo"):
         write_answers(root, policy, answers("reference"))
@@ -169,7 +244,7 @@ def test_a_policy_without_faults_has_no_caution(root):
     ("changed", "caution"),
     [
         ({"response_length": 60}, "Its answers are longer (60 tokens against 20)"),
-        ({"truncated": True}, "100\u00a0% of its answers are cut off by the length limit, against 25\u00a0%."),
+        ({"truncated": True}, "100\u00a0% of its answers are cut off by the length limit, against 10\u00a0%."),
         ({"repetition": 0.4}, "40\u00a0% of its word trigrams are repetitions, against 10\u00a0%."),
         ({"language": "de"}, "100\u00a0% of its answers are in another language than their prompt, against 0\u00a0%."),
     ],
@@ -212,17 +287,29 @@ def lengths(root, longer: int) -> tuple[str, ...]:
 
 def test_a_win_that_length_explains_is_pointed_out(root):
     """Longer answers win 30 of 36, the four shorter ones none: at equal length, below one half."""
+    assert Standing.LENGTH.value == "preferred for its length; not shown better at equal length"
     (said,) = [each for each in lengths(root, 36) if "equal length" in each]
     assert said.startswith("Its answers are longer: at equal length most of the win by the training reward (")
     assert said.endswith(", not 75\u00a0%) is gone.")
     assert "second reward model (" in said
     assert "and rule concise_answer (" in said
+    assert of_policy(root, "dpo").standing is Standing.LENGTH
+
+
+def test_a_headline_names_the_length_that_a_win_is_owed_to(root, monkeypatch):
+    for policy in ("iterative_dpo", "ppo", "grpo"):
+        win(root, monkeypatch, policy, 20, 20, 20)
+    lengths(root, 36)
+    assert said(root).headline.startswith(
+        "DPO is preferred for its longer answers; at equal length the training reward, "
+    )
 
 
 def test_a_win_that_length_leaves_open_is_pointed_out(root):
     """All longer: nothing is known about equal length, and nothing speaks against the win either."""
     (said,) = [each for each in lengths(root, 40) if "equal length" in each]
     assert said.endswith("is not significant; lengths differ too much to tell.")
+    assert of_policy(root, "dpo").standing is Standing.UNCONFIRMED
 
 
 def outcomes(*counts: tuple[str, int]) -> list[str]:
