@@ -63,22 +63,25 @@ def reward_loss(chosen_scores: Tensor, rejected_scores: Tensor, margins: Tensor,
     return preference + center_coef * (chosen_scores + rejected_scores).square()
 
 
-def cut_rejected(pairs: Sequence[Pair], *, limit: int, fraction: float, seed: int) -> list[Pair]:
-    """Return the pairs with a share of the long rejected responses cut off at the sampling limit, end included.
+def cut_rejected(pairs: Sequence[Pair], *, limit: int | None, fraction: float, seed: int) -> list[Pair]:
+    """Return the pairs with a share of the rejected responses cut off, end included.
 
     Samples that reach the limit have no end-of-sequence; a scorer that never saw such a response scores it at random.
     A dispreferred response stays dispreferred when cut, so every label stays true.
 
     Args:
         pairs: stored pairs.
-        limit: most tokens of a sampled response; shorter rejected responses stay whole.
-        fraction: probability that a longer one is cut.
+        limit: tokens that are left of a longer response; shorter ones stay whole. None: a cut leaves 1 token to all but
+            one, each number equally likely.
+        fraction: probability that a response is cut.
         seed: of the choice.
     """
     chance = random.Random(seed)
     draws = [chance.random() < fraction for _ in pairs]
     return [
-        pair._replace(rejected=pair.rejected[:limit]) if cut and len(pair.rejected) > limit else pair
+        pair._replace(rejected=pair.rejected[: limit or chance.randint(1, len(pair.rejected) - 1)])
+        if cut and len(pair.rejected) > (limit or 1)
+        else pair
         for pair, cut in zip(pairs, draws, strict=True)
     ]
 

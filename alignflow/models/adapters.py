@@ -28,6 +28,19 @@ class AdapterShape:
     target_modules: str | tuple[str, ...]
 
 
+def saved_shape(folder: Path) -> AdapterShape:
+    """Return the shape of the adapter in a folder.
+
+    Raises:
+        UnlikeAdapter: the folder holds no adapter.
+    """
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        raise UnlikeAdapter(f"{folder} holds no adapter ({path.name} is missing)")
+    saved = json.loads(path.read_text())
+    return AdapterShape(saved["r"], saved["lora_alpha"], tuple(saved["target_modules"]))
+
+
 class Head(NamedTuple):
     """A saved scalar head."""
 

@@ -44,7 +44,15 @@ class SharedBase:
 
     # -- roles -------------------------------------------------------------------------------------------------
 
-    def add(self, role: str, *, start: Path | None = None, trained: bool = False, seed: int = 0) -> None:
+    def add(
+        self,
+        role: str,
+        *,
+        start: Path | None = None,
+        trained: bool = False,
+        seed: int = 0,
+        shape: AdapterShape | None = None,
+    ) -> None:
         """Add a role: a new adapter (without effect until it is trained), or one loaded from a folder.
 
         If the folder contains a scalar head, the role gets it.
@@ -54,11 +62,12 @@ class SharedBase:
             start: adapter folder to start from.
             trained: whether its adapter and head receive gradients.
             seed: seed of a new adapter; the state of torch's generators does not change.
+            shape: shape of its adapter; None: the shape that the roles share.
 
         Raises:
             ValueError: the folder's adapter has another shape, or the shape adapts the output embedding.
         """
-        self._peft = adapters.attach(self._peft or self.base.model, role, self.shape, seed=seed)
+        self._peft = adapters.attach(self._peft or self.base.model, role, shape or self.shape, seed=seed)
         self._layers = adapters.lora_layers(self._peft)
         if start is not None:
             head = adapters.load_weights(self._peft, role, start)

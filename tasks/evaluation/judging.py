@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignflow.memory import Budget
+from alignflow.models.adapters import saved_shape
 from alignflow.models.roles import SharedBase
 from tasks.evaluation.answers import PolicyAnswers
 from tasks.judges import learned
@@ -32,7 +33,7 @@ def open_scorers(params: Params) -> SharedBase:
         models.add("reward_model", start=REWARD_MODEL)
     for name, folder in learned().items():
         if rewards.is_trained(folder):
-            models.add(name, start=folder)
+            models.add(name, start=folder, shape=saved_shape(folder))
     return models
 
 

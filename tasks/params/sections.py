@@ -41,11 +41,17 @@ class Base(Section):
     """Of activations, adapters and unquantised weights."""
 
 
-class Lora(Section):
-    """Shape of every adapter (Hu et al. 2021, arXiv:2106.09685)."""
+class Rank(Section):
+    """Rank of an adapter (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: Count
     alpha: Positive
+    """The adapter's product counts alpha / rank times."""
+
+
+class Lora(Rank):
+    """Shape of every adapter but the judge's, which has its own rank."""
+
     target_modules: Literal["all-linear"] | list[str]
 
 
@@ -248,9 +254,19 @@ class RewardModel(Optimisation):
     margin_coef: NonNegative
     """Weight of the rows' own ``margin`` in the loss; no effect on rows without one."""
     cut_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
-    """Of rejected responses above sampling.max_response_length, the share that training cuts there, like samples."""
+    """Share of the rejected responses that training cuts off, so that answers without an end score low."""
+    cut_at: Literal["limit", "anywhere"]
+    """Where: ``limit`` cuts those longer than sampling.max_response_length there, as samples are; ``anywhere`` cuts a
+    response of any length at a drawn place."""
     normalization_prompts: Annotated[int, Field(ge=2)]
     """Number of responses of the reference whose scores get mean 0 and standard deviation 1."""
+
+
+class JudgeModel(RewardModel, Rank):
+    """A second reward model, which only judges; the more it differs from the first, the more its agreement says."""
+
+    start: Literal["base", "sft"]
+    """The weights that it starts from: ``base`` (the model without adapter) or ``sft`` (as the first one)."""
 
 
 class DpoLoss(Section):
@@ -515,7 +531,7 @@ class Params(Section):
     rewards: Rewards
     sft: Sft
     reward_model: RewardModel
-    judge_model: RewardModel
+    judge_model: JudgeModel
     dpo: Dpo
     iterative_dpo: IterativeDpo
     ppo: Ppo

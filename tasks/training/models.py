@@ -15,7 +15,7 @@ from alignflow.models.checkpointing import checkpoint_layers
 from alignflow.models.load import load_base
 from alignflow.models.roles import SharedBase
 from alignflow.models.sharing import share_base
-from tasks.params.sections import Params
+from tasks.params.sections import Params, Rank
 from tasks.paths import CONVERTED, IDENTITY
 from tasks.running.stage import Stage
 
@@ -36,15 +36,19 @@ def open_models(params: Params) -> SharedBase:
         share_base(base.model)
     if params.memory.gradient_checkpointing:
         checkpoint_layers(base.model)
-    targets = params.lora.target_modules
-    shape = AdapterShape(params.lora.rank, params.lora.alpha, targets if isinstance(targets, str) else tuple(targets))
-    models = SharedBase(base, shape)
+    models = SharedBase(base, adapter_shape(params, params.lora))
     if not models.shares_prefixes and distributed.is_main():
         print(
             f"{identity.model} mixes tokens in its own way: rows are padded, and prompts computed once a row",
             flush=True,
         )
     return models
+
+
+def adapter_shape(params: Params, section: Rank) -> AdapterShape:
+    """Return the shape of an adapter: target modules of ``lora``, rank and alpha of a section."""
+    targets = params.lora.target_modules
+    return AdapterShape(section.rank, section.alpha, targets if isinstance(targets, str) else tuple(targets))
 
 
 def snapshot_steps(total: int, count: int) -> list[int]:

@@ -17,6 +17,7 @@ from alignflow.loops.by_rows import by_rows
 from alignflow.loops.head import fit_head, last_states
 from alignflow.loops.order import pair_batches
 from alignflow.memory import Budget
+from alignflow.models.adapters import AdapterShape
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Example
@@ -33,7 +34,13 @@ LEAST_SPREAD = 1e-6  # of raw scores; below it normalised scores would be roundi
 
 
 def train_reward_model(
-    stage: Stage, section: RewardModel, side: str, *, other: Path | None = None
+    stage: Stage,
+    section: RewardModel,
+    side: str,
+    *,
+    other: Path | None = None,
+    start: Path | None = SFT,
+    shape: AdapterShape | None = None,
 ) -> Mapping[str, float]:
     """Train the Bradley-Terry scorer, report on held-out pairs, normalise on responses of the reference.
 
@@ -44,10 +51,12 @@ def train_reward_model(
         section: settings.
         side: of the prepared data to learn from.
         other: folder of a reward model to report the agreement with.
+        start: adapter folder to start from; None: a fresh adapter on the base model.
+        shape: of its adapter; None: that of the policies.
     """
     models = open_models(stage.params)
     models.add("reference", start=SFT)
-    models.add(ROLE, start=SFT, trained=True)
+    models.add(ROLE, start=start, trained=True, seed=section.seed, shape=shape)
     rows = _pairs(side)
     if not rows:
         return _untrained(stage, models, side)
@@ -73,7 +82,7 @@ def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequenc
     loss = config_of(section, reward_model.RewardModelConfig)
     pairs = reward_model.cut_rejected(
         encode_pairs(models.base.tokenizer, rows),
-        limit=stage.params.sampling.max_response_length,
+        limit=stage.params.sampling.max_response_length if section.cut_at == "limit" else None,
         fraction=section.cut_rejected_fraction,
         seed=section.seed,
     )
@@ -94,7 +103,7 @@ def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequenc
 
 
 def _untrained(stage: Stage, models: SharedBase, side: str) -> Mapping[str, float]:
-    """Write the adapter of SFT with a head of zeros."""
+    """Write the adapter that training would start from, with a head of zeros."""
     stage.say(f"data/prepared/{side}.jsonl has no pairs of a chosen and a rejected response: stays untrained")
     models.add_head(ROLE, weight=torch.zeros(1, models.base.model.config.hidden_size))
     scale = {"mean": 0.0, "std": 1.0, "trained": False}

@@ -160,7 +160,8 @@ def test_the_judge_model_learns_from_prompts_of_its_own_and_both_are_reported_on
             assert sum(bucket["pairs"] for bucket in buckets) == len(held_out)
     alike = [a * b > 0 for a, b in zip(first["margins"], second["margins"], strict=True)]
     assert second["agreement"] == found["eval/agreement"] == sum(alike) / len(alike)
-    assert moved("artifacts/judge_model", "artifacts/reward_model")
+    ranks = [json.loads(Path(f"artifacts/{m}_model/adapter_config.json").read_text())["r"] for m in ("reward", "judge")]
+    assert ranks == [2, 8]
 
 
 def test_the_control_goes_on_with_sft_on_chosen_responses_from_where_sft_ended(place: Path):

@@ -88,6 +88,17 @@ def test_the_share_of_cut_responses_is_the_asked_one_and_repeats():
     assert once == cut_rejected(pairs, limit=1, fraction=0.5, seed=3)
 
 
+def test_without_a_limit_any_rejected_response_is_cut_anywhere():
+    """3000 draws of 1, 2 or 3 of 4 tokens: 1000 ± 4·√667 ≈ 1000 ± 103 each; one token alone has no place to cut."""
+    pairs = [Pair((1,), (2, 9), (5, 6, 7, 9)) for _ in range(3000)]
+    found = [pair.rejected for pair in cut_rejected(pairs, limit=None, fraction=1.0, seed=3)]
+    assert set(found) == {(5,), (5, 6), (5, 6, 7)}
+    assert all(897 <= found.count(each) <= 1103 for each in set(found))
+    short = Pair((1,), (2, 9), (9,))
+    assert cut_rejected([short], limit=None, fraction=1.0, seed=3) == [short]
+    assert cut_rejected(pairs, limit=None, fraction=0.0, seed=3) == pairs
+
+
 def test_a_step_centres_the_scores_and_not_the_margins():
     """One pair, scores 3 and 1, margin 1.5: log(1 + e^-0.5) plus 0.5 times (3 + 1)^2."""
     batch = RewardBatch(rows([(1, 2), (1, 3)]), torch.full((1,), 1.5))

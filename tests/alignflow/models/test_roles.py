@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from alignflow.data.collate import take_rows
-from alignflow.models.adapters import AdapterShape, AdaptsOutput, UnlikeAdapter
+from alignflow.models.adapters import AdapterShape, AdaptsOutput, UnlikeAdapter, saved_shape
 from alignflow.models.heads import scalar_head
 from alignflow.models.load import TooLong, UnsupportedModel
 from alignflow.models.roles import SharedBase
@@ -176,6 +176,29 @@ def test_an_adapter_of_another_shape_is_refused_with_the_reason(tiny: Path, tmp_
     four_roles(tiny).save("policy", tmp_path)
     with pytest.raises(UnlikeAdapter, match=f"{tmp_path.name} (holds an adapter of|does not fit)"):
         SharedBase(open_base(tiny).base, shape).add("policy", start=tmp_path)
+
+
+def test_a_role_of_its_own_shape_stands_beside_the_others_and_comes_back(tiny: Path, tmp_path: Path):
+    """The judge model may have another rank than the policies; its folder says which."""
+    models = four_roles(tiny)
+    before = {role: logprobs(models, role) for role in ("policy", "reference")}
+    models.add("judge", shape=AdapterShape(2, 6, "all-linear"), trained=True, seed=5)
+    models.add_head("judge", seed=5)
+    disturb(models, "judge")
+    with torch.no_grad():
+        scores = models.scores("judge", some_rows())
+    assert all(min(p.shape) == 2 for p in models.parameters("judge", heads=False))
+    for role, expected in before.items():
+        close(logprobs(models, role), expected, EXACT)
+    models.save("judge", tmp_path)
+    shape = saved_shape(tmp_path)
+    assert (shape.rank, shape.alpha) == (2, 6)
+    again = four_roles(tiny)
+    again.add("judge", start=tmp_path, shape=shape)
+    with torch.no_grad():
+        close(again.scores("judge", some_rows()), scores, EXACT)
+    with pytest.raises(UnlikeAdapter, match=r"nowhere holds no adapter \(adapter_config.json is missing\)"):
+        saved_shape(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "lm_head"), r".*(q_proj|lm_head)"])
