@@ -1,4 +1,4 @@
-"""Stage ``judge_model``: a reward model with its own prompts, seed, start and rank; it judges and is never maximised."""
+"""Stage ``judge_model``: a reward model with its own prompts, seed, start and rank; it only judges."""
 
 from collections.abc import Mapping
 
