@@ -161,7 +161,7 @@ def test_the_choice_of_policies_makes_the_stages():
         "grpo": "artifacts/grpo",
     }
     on, off = ["policy"], list[str]()
-    assert params["trained"] == {"dpo": on, "ppo": on, "grpo": on, "rloo": off, "kto": off}
+    assert params["trained"] == {"dpo": on, "ppo": on, "grpo": on, "rloo": off, "kto": off, "sft_more": off}
 
 
 def test_a_policy_that_is_switched_off_has_no_stage(tmp_path: Path):

@@ -362,7 +362,7 @@ SNAPSHOT = {
         ("evaluations/dpo/trajectory.json", json.dumps([{"step": 1}]), "0.label: Field required"),
         ("evaluations/dpo/trajectory.json", json.dumps([SNAPSHOT | {"judges": {}}]), "0.judges lacks concise_answer"),
         ("metrics/evaluate/dpo.json", json.dumps(quality(distinct_1=2)), "distinct_1"),
-        ("metrics/evaluate/dpo.json", "{}", "distinct_1: Field required"),
+        ("metrics/evaluate/dpo.json", "{}", "kl/temperature: Field required"),
         ("artifacts/judge_model/report.json", '{"accuracy": 0.8}', "pairs: Field required"),
         ("judgements/llm.jsonl", '{"prompt_id": "p00", "policy": "kto", "outcome": 1}', "row 1: policy: 'kto'"),
         ("judgements/llm.jsonl", '{"prompt_id": "q", "policy": "dpo", "outcome": 1}', "row 1: prompt_id: 'q'"),
