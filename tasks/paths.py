@@ -8,8 +8,11 @@ from pathlib import Path
 IDENTITY = Path("artifacts/base/identity.json")
 CONVERTED = Path("models")
 PREPARED = Path("data/prepared")
+TRAIN, JUDGE, VALIDATION = (PREPARED / f"{side}.jsonl" for side in ("train", "judge", "validation"))
+TEST = PREPARED / "test.jsonl"
+"""For the stage ``test`` alone; empty where data.test_fraction is 0."""
 UNPAIRED = PREPARED / "unpaired.jsonl"
-"""Bad answers to training prompts that have no good answer; no other file holds them. Exists only if there are some."""
+"""Bad answers to training prompts that have no good answer; no other file holds them. Empty if there are none."""
 RULES = Path("rewards")
 """The user's own rules."""
 SFT = Path("artifacts/sft")

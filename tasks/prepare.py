@@ -11,8 +11,9 @@ from tasks.running.stage import Stage
 
 
 def work(stage: Stage) -> Mapping[str, float]:
-    """Write ``train.jsonl``, ``judge.jsonl`` and ``eval.jsonl`` with ``report.json`` and ``report.html``."""
-    report = write(stage.params.data, load_tokenizer(load_identity(IDENTITY)), stage.say)
+    """Write a file for each side and ``unpaired.jsonl``, with ``report.json`` and ``report.html``."""
+    tokenizer, limit = load_tokenizer(load_identity(IDENTITY)), stage.params.evaluate.max_response_length
+    report = write(stage.params.data, tokenizer, stage.say, limit=limit)
     stage.record.artifact(PREPARED / "report.json")
     stage.record.artifact(PREPARED / "report.html")
     stage.record.tag(digests_by_name(report))

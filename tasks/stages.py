@@ -14,9 +14,11 @@ from tasks.params.names import closest
 from tasks.params.sections import Params
 from tasks.policies import POLICIES, Learns, Policy
 
-BASE, SFT, PREPARED, REWARD_MODEL, JUDGE_MODEL = map(
-    str, (paths.IDENTITY.parent, paths.SFT, paths.PREPARED, paths.REWARD_MODEL, paths.JUDGE_MODEL)
+BASE, SFT, REWARD_MODEL, JUDGE_MODEL = map(
+    str, (paths.IDENTITY.parent, paths.SFT, paths.REWARD_MODEL, paths.JUDGE_MODEL)
 )
+TRAIN, JUDGE, VALIDATION, UNPAIRED = map(str, (paths.TRAIN, paths.JUDGE, paths.VALIDATION, paths.UNPAIRED))
+"""Sides are named one by one, so that no stage reads the test side by accident."""
 TRAINING = "metrics/training"
 """Where the stages that train leave their metrics."""
 MODEL = ("base", "lora", "memory")
@@ -48,9 +50,10 @@ def _trains(name: str, policy: Policy) -> StageEntry:
     samples = policy.learns is Learns.SAMPLES
     start = ("${item.previous}",) if policy.in_rounds else ()
     reward = (REWARD_MODEL,) if samples else ()
+    more = (UNPAIRED,) if name == "kto" else ()
     return StageEntry(
         sections=(*(ONLINE if samples else MODEL), name),
-        inputs=(BASE, SFT, *start, *reward, PREPARED),
+        inputs=(BASE, SFT, *start, *reward, TRAIN, *more),
         outs=(f"artifacts/{name}/${{key}}" if policy.in_rounds else f"artifacts/{name}",),
         items="round" if policy.in_rounds else "",
         shared=True,
@@ -62,13 +65,17 @@ STAGES: Mapping[str, StageEntry] = {
     "base": StageEntry(("base",)),
     "prepare": StageEntry(("data",), (str(paths.IDENTITY), "${data.path}")),
     "rules": StageEntry(outs=("artifacts/rules",)),
-    "sft": StageEntry((*MODEL, "sft"), (BASE, PREPARED), (SFT,), shared=True, metrics=TRAINING),
+    "sft": StageEntry((*MODEL, "sft"), (BASE, TRAIN), (SFT,), shared=True, metrics=TRAINING),
     "reward_model": StageEntry(
-        (*MODEL, "sampling", "reward_model"), (BASE, SFT, PREPARED), (REWARD_MODEL,), shared=True, metrics=TRAINING
+        (*MODEL, "sampling", "reward_model"),
+        (BASE, SFT, TRAIN, VALIDATION),
+        (REWARD_MODEL,),
+        shared=True,
+        metrics=TRAINING,
     ),
     "judge_model": StageEntry(
         (*MODEL, "sampling", "judge_model"),
-        (BASE, SFT, f"{REWARD_MODEL}/report.json", PREPARED),
+        (BASE, SFT, f"{REWARD_MODEL}/report.json", TRAIN, JUDGE, VALIDATION),
         (JUDGE_MODEL,),
         shared=True,
         metrics=TRAINING,
@@ -76,7 +83,7 @@ STAGES: Mapping[str, StageEntry] = {
     **{name: _trains(name, policy) for name, policy in POLICIES.items() if policy.learns},
     "evaluate": StageEntry(
         ("base", "lora", "rewards", "evaluate"),
-        (BASE, SFT, REWARD_MODEL, *map(str, learned().values()), PREPARED, "${evaluate.capability_path}", "${item}"),
+        (BASE, SFT, REWARD_MODEL, *map(str, learned().values()), VALIDATION, "${evaluate.capability_path}", "${item}"),
         ("evaluations/${key}",),
         items="policy",
         shared=True,

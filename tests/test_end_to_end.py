@@ -43,7 +43,7 @@ SHORT = (
     "evaluate.trajectory_prompts=2",
     "evaluate.samples_per_prompt=2",
     "evaluate.capability_texts=4",
-    "evaluate.max_response_length=12",
+    "evaluate.max_response_length=96",
     "compare.bootstrap_samples=200",
     # without AVX-512, bfloat16 products take several times as long as float32 ones
     *(() if "AVX512" in torch.backends.cpu.get_cpu_capability() else ("base.dtype=float32",)),
@@ -140,7 +140,7 @@ def test_after_a_run_dvc_has_nothing_to_do(project: Project) -> None:
 
 
 def test_dvc_tells_what_was_measured(project: Project) -> None:
-    assert "eval/accuracy" in project.do("dvc", "metrics", "show", "--json")
+    assert "validation/accuracy" in project.do("dvc", "metrics", "show", "--json")
     assert "evaluate@grpo" in project.do("dvc", "dag")
     assert "beta" in project.do("dvc", "exp", "show", "--md", "--no-pager")
     project.do("dvc", "plots", "show", "--out", "dvc_plots")

@@ -9,6 +9,7 @@ import pytest
 from tasks.__main__ import SAMPLING
 from tasks.judges import JUDGES
 from tasks.params.edit import override
+from tasks.paths import TEST
 from tasks.policies import POLICIES
 from tasks.stages import STAGES as TABLE
 from tasks.stages import TRAINING
@@ -120,6 +121,20 @@ def test_evaluation_and_comparison_depend_on_every_reward_model_of_the_table_of_
     assert folders <= evaluate, f"dvc.yaml, evaluate.deps lacks {sorted(folders - evaluate)}"
     reports = {f"{folder}/report.json" for folder in folders}
     assert reports <= compare, f"dvc.yaml, compare.deps lacks {sorted(reports - compare)}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_but_the_last_can_read_the_test_side(stage: str):
+    """Neither the file nor a folder around it is a dependency, and no code of the stage names the side."""
+    if stage in ("prepare", "test"):
+        return
+    found = [dep for dep in [*paths(STAGES[stage]["deps"]), *TABLE[stage].inputs] if covers(dep, TEST.as_posix())]
+    assert not found, f"{stage} depends on {', '.join(found)}"
+    for file in closure(stage):
+        words = {
+            node.value for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.Constant)
+        }
+        assert not words & {"test", "test.jsonl"} or file == "tasks/paths.py", f"{stage}: {file} names the test side"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,4 +1,4 @@
-"""From rows of any source to three sides without a shared prompt, every row accounted for; memory stays flat.
+"""From rows of any source to four sides without a shared prompt, every row accounted for; memory stays flat.
 
 ``survey`` reads and measures each row once and keeps a few numbers in memory. Contradictions, duplicates, pairs and
 sides then follow from these numbers alone, so neither the order of the rows nor the number of processes matters. The
@@ -40,20 +40,21 @@ EXCERPT = 160
 class Plan:
     """How rows are prepared."""
 
-    eval_fraction: float
+    validation_fraction: float
     judge_fraction: float
+    test_fraction: float
     near_duplicate_threshold: float
 
 
 @dataclass(frozen=True)
 class Alike:
-    """A training prompt that is almost one of the evaluation side."""
+    """A training prompt that is almost one of the validation or test side."""
 
     row: str
-    eval_row: str
+    held_out_row: str
     similarity: float
     prompt: str
-    eval_prompt: str
+    held_out_prompt: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,12 @@ def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path,
     seen = survey(rows, ruler, folder, workers=workers)
     columns = seen.columns
     _compare(seen)
-    side = sides(columns["draw"], eval_fraction=plan.eval_fraction, judge_fraction=plan.judge_fraction)
+    side = sides(
+        columns["draw"],
+        validation_fraction=plan.validation_fraction,
+        judge_fraction=plan.judge_fraction,
+        test_fraction=plan.test_fraction,
+    )
     partner = _partners(columns)
     used = (columns["reason"] == 0) & (columns["has_chosen"] | ~columns["has_rejected"])
     merged = np.zeros(len(columns), bool)
@@ -162,6 +168,7 @@ def report(prepared: Preparation) -> dict[str, Any]:
         else [],
         "near_duplicates": [vars(pair) for pair in prepared.alike],
         "sides": {side.name.lower(): _contents(prepared, side) for side in Side},
+        "longest_response": _longest(prepared),
         "sources": _sources(prepared),
         "statistics": describe(prepared),
     }
@@ -172,10 +179,7 @@ def describe(prepared: Preparation) -> dict[str, Any]:
     columns = prepared.survey.columns
     read = columns["size"] > 0
     pairs = prepared.used & columns["has_chosen"] & prepared.has_rejected
-    rejected = columns["rejected_length"].copy()
-    joined = prepared.partner >= 0
-    rejected[joined] = columns["rejected_length"][prepared.partner[joined]]
-    chosen, rejected = columns["chosen_length"][pairs], rejected[pairs]
+    chosen, rejected = columns["chosen_length"][pairs], _rejected_lengths(prepared)[pairs]
     first = read & ~_repeats(columns["prompt"], read)
     return {
         "unit": prepared.ruler.unit,
@@ -189,6 +193,21 @@ def describe(prepared: Preparation) -> dict[str, Any]:
         "system_prompts": int((columns["system"] & first).sum()),
         "languages": _languages(prepared.survey, np.flatnonzero(first)),
     }
+
+
+def _rejected_lengths(prepared: Preparation) -> NDArray[np.uint32]:
+    """Return the lengths of the bad answers, those of partners among them. (N,)"""
+    lengths: NDArray[np.uint32] = prepared.survey.columns["rejected_length"].copy()
+    joined = prepared.partner >= 0
+    lengths[joined] = lengths[prepared.partner[joined]]
+    return lengths
+
+
+def _longest(prepared: Preparation) -> int:
+    """Return the length of the longest answer that is written; 0 where none is."""
+    columns, written = prepared.survey.columns, prepared.used | prepared.unpaired
+    lengths = np.maximum(columns["chosen_length"], _rejected_lengths(prepared))
+    return int(lengths[written].max(initial=0))
 
 
 def _with_rejected(good: bytes, bad: bytes) -> bytes:
@@ -222,10 +241,11 @@ def _partners(columns: Any) -> NDArray[np.int64]:
 
 
 def _separate(seen: Survey, side: NDArray[np.uint8], used: NDArray[np.bool_], threshold: float) -> list[Alike]:
-    """Drop the training rows whose prompt is almost one of the evaluation side; return the first few pairs."""
+    """Drop the training rows whose prompt is almost a validation or test prompt; return the first few pairs."""
     columns = seen.columns
     first = used & ~_repeats(columns["prompt"], used)
-    held_out, others = np.flatnonzero(first & (side == Side.EVAL)), np.flatnonzero(first & (side != Side.EVAL))
+    trained = (side == Side.TRAIN) | (side == Side.JUDGE)
+    held_out, others = np.flatnonzero(first & ~trained), np.flatnonzero(first & trained)
 
     def text_of(is_held_out: bool, row: int) -> str:
         line = json.loads(seen.line(int((held_out if is_held_out else others)[row])))
@@ -234,7 +254,7 @@ def _separate(seen: Survey, side: NDArray[np.uint8], used: NDArray[np.bool_], th
     found = matches(columns["bands"][held_out], columns["bands"][others], text_of=text_of, threshold=threshold)
     for exact, reason in ((True, "both_sides"), (False, "near_duplicate")):
         prompts = columns["prompt"][others[[row for row, _, alike in found if (alike == 1.0) is exact]]]
-        bad = used & (side != Side.EVAL) & np.isin(columns["prompt"], prompts)
+        bad = used & trained & np.isin(columns["prompt"], prompts)
         if bad.any():
             columns["reason"][bad] = seen.fault(reason)
     return [_alike(seen, int(others[row]), int(held_out[other]), alike) for row, other, alike in found[:ALIKE_SHOWN]]

@@ -1,4 +1,4 @@
-"""Assigns each prompt to a side (train, judge or eval) by a hash of the first user message of its conversation."""
+"""Assigns each prompt to a side (train, judge, validation or test) by a hash of the first user message."""
 
 import hashlib
 from enum import IntEnum
@@ -13,7 +13,10 @@ class Side(IntEnum):
     TRAIN = 0
     JUDGE = 1
     """Training prompts of the second reward model only."""
-    EVAL = 2
+    VALIDATION = 2
+    """Policies are compared on it, and settings may be chosen by it."""
+    TEST = 3
+    """Read once, at the end of a run; nothing is chosen by it."""
 
 
 def draw(opening: str, seed: int) -> int:
@@ -26,16 +29,28 @@ def draw(opening: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest())
 
 
-def sides(draws: NDArray[np.uint64], *, eval_fraction: float, judge_fraction: float) -> NDArray[np.uint8]:
-    """Return each row's side.
+def sides(
+    draws: NDArray[np.uint64], *, validation_fraction: float, judge_fraction: float, test_fraction: float
+) -> NDArray[np.uint8]:
+    """Return each row's side: validation has the lowest draws, test the highest.
+
+    Another share of test prompts moves prompts between train and test, and no other.
 
     Args:
         draws: numbers that ``draw`` returned. (N,)
-        eval_fraction: share of all prompts for evaluation.
-        judge_fraction: share of the other prompts for the second reward model.
+        validation_fraction: share of all prompts for validation.
+        judge_fraction: share of the prompts outside validation for the second reward model.
+        test_fraction: share of all prompts for the test.
     """
-    share = draws / 2.0**64
-    judged = eval_fraction + (1 - eval_fraction) * judge_fraction
+    share = draws / 2.0**64  # the highest draws round to 1.0: they are test prompts only if there are any
+    judged = judged_until(validation_fraction, judge_fraction)
     return np.select(
-        [share < eval_fraction, share < judged], [np.uint8(Side.EVAL), np.uint8(Side.JUDGE)], np.uint8(Side.TRAIN)
+        [share < validation_fraction, share < judged, share > 1 - test_fraction],
+        [np.uint8(Side.VALIDATION), np.uint8(Side.JUDGE), np.uint8(Side.TEST)],
+        np.uint8(Side.TRAIN),
     )
+
+
+def judged_until(validation_fraction: float, judge_fraction: float) -> float:
+    """Return the share of all prompts that validation and the second reward model have together."""
+    return validation_fraction + (1 - validation_fraction) * judge_fraction

@@ -89,7 +89,7 @@ STOP_WORDS = frozenset(
 def concise_answer(prompt: str, response: str, answer: str | None) -> float:  # noqa: ARG001
     """Return how far a response is one or two plain, complete, concrete sentences on the subject, in [0, 1].
 
-    Six criteria of equal weight: it ends like a sentence; 6 to 40 words; at most two sentences; no filler opening and
+    Six criteria of equal weight: it ends like a sentence; 6 to 45 words; at most two sentences; no filler opening and
     no hedge; no list; no repeated phrase. The result is halved if it shares no content word with the prompt.
     """
     text = response.strip()
@@ -100,7 +100,7 @@ def concise_answer(prompt: str, response: str, answer: str | None) -> float:  # 
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     parts = [
         text[-1] in ".!?" or text[-2:] in {'."', '!"', '?"', ".)"},
-        6 <= len(words) <= 40,
+        6 <= len(words) <= 45,
         len(sentences) <= 2,
         not FILLERS.search(text) and not HEDGES.search(text),
         not LIST_MARKS.search(text),

@@ -11,7 +11,7 @@ from tasks.paths import PREPARED
 
 
 def read_prepared(side: str) -> list[dict[str, Any]]:
-    """Return all prepared rows of ``train``, ``judge`` or ``eval``."""
+    """Return all prepared rows of ``train``, ``judge``, ``validation`` or ``test``."""
     return read_lines(PREPARED / f"{side}.jsonl")
 
 

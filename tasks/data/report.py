@@ -12,7 +12,8 @@ def summary(report: Mapping[str, Any]) -> str:
     """Return a sentence on how many rows are used, and for what."""
     sides = report["sides"]
     parts = [f"{sides['train']['rows']} to train", f"{sides['judge']['rows']} for the judge model",
-             f"{sides['eval']['rows']} to evaluate", f"{report['dropped']} dropped"]  # fmt: skip
+             f"{sides['validation']['rows']} for validation", f"{sides['test']['rows']} for the test",
+             f"{report['dropped']} dropped"]  # fmt: skip
     if report["unused"]:
         parts.append(f"{report['unused']} bad answers without a good one")
     return f"{report['rows']} rows: {', '.join(parts)}"
@@ -26,14 +27,33 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def empty_sides(report: Mapping[str, Any], data: Data) -> list[str]:
-    """Return a sentence for each of the sides train and eval that has no prompt."""
+    """Return a sentence for each side that needs prompts and has none."""
     if not report["used"]:
         return []  # the reason that all rows were dropped is reported instead
+    needed = [("train", "validation", "to train on"), ("validation", "validation", "to evaluate on")]
+    if data.test_fraction:
+        needed.append(("test", "test", "to test on"))
     return [
-        f"no prompt is left {purpose}; change data.eval_fraction ({data.eval_fraction}) or add prompts "
+        f"no prompt is left {purpose}; change data.{key}_fraction ({getattr(data, f'{key}_fraction')}) or add prompts "
         "(conversations with the same first messages stay on one side)"
-        for side, purpose in (("train", "to train on"), ("eval", "to evaluate on"))
+        for side, key, purpose in needed
         if not report["sides"][side]["rows"]
+    ]
+
+
+def cut_answers(report: Mapping[str, Any], limit: int) -> list[str]:
+    """Return a sentence if evaluation would cut off answers as long as the longest response of the data.
+
+    Args:
+        report: on the data, its lengths in tokens.
+        limit: evaluate.max_response_length.
+    """
+    longest = report["longest_response"]
+    if limit >= longest:
+        return []
+    return [
+        f"the longest response has {longest} tokens, and evaluation would cut answers off at {limit}; "
+        f"set evaluate.max_response_length={longest} or more, or lower data.max_response_length"
     ]
 
 

@@ -44,7 +44,7 @@ def form_in_words(form: str) -> str:
 
 def plan_of(data: Data) -> Plan:
     """Return how rows are split and near duplicates found."""
-    return Plan(data.eval_fraction, data.judge_fraction, data.near_duplicate_threshold)
+    return Plan(data.validation_fraction, data.judge_fraction, data.test_fraction, data.near_duplicate_threshold)
 
 
 def limits_of(data: Data) -> Limits:

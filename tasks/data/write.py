@@ -13,17 +13,24 @@ from alignflow.data.rows import DataError
 from alignflow.data.split import Side
 from tasks.data import page
 from tasks.data.limits import check
-from tasks.data.report import empty_sides
+from tasks.data.report import cut_answers, empty_sides
 from tasks.data.settings import counted, digests, form_in_words, forms_of, limits_of, plan_of, ruler_of, sources_of
 from tasks.params.sections import Data
 from tasks.paths import PREPARED, UNPAIRED
 
 
-def write(data: Data, tokenizer: Any, say: Callable[[str], None]) -> dict[str, Any]:
+def write(data: Data, tokenizer: Any, say: Callable[[str], None], *, limit: int) -> dict[str, Any]:
     """Write ``data/prepared`` anew and return the report; data that is refused leaves the folder as it was.
 
+    Args:
+        data: settings.
+        tokenizer: of the base model.
+        say: prints a line of progress.
+        limit: greatest length of an answer in evaluation, tokens.
+
     Raises:
-        DataError: the data cannot be read, too many rows are dropped, or no prompt is left to train or evaluate on.
+        DataError: the data cannot be read, too many rows are dropped, no prompt is left on a side, or a response is
+            longer than the limit.
     """
     sources, limits = sources_of(data), limits_of(data)
     forms = {path: form_in_words(form) for path, form in forms_of(data, sources).items()}
@@ -41,13 +48,12 @@ def write(data: Data, tokenizer: Any, say: Callable[[str], None]) -> dict[str, A
             **preparation.report(found),
             "limits": {"max_dropped_fraction": limits.overall, "max_fraction": dict(limits.by_reason)},
         }
-        if empty := empty_sides(report, data):
-            raise DataError(f"{data.path}: {'; '.join(empty)}")
+        if wrong := [*empty_sides(report, data), *cut_answers(report, limit)]:
+            raise DataError(f"{data.path}: {'; '.join(wrong)}")
         shutil.rmtree(PREPARED, ignore_errors=True)
         for side in Side:
             _write(PREPARED / f"{side.name.lower()}.jsonl", found.lines(side))
-        if unpaired := list(found.unpaired_lines()):
-            _write(UNPAIRED, unpaired)
+        _write(UNPAIRED, found.unpaired_lines())
     (PREPARED / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     (PREPARED / "report.html").write_text(page.render(report))
     return report

@@ -35,7 +35,7 @@ class PolicyAnswers:
 
 def rows_to_answer(params: Params) -> list[Mapping[str, Any]]:
     """Return the held-out rows that every policy answers, each as often as it is answered."""
-    held_out = read_prompts("eval")
+    held_out = read_prompts("validation")
     check_sources(params, held_out)
     asked = judged_rows(params, held_out)[: params.evaluate.prompts]
     return [row for row in asked for _ in range(params.evaluate.samples_per_prompt)]

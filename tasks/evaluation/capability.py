@@ -22,7 +22,7 @@ def capability(models: SharedBase, role: str, section: Evaluate, budget: Budget)
     choices = [choice for question in questions for choice in encode_choices(tokenizer, question)]
     good = [
         Example(encode_prompt(tokenizer, row["messages"]), encode_response(tokenizer, row["chosen"]))
-        for row in read_prepared("eval")
+        for row in read_prepared("validation")
         if row["chosen"] is not None
     ][: section.capability_texts]
     logps = by_rows(

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from alignflow.data.formats import FORMS
 from alignflow.data.gate import REASONS
+from alignflow.data.split import judged_until
 from alignflow.rewards import numbers_of, rule_file, rule_names
 from tasks.params.choice import check_choice
 from tasks.params.names import suggest
@@ -97,13 +98,15 @@ class Data(Section):
     """``auto`` or a name in alignflow/data/formats.py."""
     pairs: Literal["all", "best_worst"]
     """Pairs from scored responses: all with different scores, or only the best with the worst."""
-    eval_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the distinct prompts kept for evaluation."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the distinct prompts on which policies are compared; settings may be chosen by it."""
     judge_fraction: Fraction
-    """Share of the other prompts that only the second reward model learns from; 0 leaves it untrained."""
+    """Share of the prompts outside validation that only the second reward model learns from; 0 leaves it untrained."""
+    test_fraction: Fraction
+    """Share of the distinct prompts kept for the test at the end, taken from those to train on; 0 keeps none."""
     near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)]
-    """A training prompt whose similarity to an evaluation prompt is at least this is dropped (Jaccard index of their
-    5-character sequences). Usual: 0.7 to 0.9; 1 drops only prompts with the same words."""
+    """A training prompt whose similarity to a validation or test prompt is at least this is dropped (Jaccard index of
+    their 5-character sequences). Usual: 0.7 to 0.9; 1 drops only prompts with the same words."""
     max_prompt_length: Count
     """Tokens, chat template included; longer rows are dropped and counted."""
     max_response_length: Count
@@ -123,6 +126,14 @@ class Data(Section):
             return sources
         blank = {"subset": None, "revision": None, "split": None}
         return [{**blank, **source} if isinstance(source, dict) else source for source in sources]
+
+    @model_validator(mode="after")
+    def _some_prompts_are_left_to_train_on(self) -> Self:
+        if judged_until(self.validation_fraction, self.judge_fraction) + self.test_fraction >= 1:
+            raise ValueError(
+                "validation_fraction, judge_fraction and test_fraction leave no prompt to train on; lower one of them"
+            )
+        return self
 
     @field_validator("format", mode="after")
     @classmethod
@@ -448,7 +459,7 @@ class SftMore(Optimisation):
 
 
 class Evaluate(Section):
-    """Evaluation of one policy on held-out prompts."""
+    """Evaluation of one policy on validation prompts."""
 
     prompts: Annotated[int, Field(ge=2)]
     trajectory_prompts: Count
@@ -456,6 +467,7 @@ class Evaluate(Section):
     samples_per_prompt: Count
     """Answers to each prompt; each is compared with each of another policy. More of them narrow the intervals."""
     max_response_length: Annotated[int, Field(ge=2)]
+    """Tokens; no smaller than the longest response of the data, or the stage prepare stops."""
     temperature: NonNegative
     """Of the answers, and of the KL to the reference along them. 0 is greedy; the KL is then taken at temperature 1."""
     judges: list[str]
@@ -465,7 +477,7 @@ class Evaluate(Section):
     capability_path: Annotated[str, Field(min_length=1)]
     """JSONL file of multiple-choice questions: ``question``, ``choices`` and the index of the right one, ``answer``."""
     capability_texts: Count
-    """Number of held-out chosen responses whose perplexity is measured."""
+    """Number of chosen responses of the validation side whose perplexity is measured."""
     seed: Seed
 
     @field_validator("judges", mode="after")

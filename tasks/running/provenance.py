@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.paths import IDENTITY, PREPARED
+from tasks.paths import IDENTITY, TEST, VALIDATION
 
 MADE = ("artifacts", "evaluations", "metrics", "plots")  # by other stages, so not data sets
 
@@ -30,14 +30,13 @@ def sha256(path: Path) -> str:
 def datasets(inputs: Sequence[str]) -> list[dict[str, str]]:
     """Return the data files among the inputs, in the form that tracking takes."""
     found = [Path(p) for p in inputs if not p.startswith(MADE)]
-    inside = [(p, sorted(p.glob("*.jsonl") if p == PREPARED else p.rglob("*")) if p.is_dir() else [p]) for p in found]
-    files = [file for _, files in inside for file in files if file.is_file()]
+    files = [file for p in found for file in (sorted(p.rglob("*")) if p.is_dir() else [p]) if file.is_file()]
     return [
         {
             "name": f.as_posix(),
             "digest": sha256(f)[:16],
             "source": f.as_posix(),
-            "context": "evaluation" if f.stem == "eval" else "training",
+            "context": "evaluation" if f in (VALIDATION, TEST) else "training",
         }
         for f in files
     ]

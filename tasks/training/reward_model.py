@@ -66,7 +66,7 @@ def train_reward_model(
     report = _held_out(stage, models, section, other)
     beside = {"normalization.json": _normalization(stage, models, section), "report.json": report}
     metrics = finish(stage, models, ROLE, frozen=frozen, beside=beside)
-    return {**metrics, **{f"eval/{key}": report[key] for key in FIGURES if report.get(key) is not None}}
+    return {**metrics, **{f"validation/{key}": report[key] for key in FIGURES if report.get(key) is not None}}
 
 
 def _pairs(side: str) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ def _untrained(stage: Stage, models: SharedBase, side: str) -> Mapping[str, floa
 
 def _held_out(stage: Stage, models: SharedBase, section: RewardModel, other: Path | None) -> dict[str, Any]:
     """Return the report on pairs of unseen prompts."""
-    rows = _pairs("eval")
+    rows = _pairs("validation")
     if not rows:
         stage.say("no pairs of unseen prompts: accuracy unknown")
         return _report([], [], [])

@@ -32,7 +32,7 @@ def read_labelled(tokenizer: Any) -> list[kto.Labelled]:
     Raises:
         LacksRows: there are fewer than two, and KTO compares each with another.
     """
-    rows = read_prepared("train") + (read_lines(UNPAIRED) if UNPAIRED.exists() else [])
+    rows = read_prepared("train") + read_lines(UNPAIRED)
     found = [labelled for row in rows for labelled in _labelled(tokenizer, row)]
     if len(found) < 2:
         raise LacksRows(

@@ -23,7 +23,12 @@ from tests.tasks.small_project import ROOT, stage, working_in
 
 DATA = ROOT.parent / "shared" / "data"
 GOOD = [{"prompt": f"what is {i}?", "chosen": f"it is {i}.", "rejected": f"who knows {i}"} for i in range(40)]
-SMALL = ["data.max_response_length=60", "data.eval_fraction=0.4", "data.near_duplicate_threshold=1"]
+SMALL = [
+    "data.max_response_length=60",
+    "data.validation_fraction=0.3",
+    "data.test_fraction=0.2",
+    "data.near_duplicate_threshold=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +77,42 @@ def stopped(capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
-def test_three_sides_hold_every_row_once_with_where_it_comes_from(place: Path):
+def test_four_sides_hold_every_row_once_with_where_it_comes_from(place: Path):
     write(GOOD)
     found = stage("prepare")
-    sides = {name: side(name) for name in ("train", "judge", "eval")}
+    sides = {name: side(name) for name in ("train", "judge", "validation", "test")}
     assert sorted(r["number"] for rows in sides.values() for r in rows) == list(range(1, 41))
     assert all(sides.values())
     assert sides["train"][0].keys() == {
         "prompt_id", "messages", "prompt", "chosen", "rejected", "margin", "answer", "source", "number",
     }  # fmt: skip
     assert {name: len(rows) for name, rows in sides.items()} == {
-        name: found[f"{name}_pairs"] for name in ("train", "judge", "eval")
+        name: found[f"{name}_pairs"] for name in ("train", "judge", "validation", "test")
     }
     assert found["rows"] == 40
+
+
+def test_without_a_test_side_its_file_is_empty_and_its_rows_are_trained_on(place: Path):
+    write(GOOD)
+    stage("prepare")
+    before = {name: side(name) for name in ("train", "judge", "validation", "test")}
+    override(Path("params.yaml"), ["data.test_fraction=0"])
+    found = stage("prepare")
+    assert side("test") == []
+    assert found["test_rows"] == 0
+    assert (side("judge"), side("validation")) == (before["judge"], before["validation"])
+    assert side("train") == sorted(before["train"] + before["test"], key=lambda row: row["number"])
+
+
+def test_evaluation_may_not_cut_off_an_answer_as_long_as_the_longest(place: Path, capsys: pytest.CaptureFixture[str]):
+    """The tiny tokenizer has a token a letter, and one for the end: 21 of the longest."""
+    write([*GOOD, {"prompt": "how?", "chosen": "c" * 20, "rejected": "d"}])
+    override(Path("params.yaml"), ["evaluate.max_response_length=20"])
+    assert "longest response has 21 tokens" in (said := stopped(capsys))
+    assert "set evaluate.max_response_length=21 or more" in said
+    override(Path("params.yaml"), ["evaluate.max_response_length=21"])
+    stage("prepare")
+    assert report()["longest_response"] == 21
 
 
 BREAKAGES: dict[str, tuple[list[Any], str]] = {
@@ -143,7 +171,8 @@ def test_a_gate_that_stops_loses_nothing(place: Path, capsys: pytest.CaptureFixt
     [
         ("data.path=data/none.jsonl", "data/none.jsonl is missing; add it, or correct its path in params.yaml$"),
         ("data.path=owner/name", r"owner/name is missing; .* goes into data.sources: \[{path: owner/name, revision"),
-        ("data.eval_fraction=0.0001", "no prompt is left to evaluate on; change data.eval_fraction"),
+        ("data.validation_fraction=0.0001", "no prompt is left to evaluate on; change data.validation_fraction"),
+        ("data.test_fraction=0.0001", "no prompt is left to test on; change data.test_fraction"),
         ("data.format=ranked", "no usable row|none of 40 rows can be used"),
     ],
 )
@@ -241,7 +270,9 @@ def test_texts_of_the_data_are_never_markup(place: Path):
     write(GOOD)
     stage("prepare")
     said = report()
-    said["near_duplicates"] = [{"row": "1", "eval_row": evil, "similarity": 0.9, "prompt": evil, "eval_prompt": evil}]
+    said["near_duplicates"] = [
+        {"row": "1", "held_out_row": evil, "similarity": 0.9, "prompt": evil, "held_out_prompt": evil}
+    ]
     said["data"][0]["name"] = evil
     text = page.render(said)
     assert "<script" not in text
@@ -277,15 +308,16 @@ def test_real_data_is_counted_to_the_last_row(place: Path, name: str):
     override(
         Path("params.yaml"),
         [f"data.path={DATA / name}", "data.max_prompt_length=100000", "data.max_response_length=100000",
+         "evaluate.max_response_length=100000",
          "data.near_duplicate_threshold=0.8", "data.max_dropped_fraction=0.05"],
     )  # fmt: skip
     found = stage("prepare")
     assert found["rows"] == count((DATA / name).read_bytes())
-    written = sum(len(side(s)) for s in ("train", "judge", "eval"))
+    written = sum(len(side(s)) for s in ("train", "judge", "validation", "test"))
     assert found["rows"] == written + found["dropped"]
     openings = [
         {next(m["content"] for m in r["messages"] if m["role"] == "user") for r in side(s)}
-        for s in ("train", "judge", "eval")
+        for s in ("train", "judge", "validation", "test")
     ]
     assert sum(map(len, openings)) == len(set().union(*openings))
     assert list(check(load(Path("params.yaml")).data).forms.values()) == [form]
@@ -309,7 +341,7 @@ def test_a_check_finds_a_side_that_is_left_without_prompts_as_the_stage_does(
     chats = [{**row, "prompt": [*hello, {"role": "user", "content": row["prompt"]}]} for row in GOOD]
     write(chats)
     found = check(load(Path("params.yaml")).data)
-    assert [problem.partition(";")[0].rpartition(" to ")[0] for problem in found.problems] == ["no prompt is left"]
+    assert [problem.partition(";")[0].rpartition(" to ")[0] for problem in found.problems] == ["no prompt is left"] * 2
     assert "same first messages" in found.problems[0]
     assert found.problems[0] in stopped(capsys)
 
@@ -368,9 +400,9 @@ def test_bad_answers_without_a_good_one_lie_apart_and_move_no_other_row(place: P
     thumbs = [{"prompt": f"say {i}", "response": "yes", "label": True} for i in range(40)]
     write(thumbs)
     stage("prepare")
-    files = [Path(f"data/prepared/{side}.jsonl") for side in ("train", "judge", "eval")]
+    files = [Path(f"data/prepared/{side}.jsonl") for side in ("train", "judge", "validation", "test")]
     unpaired = Path("data/prepared/unpaired.jsonl")
-    assert not unpaired.exists()
+    assert unpaired.read_bytes() == b""
     before = [file.read_bytes() for file in files]
     write([*thumbs, *({"prompt": f"tell {i}", "response": "no", "label": False} for i in range(40))])
     found = stage("prepare")
@@ -378,7 +410,7 @@ def test_bad_answers_without_a_good_one_lie_apart_and_move_no_other_row(place: P
     assert [file.read_bytes() for file in files] == before
     rows = [json.loads(line) for line in unpaired.read_text().splitlines()]
     assert set(kinds(rows)) == {(False, True)}
-    assert 10 < len(rows) < 40
+    assert 5 < len(rows) < 25
     for i, row in enumerate(rows):  # with a good answer each, they are rows to train on
         thumbs.append({"prompt": row["prompt"], "response": f"so {i}", "label": True})
     write(thumbs)

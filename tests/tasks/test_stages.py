@@ -73,7 +73,7 @@ def curve(name: str) -> list[dict[str, float]]:
 def test_the_base_is_identified_and_the_data_prepared(place: Path):
     assert metrics("base")["weight_gib"] == Path("base/model.safetensors").stat().st_size / 2**30
     found = metrics("prepare")
-    assert found["train_pairs"] + found["judge_pairs"] + found["eval_pairs"] == found["rows"] == 20
+    assert found["train_pairs"] + found["judge_pairs"] + found["validation_pairs"] == found["rows"] == 20
     assert found["dropped"] == 0
 
 
@@ -152,14 +152,14 @@ def test_the_judge_model_learns_from_prompts_of_its_own_and_both_are_reported_on
     found = metrics("judge_model")
     first, second = (json.loads(Path(f"artifacts/{m}_model/report.json").read_text()) for m in ("reward", "judge"))
     assert (set(first), set(second)) == (REPORT, REPORT | {"agreement"})
-    held_out = Path("data/prepared/eval.jsonl").read_text().splitlines()
+    held_out = Path("data/prepared/validation.jsonl").read_text().splitlines()
     for report in (first, second):
         assert report["pairs"] == len(report["margins"]) == len(held_out)
         assert report["accuracy"] == sum(margin > 0 for margin in report["margins"]) / len(held_out)
         for buckets in (report["by_margin"], report["by_length_difference"], report["calibration"]):
             assert sum(bucket["pairs"] for bucket in buckets) == len(held_out)
     alike = [a * b > 0 for a, b in zip(first["margins"], second["margins"], strict=True)]
-    assert second["agreement"] == found["eval/agreement"] == sum(alike) / len(alike)
+    assert second["agreement"] == found["validation/agreement"] == sum(alike) / len(alike)
     ranks = [json.loads(Path(f"artifacts/{m}_model/adapter_config.json").read_text())["r"] for m in ("reward", "judge")]
     assert ranks == [2, 8]
 
@@ -559,7 +559,8 @@ def test_a_policy_is_evaluated_on_held_out_prompts(place: Path, policy: str):
     found = metrics("evaluate", policy)
     answers, _ = evaluated(policy)
     held_out = {
-        row["prompt_id"]: row for row in map(json.loads, Path("data/prepared/eval.jsonl").read_text().splitlines())
+        row["prompt_id"]: row
+        for row in map(json.loads, Path("data/prepared/validation.jsonl").read_text().splitlines())
     }
     assert [answer["sample"] for answer in answers] == 3 * [0, 1]
     assert [a["prompt_id"] for a in answers[::2]] == [a["prompt_id"] for a in answers[1::2]]

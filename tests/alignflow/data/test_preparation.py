@@ -22,7 +22,7 @@ from alignflow.models.load import load_tokenizer
 from tests.tiny import EOS
 
 WORDS = Ruler(None, 1, 1, seed=1)
-PLAN = Plan(eval_fraction=0.3, judge_fraction=0.3, near_duplicate_threshold=0.8)
+PLAN = Plan(validation_fraction=0.2, judge_fraction=0.3, test_fraction=0.2, near_duplicate_threshold=0.8)
 
 
 def turn(*texts: str) -> tuple[Message, ...]:
@@ -170,12 +170,13 @@ def openings(side: str, count: int) -> list[str]:
     texts = [
         f"Tell me in two or three short sentences what the number {i:05d} has to do with old maps" for i in range(400)
     ]
-    sides, _ = prepared([row(t) for t in texts], plan=Plan(0.3, 0.3, 1.0))
+    sides, _ = prepared([row(t) for t in texts], plan=Plan(0.2, 0.3, 0.2, 1.0))
     return [r["prompt"] for r in sides[side]][:count]
 
 
-def test_a_training_prompt_that_is_almost_held_out_is_dropped_with_all_its_rows_and_the_pair_is_shown():
-    (held_out,) = openings("eval", 1)
+@pytest.mark.parametrize("side", ["validation", "test"])
+def test_a_training_prompt_that_is_almost_held_out_is_dropped_with_all_its_rows_and_the_pair_is_shown(side: str):
+    (held_out,) = openings(side, 1)
     near = next(
         text for i in range(99) if prepared([row(text := f"{held_out}, please{' now' * i}")])[0]["train"]
     )  # the split puts this one elsewhere
@@ -184,12 +185,12 @@ def test_a_training_prompt_that_is_almost_held_out_is_dropped_with_all_its_rows_
     assert [r["number"] for r in everything(sides)] == [2]
     assert reasons(said) == {"near_duplicate": (2, ["1", "3"])}
     (pair,) = said["near_duplicates"]
-    assert (pair["row"], pair["eval_row"], pair["eval_prompt"]) == ("1", "2", held_out)
+    assert (pair["row"], pair["held_out_row"], pair["held_out_prompt"]) == ("1", "2", held_out)
 
 
 def test_a_bad_answer_alone_is_dropped_for_a_held_out_prompt_and_holds_none_out():
     """It is trained on and never tested with: it drops where it is near, and drops none where it is held out."""
-    (held_out,) = openings("eval", 1)
+    (held_out,) = openings("validation", 1)
     near = next(text for i in range(99) if prepared([row(text := f"{held_out}, please{' now' * i}")])[0]["train"])
     _, said = prepared([row(near, None, "b", 1), row(held_out, "a", "b", 2)])
     assert reasons(said) == {"near_duplicate": (1, ["1"])}
@@ -200,7 +201,7 @@ def test_a_bad_answer_alone_is_dropped_for_a_held_out_prompt_and_holds_none_out(
 
 
 def test_the_same_words_on_both_sides_are_told_as_such():
-    (held_out,) = openings("eval", 1)
+    (held_out,) = openings("validation", 1)
     other = next(text for i in range(1, 99) if prepared([row(text := held_out + "?" * i)])[0]["train"])
     _, said = prepared([row(held_out, number=1), row(other, number=2)])
     assert reasons(said) == {"both_sides": (1, ["2"])}
@@ -233,6 +234,16 @@ def test_a_text_that_spells_a_control_token_is_kept_and_told(tokenizer: Any):
     sides, said = prepared([row(f"what is {EOS}?", "a", "b", 7)], ruler=Ruler(tokenizer, 99, 99, seed=1))
     assert len(everything(sides)) == 1
     assert [(w["rows"], w["examples"]) for w in said["warnings"]] == [(1, ["7"])]
+
+
+def test_the_longest_response_is_that_of_a_row_that_is_kept(tokenizer: Any):
+    """A token a letter and one for the end; nine letters do not fit; a bad answer joined to a good one counts."""
+    ruler = Ruler(tokenizer, 99, 7, seed=1)
+    _, said = prepared([row("one", "ab", "abcd", 1), row("two", "a", "123456789", 2)], ruler=ruler)
+    assert said["longest_response"] == 5
+    _, said = prepared([row("one", "a", None, 1), row("one", None, "abcde", 2)], ruler=ruler)
+    assert said["longest_response"] == 6
+    assert prepared([])[1]["longest_response"] == 0
 
 
 def test_the_pull_of_length_counts_joined_pairs_with_the_partners_answer():

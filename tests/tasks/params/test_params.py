@@ -121,6 +121,7 @@ def test_no_number_has_a_default():
             "judges: [concise_answer, right_abstain_wrong]",
             r"evaluate\.judges: right.* takes numbers \(right, abstain",
         ),
+        (r"  test_fraction: \S+", "  test_fraction: 0.7", r"data: .*leave no prompt to train on; lower one of them"),
         (r"  seed: 2\n", "  seed: 1\n", r"judge_model\.seed: 1 is also reward_model\.seed"),
         (r"  snapshots: \d", "  snapshots: -1", r"dpo\.snapshots: .*greater than or equal to 0"),
         (r"  url: \S+", "  url: localhost", r"llm_judge\.url: .*pattern"),

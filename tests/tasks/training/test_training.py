@@ -60,8 +60,8 @@ def test_line_separators_inside_a_text_do_not_split_a_row(prepared: Path):
 
 def test_a_prompt_with_several_pairs_is_one_prompt(prepared: Path):
     rows = [{"prompt_id": name, "chosen": str(i)} for i, name in enumerate("abacb")]
-    (prepared / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = [r["prompt_id"] + r["chosen"] for r in read_prompts("eval")]
+    (prepared / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [r["prompt_id"] + r["chosen"] for r in read_prompts("validation")]
     assert found == ["a0", "b1", "c3"]
 
 

@@ -92,6 +92,7 @@ def test_every_judged_response_is_a_row(place: Path, tiny: Path):
     path = place / "data/prepared/train.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    path.with_name("unpaired.jsonl").touch()
     assert len(read_labelled(tokenizer)) == 3
     path.with_name("unpaired.jsonl").write_text(json.dumps(rows[3]) + "\n")
     found = read_labelled(tokenizer)
