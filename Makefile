@@ -39,4 +39,4 @@ setup: .venv/.installed  ## .venv with the package, its tools and the default ba
 	touch $@
 
 clean:  ## remove what runs made, keep .venv, converted models and the DVC cache
-	rm -rf artifacts evaluations metrics plots reports data/prepared .alignflow
+	rm -rf artifacts answers evaluations metrics plots reports data/prepared .alignflow

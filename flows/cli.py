@@ -130,7 +130,7 @@ def chat(
     from flows import graph, summary
 
     stages = graph.read(root)
-    known = {s.item: s for s in stages.values() if s.group == "evaluate"}
+    known = {s.item: s for s in stages.values() if s.group == "answer"}
     asked = list(policies or [])
     if not asked and (rows := summary.read(root)):
         asked = [summary.best(rows)]

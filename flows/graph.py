@@ -4,7 +4,8 @@ Two keys of a stage's ``meta`` in dvc.yaml matter here:
 
 * ``device: true``: it computes on the accelerator, so it waits for a device slot;
 * ``report: true``: it reports on other stages (an evaluation, the comparison), so it also runs when those
-  are selected, without being named. ``report: PATH`` also says which output it evaluates.
+  are selected, without being named. ``report: PATH`` also says which output it evaluates; that of another report
+  (answers) stands for what that one evaluates.
 """
 
 from collections import Counter
@@ -33,7 +34,7 @@ class Node:
     device: bool
     report: bool
     evaluates: tuple[str, ...]
-    """Of a report: the stages that made the output it evaluates."""
+    """Of a report: the stages that made the output it evaluates, through other reports as well."""
     stale: bool
     """It, or something it builds on, would have to run again."""
 
@@ -195,9 +196,15 @@ def _describe(stage: object, name: str, needs: Sequence[Node], stale: bool) -> N
         metrics=tuple(o.def_path for o in outs if o.metric),
         device=bool(meta.get("device")),
         report=bool(report),
-        evaluates=tuple(node.name for node in needs if evaluated and _makes(node, evaluated)),
+        evaluates=_evaluated(evaluated, needs) if evaluated else (),
         stale=stale,
     )
+
+
+def _evaluated(path: str, needs: Sequence[Node]) -> tuple[str, ...]:
+    """Return the stages that made an output; where that is a report itself, those that it evaluates."""
+    makers = [node for node in needs if _makes(node, path)]
+    return tuple(dict.fromkeys(name for node in makers for name in node.evaluates or (node.name,)))
 
 
 def _makes(node: Node, path: str) -> bool:

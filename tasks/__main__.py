@@ -11,9 +11,7 @@ from pathlib import Path
 from tasks.params.read import load
 from tasks.running import processes
 from tasks.running.checks import check_inputs, failed, quiet
-from tasks.stages import resolved, stage_named
-
-SAMPLING = frozenset({"sampling", "evaluate"})  # sections of the stages that sample
+from tasks.stages import resolved, samples, stage_named
 
 
 def main(words: Sequence[str]) -> None:
@@ -28,7 +26,7 @@ def main(words: Sequence[str]) -> None:
         entry = resolved(name, " ".join(words[1:]), params)
         check_inputs(entry.inputs)
         count = processes.wanted() if entry.shared and not joined else 1
-        if count == 1 and SAMPLING.intersection(entry.sections):
+        if count == 1 and samples(entry):
             from tasks.training.sampling import check_engine
 
             check_engine(params)

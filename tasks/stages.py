@@ -26,13 +26,21 @@ MODEL = ("base", "lora", "memory")
 ONLINE = (*MODEL, "sampling", "rewards")
 """Sections of every stage that trains on the policy's own samples."""
 
+ANSWERING = (
+    *(f"sampling.{key}" for key in ("rows", "merged", "engine", "vllm_memory_fraction", "vllm_max_length")),
+    *(f"evaluate.{key}" for key in ("prompts", "trajectory_prompts", "samples_per_prompt", "max_response_length")),
+    *(f"evaluate.{key}" for key in ("temperature", "capability_path", "capability_texts", "seed")),
+    "reward_model.micro_batch_tokens",
+)
+"""Keys that answers depend on; no judge and no reward is among them."""
+
 
 @dataclass(frozen=True)
 class StageEntry:
     """One stage."""
 
     sections: tuple[str, ...] = ()
-    """Of params.yaml; its tracking run and its checkpoint's key contain them."""
+    """Of params.yaml, or single keys of one; its tracking run and its checkpoint's key contain them."""
     inputs: tuple[str, ...] = ()
     """Files and folders that must exist."""
     outs: tuple[str, ...] = ()
@@ -81,9 +89,16 @@ STAGES: Mapping[str, StageEntry] = {
         metrics=TRAINING,
     ),
     **{name: _trains(name, policy) for name, policy in POLICIES.items() if policy.learns},
+    "answer": StageEntry(
+        ("base", "lora", *ANSWERING),
+        (BASE, SFT, VALIDATION, "${evaluate.capability_path}", "${item}"),
+        ("answers/${key}",),
+        items="policy",
+        shared=True,
+    ),
     "evaluate": StageEntry(
         ("base", "lora", "rewards", "evaluate"),
-        (BASE, SFT, REWARD_MODEL, *map(str, learned().values()), VALIDATION, "${evaluate.capability_path}", "${item}"),
+        (BASE, REWARD_MODEL, *map(str, learned().values()), VALIDATION, "answers/${key}"),
         ("evaluations/${key}",),
         items="policy",
         shared=True,
@@ -126,6 +141,21 @@ def resolved(name: str, item: str, params: Params) -> StageEntry:
 
     inputs = tuple(dict.fromkeys(map(fill, entry.inputs)))  # an item can also be a listed input
     return replace(entry, inputs=inputs, outs=tuple(map(fill, entry.outs)))
+
+
+def samples(entry: StageEntry) -> bool:
+    """Return whether a stage samples."""
+    return any(name.partition(".")[0] == "sampling" for name in entry.sections)
+
+
+def settings_of(entry: StageEntry, params: Params) -> dict[str, dict[str, object]]:
+    """Return the settings of a stage by section and key."""
+    found: dict[str, dict[str, object]] = {}
+    for name in entry.sections:
+        section, _, key = name.partition(".")
+        every = getattr(params, section).model_dump()
+        found.setdefault(section, {}).update({key: every[key]} if key else every)
+    return found
 
 
 def items_of(name: str, params: Params) -> Mapping[str, object]:

@@ -166,7 +166,7 @@ def test_another_beta_touches_dpo_its_evaluation_and_the_comparison_alone(
     project: Project, settings: Callable[..., None]
 ) -> None:
     settings("dpo.beta=0.3")
-    assert _would_run(project) == {"dpo", "evaluate@dpo", "llm_judge", "compare"}
+    assert _would_run(project) == {"dpo", "answer@dpo", "evaluate@dpo", "llm_judge", "compare"}
 
 
 def test_another_number_of_shards_touches_the_rounds_and_what_follows_alone(
@@ -174,7 +174,7 @@ def test_another_number_of_shards_touches_the_rounds_and_what_follows_alone(
 ) -> None:
     settings("iterative_dpo.shards=3")
     rounds = {f"iterative_dpo@round-{i}" for i in (1, 2, 3)}
-    assert _would_run(project) == {*rounds, "evaluate@iterative_dpo", "llm_judge", "compare"}
+    assert _would_run(project) == {*rounds, "answer@iterative_dpo", "evaluate@iterative_dpo", "llm_judge", "compare"}
 
 
 def _would_run(project: Project) -> set[str]:
@@ -189,7 +189,7 @@ def test_every_metric_is_explained(project: Project) -> None:
     found = {key for path in files for key in json.loads(path.read_text())}
     for path in (project.root / "plots").rglob("*.csv"):
         found |= set(path.read_text().splitlines()[0].split(","))
-    assert len(files) == 18
+    assert len(files) == 24
     assert not [key for key in found - {"step"} if not any(re.fullmatch(each, key) for each in explained)]
 
 

@@ -6,13 +6,12 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tasks.__main__ import SAMPLING
 from tasks.judges import JUDGES
 from tasks.params.edit import override
 from tasks.paths import TEST
 from tasks.policies import POLICIES
 from tasks.stages import STAGES as TABLE
-from tasks.stages import TRAINING
+from tasks.stages import TRAINING, samples
 from tests.pipeline import READ_AS_TEXT, ROOT, closure, paths, read_yaml, stages
 
 STAGES = stages()
@@ -23,7 +22,7 @@ OWN = {
     **{name: {f"alignflow/algorithms/{SHARED.get(name, name)}.py"} for name in TRAINED},
     "iterative_dpo": {"alignflow/algorithms/iterative_dpo.py", "alignflow/algorithms/dpo.py"},
 }
-UNCHANGED_BY = {"evaluate": "memory"}
+UNCHANGED_BY = dict.fromkeys(("answer", "evaluate"), "memory")
 """Sections that a stage reads and that change none of its results: tests of the stage and of processes compare them."""
 DERIVED = {"iterative_dpo.shards", "iterative_dpo.last", "iterative_dpo.rounds"}  # they only make the foreach
 
@@ -65,7 +64,7 @@ def test_deps_name_no_code_that_the_stage_does_not_use(stage: str):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_samples_looks_at_its_start_whether_the_engine_can_work(stage: str):
-    assert bool(SAMPLING.intersection(TABLE[stage].sections)) == ("alignflow/sampling/vllm.py" in closure(stage))
+    assert samples(TABLE[stage]) == ("alignflow/sampling/vllm.py" in closure(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -80,11 +79,19 @@ def test_a_new_rule_and_the_sampler_retrain_no_offline_method():
     assert "alignflow/loops/offline.py" not in closure("ppo") | closure("grpo")
 
 
+def test_answers_depend_on_no_reward_and_no_judge_and_an_evaluation_on_no_sampler():
+    answer, evaluate = STAGES["answer"], STAGES["evaluate"]
+    assert not {"rewards", "evaluate", "evaluate.judges", "sampling"} & set(answer["params"])
+    assert not [dep for dep in paths(answer["deps"]) if "reward" in dep or "judg" in dep or "rules" in dep]
+    assert not [dep for dep in paths(evaluate["deps"]) if "sampling" in dep or dep == "${item}"]
+    assert not [param for param in evaluate["params"] if "sampling" in param]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_settings_a_stage_hands_to_its_run_are_among_its_params(stage: str):
     params, raw = set(STAGES[stage]["params"]), read_yaml("params.yaml")
     for section in TABLE[stage].sections:
-        keys = {f"{section}.{key}" for key in raw[section]} - DERIVED
+        keys = {section} if "." in section else {f"{section}.{key}" for key in raw[section]} - DERIVED
         assert section in params or keys <= params, f"{stage}: {sorted(keys - params)} not in dvc.yaml"
 
 
@@ -163,7 +170,7 @@ def test_the_rounds_of_iterative_dpo_chain_and_all_are_evaluated():
 def test_the_choice_of_policies_makes_the_stages():
     """What is trained and evaluated follows from params.yaml alone, through DVC's own reading of both files."""
     dvc, params = read_yaml("dvc.yaml")["stages"], read_yaml("params.yaml")
-    assert dvc["evaluate"]["foreach"].split(" #")[0] == "${policies}"
+    assert {dvc[name]["foreach"] for name in ("answer", "evaluate")} == {"${policies}"}
     for name, policy in POLICIES.items():
         if policy.stage == name and not policy.in_rounds:
             assert dvc[name]["foreach"] == f"${{trained.{name}}}"
@@ -189,6 +196,9 @@ def test_a_policy_that_is_switched_off_has_no_stage(tmp_path: Path):
     with Repo(str(tmp_path)) as repo:
         names = {stage.name for stage in repo.index.stages}
     assert {"dpo@policy", "ppo@policy", "evaluate@base", "evaluate@reference", "evaluate@dpo", "compare"} <= names
+    assert {name for name in names if name.startswith("answer")} == {
+        f"answer@{name}" for name in ("base", "reference", "dpo", "ppo")
+    }
     assert not {name for name in names if "grpo" in name or "iterative_dpo" in name}
 
 

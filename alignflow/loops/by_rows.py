@@ -15,7 +15,12 @@ from alignflow.types import Sequences
 
 
 def by_rows(
-    forward: Callable[[Sequences], Tensor], sequences: Sequences, budget: Budget, *, columns: int | None = None
+    forward: Callable[[Sequences], Tensor],
+    sequences: Sequences,
+    budget: Budget,
+    *,
+    columns: int | None = None,
+    tell: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Run a forward pass in micro-batches without gradients, over all processes, and return its rows in order.
 
@@ -24,6 +29,7 @@ def by_rows(
         sequences: all rows. B
         budget: maximum number of tokens of a micro-batch; halved when memory runs out.
         columns: width of the result, e.g. S-1 with zeros after a row's end; None for one number per row.
+        tell: receives the share of the micro-batches that is done, after each.
 
     Returns:
         (B, columns) or (B,), float32, on the device of the sequences
@@ -41,6 +47,8 @@ def by_rows(
                 result[rows] = found
             else:
                 result[rows, : found.shape[1]] = found
+            if tell:
+                tell((number + 1) / len(groups))
         return result
 
     mine = fitting(

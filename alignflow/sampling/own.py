@@ -7,7 +7,7 @@ between two tokens: rare in float32, frequent in bfloat16. The batches are part 
 top-p, because training uses log-probs of the full distribution.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,8 @@ def generate(
     temperature: float,
     seed: int,
     rows: int,
+    streams: Sequence[int] | None = None,
+    tell: Callable[[float], None] | None = None,
 ) -> list[Response]:
     """Sample one response to each prompt.
 
@@ -53,6 +55,8 @@ def generate(
         temperature: divides the logits; 0 takes the most likely token.
         seed: seed of all random streams.
         rows: number of responses in a batch; part of the result, see above.
+        streams: number of each prompt's random stream; by default its place among the prompts.
+        tell: receives the share of the work that is done, after each token.
 
     Returns:
         One response per prompt, in order.
@@ -61,18 +65,34 @@ def generate(
         TooLong: a prompt and a response of maximum length exceed the model's learned positions.
     """
     check_length(max(map(len, prompts), default=0) + max_response_length, learned_positions(model))
-    # similar lengths need little padding; equal prompts are adjacent and are prefilled once
-    order = mine(sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]), i)))
+    numbers = range(len(prompts)) if streams is None else streams
+    batches = cut(mine(by_length(prompts)), rows)
     result: dict[int, Response] = {}
-    for start in range(0, len(order), rows):
-        chunk = order[start : start + rows]
-        draws = torch.stack([_uniforms(seed, i, max_response_length) for i in chunk])
-        tokens = _sample(model, [tuple(prompts[i]) for i in chunk], draws, set(eos_ids), temperature)
-        for index, response in zip(chunk, tokens, strict=True):
-            result[index] = response
+    for place, batch in enumerate(batches):
+        draws = torch.stack([_uniforms(seed, numbers[i], max_response_length) for i in batch])
+
+        def step(share: float, before: int = place) -> None:
+            if tell:
+                tell((before + share) / len(batches))
+
+        tokens = _sample(model, [tuple(prompts[i]) for i in batch], draws, set(eos_ids), temperature, step)
+        result.update(zip(batch, tokens, strict=True))
     for part in gather(result):
         result.update(part)
     return [result[i] for i in range(len(prompts))]
+
+
+def by_length(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return the places of prompts in the order of sampling.
+
+    Similar lengths next to each other need the least padding; equal prompts next to each other are prefilled once.
+    """
+    return sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i]), i))
+
+
+def cut(places: Sequence[int], rows: int) -> list[list[int]]:
+    """Return places in groups that are sampled at once."""
+    return [list(places[start : start + rows]) for start in range(0, len(places), rows)]
 
 
 def row_seed(seed: int, row: int) -> int:
@@ -86,7 +106,12 @@ def _uniforms(seed: int, row: int, count: int) -> Tensor:
 
 
 def _sample(
-    model: Any, prompts: Sequence[tuple[int, ...]], draws: Tensor, eos_ids: set[int], temperature: float
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    draws: Tensor,
+    eos_ids: set[int],
+    temperature: float,
+    tell: Callable[[float], None],
 ) -> list[Response]:
     from alignflow.sampling.kv_cache import spread
 
@@ -109,6 +134,7 @@ def _sample(
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
                 ended[row] = token in eos_ids
+        tell((t + 1) / draws.shape[1])
         if all(ended) or t + 1 == draws.shape[1]:
             break
         keep = [i for i, row in enumerate(alive) if not ended[row]]

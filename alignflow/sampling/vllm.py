@@ -52,6 +52,7 @@ def generate(
     rows: int,
     longest: int,
     memory_fraction: float,
+    streams: Sequence[int] | None = None,
 ) -> list[Response]:
     """Sample one response to each prompt as a role (the base without adapter), as ``own.generate`` does.
 
@@ -73,8 +74,9 @@ def generate(
 
     engine = _engine(models, rows, longest, memory_fraction)
     common = {"temperature": temperature, "max_tokens": max_response_length, "stop_token_ids": list(eos_ids)}
+    numbers = range(len(prompts)) if streams is None else streams
     settings = [  # logprobs=0: only that of the sampled token
-        SamplingParams(**common, seed=row_seed(seed, row), logprobs=0, detokenize=False) for row in range(len(prompts))
+        SamplingParams(**common, seed=row_seed(seed, number), logprobs=0, detokenize=False) for number in numbers
     ]
     texts = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
     with TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """What a policy still knows: fixed questions with choices, and unseen chosen responses."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from alignflow.data.collate import collate
@@ -13,7 +14,9 @@ from tasks.data.prepared import read_lines, read_prepared
 from tasks.params.sections import Evaluate
 
 
-def capability(models: SharedBase, role: str, section: Evaluate, budget: Budget) -> dict[str, float]:
+def capability(
+    models: SharedBase, role: str, section: Evaluate, budget: Budget, tell: Callable[[float], None]
+) -> dict[str, float]:
     """Return the accuracy on the fixed questions and the perplexity of unseen chosen responses, in one pass."""
     tokenizer = models.base.tokenizer
     path = Path(section.capability_path)
@@ -29,6 +32,7 @@ def capability(models: SharedBase, role: str, section: Evaluate, budget: Budget)
         lambda batch: models.logprobs(role, batch)[0].sum(1),
         collate([*choices, *good]),
         budget,
+        tell=tell,
     ).tolist()
     end, lengths = len(choices), [len(example.response) for example in (*choices, *good)]
     accuracy = {"capability/multiple_choice": choice_accuracy(logps[:end], lengths[:end], questions)}

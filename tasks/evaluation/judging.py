@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from alignflow.data.encoding import encode_prompt
 from alignflow.memory import Budget
 from alignflow.models.adapters import saved_shape
 from alignflow.models.roles import SharedBase
-from tasks.evaluation.answers import PolicyAnswers
+from alignflow.types import Example
+from tasks.evaluation.answer_files import PolicyAnswers
+from tasks.evaluation.kept import Kept
 from tasks.judges import learned
 from tasks.params.sections import Params
-from tasks.paths import REWARD_MODEL, SFT
+from tasks.paths import REWARD_MODEL
+from tasks.running.stage import Stage
 from tasks.training import rewards
 from tasks.training.models import open_models
 
@@ -26,29 +31,49 @@ class AnswerScores:
 
 
 def open_scorers(params: Params) -> SharedBase:
-    """Load the base with the reference and the scorers that judge."""
+    """Load the base with the reward models that score answers: the one of training where it counts, and judges."""
     models = open_models(params)
-    models.add("reference", start=SFT)
     if params.rewards.reward_model:
-        models.add("reward_model", start=REWARD_MODEL)
-    for name, folder in learned().items():
+        models.add(rewards.LEARNED, start=REWARD_MODEL)
+    for role, folder in learned().items():
         if rewards.is_trained(folder):
-            models.add(name, start=folder, shape=saved_shape(folder))
+            models.add(role, start=folder, shape=saved_shape(folder))
     return models
 
 
-def judge(params: Params, models: SharedBase, answers: Sequence[PolicyAnswers], budget: Budget) -> list[AnswerScores]:
-    """Return what all answers are worth: one pass of each scorer over all of them."""
+def judge(
+    stage: Stage, kept: Kept, models: SharedBase, policy: str, answers: Sequence[PolicyAnswers]
+) -> list[AnswerScores]:
+    """Return what all answers are worth: one pass of each scorer over all of them.
+
+    Args:
+        stage: the running stage.
+        kept: results of the stage so far; judging goes on after them, scorer by scorer.
+        models: of ``open_scorers``.
+        policy: whose answers they are.
+        answers: of the policy and its snapshots.
+    """
+    params = stage.params
     rows = [row for one in answers for row in one.rows]
     texts = [text for one in answers for text in one.texts]
-    examples = [example for one in answers for example in one.examples]
-    sources = rewards.sources(models, params, rows, examples, texts, budget=budget)
+    prompts = {row["prompt_id"]: encode_prompt(models.base.tokenizer, row["messages"]) for row in rows}
+    examples = [
+        Example(prompts[row["prompt_id"]], tokens)
+        for one in answers
+        for row, tokens in zip(one.rows, one.tokens, strict=True)
+    ]
+    budget = Budget(params.reward_model.micro_batch_tokens, stage.announce)
+    learned_values: dict[str, list[float]] = {}
+    for role in models.heads:
+
+        def score(role: str = role) -> list[float]:
+            tell = stage.progress(f"{policy}: scores by {role}")
+            return rewards.learned_scores(models, role, _scorers()[role], examples, budget, tell)
+
+        learned_values[role] = kept.once(f"{policy}: {role}", score)
+    sources = rewards.sources_beside(learned_values.pop(rewards.LEARNED, None), params, rows, texts)
     scores = [_score(params, row, mine) for row, mine in zip(rows, sources, strict=True)]
-    judges = {
-        name: rewards.learned_scores(models, name, folder, examples, budget)
-        for name, folder in learned().items()
-        if name in models.heads
-    }
+    judges = learned_values  # without that of training
     for rule in params.evaluate.judges:
         judges[rule] = [_rule(rule, row, text) for row, text in zip(rows, texts, strict=True)]
     result, start = [], 0
@@ -56,6 +81,11 @@ def judge(params: Params, models: SharedBase, answers: Sequence[PolicyAnswers], 
         mine = slice(start, start := start + len(one.rows))
         result.append(AnswerScores(scores[mine], {name: values[mine] for name, values in judges.items()}))
     return result
+
+
+def _scorers() -> dict[str, Path]:
+    """Return the folders of the reward models that score answers, by role."""
+    return {rewards.LEARNED: REWARD_MODEL, **learned()}
 
 
 def _score(params: Params, row: Mapping[str, Any], sources: Mapping[str, float | None]) -> float:

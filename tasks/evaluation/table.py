@@ -1,4 +1,4 @@
-"""The answers of a policy as rows of a table, and the figures of all of them."""
+"""The answers of a policy as rows of a table, the points of its trajectory, and the figures of all answers."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -7,7 +7,7 @@ from typing import Any
 from alignflow.evaluation.answers import distinct, language_drift, repetition
 from alignflow.evaluation.language import languages
 from alignflow.rules.shared.outcome import outcome
-from tasks.evaluation.answers import PolicyAnswers
+from tasks.evaluation.answer_files import PolicyAnswers
 from tasks.evaluation.judging import AnswerScores
 from tasks.params.sections import Evaluate
 
@@ -26,14 +26,49 @@ def table(answers: PolicyAnswers, scores: AnswerScores, section: Evaluate) -> li
             "score": scores.scores[i],
             "judges": {name: values[i] for name, values in scores.judges.items()},
             "kl": answers.kl[i],
-            "response_length": len(answers.responses[i].tokens),
-            "truncated": answers.responses[i].truncated,
+            "response_length": len(answers.tokens[i]),
+            "truncated": answers.truncated[i],
             "repetition": repetition(answers.texts[i]),
             "language": spoken[i],
             "prompt_language": asked[i],
             "outcome": None if row["answer"] is None else outcome(answers.texts[i], row["answer"]),
         }
         for i, row in enumerate(answers.rows)
+    ]
+
+
+def points(
+    trajectory: Sequence[Mapping[str, Any]],
+    answers: Sequence[PolicyAnswers],
+    scores: Sequence[AnswerScores],
+    *,
+    count: int,
+    samples: int,
+) -> list[dict[str, Any]]:
+    """Return the points of a trajectory: what the answers to the first prompts are worth, each prompt's mean.
+
+    Args:
+        trajectory: step and label of each point, the final policy last; it may be empty.
+        answers: of the final policy first, then of each earlier snapshot in order.
+        scores: of these answers.
+        count: how many of the first answers count.
+        samples: answers to each prompt.
+    """
+
+    def by_prompt(values: Sequence[float]) -> list[float]:
+        return [fmean(values[start : start + samples]) for start in range(0, count, samples)]
+
+    in_order = zip(trajectory, [*answers[1:], answers[0]], [*scores[1:], scores[0]], strict=False)
+    return [
+        {
+            **point,
+            "kl": by_prompt(answered.kl),
+            "score": by_prompt(judged.scores),
+            "judges": {name: by_prompt(values) for name, values in judged.judges.items()},
+            "response_length": by_prompt(list(map(len, answered.tokens))),
+        }
+        for point, answered, judged in in_order
+        if count
     ]
 
 

@@ -20,10 +20,11 @@ from tasks.running import processes, progress
 from tasks.running.checks import is_users, tell
 from tasks.running.hardware import describe, peak_memory_gib
 from tasks.running.provenance import base_tag, commit, datasets, fingerprint
-from tasks.stages import StageEntry
+from tasks.stages import StageEntry, settings_of
 from tasks.tracking import recorder as tracking
 
 SAVE_SECONDS = 60.0  # at most this much work is lost by a kill, none by SIGTERM
+TELL_SECONDS = 5.0  # between two lines that say how far a long piece of work is
 INTERRUPTED = 143  # what a shell reports for SIGTERM
 
 
@@ -66,6 +67,22 @@ class Stage:
         left = spent / max(len(done), 1) * (self.total_steps - step)
         if distributed.is_main():
             progress.write(progress.StepProgress(step, self.total_steps, metrics, left), self.say)
+
+    def progress(self, what: str) -> Callable[[float], None]:
+        """Return what receives the share of some work that is done, and says it every few seconds."""
+        began = said = time.monotonic()
+
+        def tell(share: float) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if share >= 1 or now - said < TELL_SECONDS or not distributed.is_main():
+                return
+            said = now
+            left = (1 - share) * (now - began) / max(share, 1e-9)
+            line = f"{what}: {share:.0%} | left {progress.clock(left)}"
+            progress.write(progress.StepProgress(round(100 * share), 100, {}, left), lambda _: self.say(line))
+
+        return tell
 
     def keep(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Save the training state every ``SAVE_SECONDS`` and before stopping; all processes stop together."""
@@ -120,7 +137,7 @@ def run(name: str, work: Callable[[Stage], Mapping[str, float]], params: Params,
         params: all settings.
         entry: from the table of stages, with its paths filled in.
     """
-    used = {section: getattr(params, section).model_dump() for section in entry.sections}
+    used = settings_of(entry, params)
     key = f"{name}-{fingerprint(name, used, entry.inputs)}"
     stage = _open(name, key, params, used, entry.inputs)
     previous = signal.signal(signal.SIGTERM, stage.stop)

@@ -26,6 +26,7 @@ from tasks.params.sections import RewardModel
 from tasks.paths import SFT
 from tasks.running.stage import Stage
 from tasks.training import sampling
+from tasks.training.ends import ended_as_in_data
 from tasks.training.models import config_of, finish, open_models
 from tasks.training.offline import train_offline
 
@@ -169,7 +170,7 @@ def _normalization(stage: Stage, models: SharedBase, section: RewardModel) -> di
     prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
     responses, texts = sampling.sample(models, "reference", prompts, stage.params, seed=section.seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    examples = sampling.ended_as_in_data(models, examples)
+    examples = ended_as_in_data(models, examples)
     budget = Budget(section.micro_batch_tokens, stage.announce)
     raw = by_rows(lambda batch: models.scores(ROLE, batch), collate(examples), budget).tolist()
     mean, std = statistics.fmean(raw), statistics.stdev(raw)

@@ -2,23 +2,24 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from alignflow.data.collate import collate
-from alignflow.data.encoding import encode_prompt
 from alignflow.distributed import deal
 from alignflow.loops.by_rows import by_rows
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.rewards import apply_rule, rule_file
-from alignflow.sampling.own import Response
 from alignflow.types import Example
 from tasks.params.sections import Params
 from tasks.paths import REWARD_MODEL, RULES
-from tasks.training import sampling
+from tasks.training.ends import ended_as_in_data
+
+if TYPE_CHECKING:
+    from alignflow.sampling.own import Response
 
 LEARNED = "reward_model"
 
@@ -48,12 +49,17 @@ def is_trained(folder: Path) -> bool:
 
 
 def learned_scores(
-    models: SharedBase, role: str, folder: Path, examples: Sequence[Example], budget: Budget
+    models: SharedBase,
+    role: str,
+    folder: Path,
+    examples: Sequence[Example],
+    budget: Budget,
+    tell: Callable[[float], None] | None = None,
 ) -> list[float]:
     """Return the normalised score that a role, loaded from a folder, gives each example, ended as in the data."""
     mean, std = normalization(folder)
-    read = collate(sampling.ended_as_in_data(models, examples))
-    raw = by_rows(lambda batch: models.scores(role, batch), read, budget)
+    read = collate(ended_as_in_data(models, examples))
+    raw = by_rows(lambda batch: models.scores(role, batch), read, budget, tell=tell)
     return [(value - mean) / std for value in raw.tolist()]
 
 
@@ -62,7 +68,7 @@ def reward(
     params: Params,
     rows: Sequence[Mapping[str, Any]],
     examples: Sequence[Example],
-    responses: Sequence[Response],
+    responses: Sequence["Response"],
     texts: Sequence[str],
     *,
     budget: Budget,
@@ -109,14 +115,23 @@ def sources(
     budget: Budget,
 ) -> list[dict[str, float | None]]:
     """Return what each source of reward gives each response, before its weight; arguments and errors as ``reward``."""
-    keys = params.rewards
+    learned = None
+    if params.rewards.reward_model:
+        learned = learned_scores(models, LEARNED, REWARD_MODEL, examples, budget)
+    return sources_beside(learned, params, rows, texts)
+
+
+def sources_beside(
+    learned: Sequence[float] | None, params: Params, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]
+) -> list[dict[str, float | None]]:
+    """Return what ``sources`` returns, from scores that the reward model gave before; None where it gives none."""
     columns: dict[str, list[float | None]] = {}
-    if keys.reward_model:
-        columns[LEARNED] = [*learned_scores(models, LEARNED, REWARD_MODEL, examples, budget)]
-        for value, row in zip(columns[LEARNED], rows, strict=True):
-            if value is None or not math.isfinite(value):
+    if learned is not None:
+        columns[LEARNED] = [*learned]
+        for value, row in zip(learned, rows, strict=True):
+            if not math.isfinite(value):
                 raise RewardError(f"the reward model gave {value} to a response to {row['prompt']!r}")
-    for name, numbers in keys.rules.items():
+    for name, numbers in params.rewards.rules.items():
         columns[name] = _rule_column(name, _own(numbers), rows, texts)
     return [{name: values[i] for name, values in columns.items()} for i in range(len(rows))]
 
@@ -135,37 +150,6 @@ def _rule_column(
 def rule_value(name: str, row: Mapping[str, Any], text: str, numbers: Mapping[str, float]) -> float | None:
     """Return what a rule gives a response to a prepared row; None where it does not apply."""
     return apply_rule(rule_file(name, RULES), row["prompt"], text, row["answer"], numbers)
-
-
-class Sample(NamedTuple):
-    """One sampled response with what it earned."""
-
-    row: Mapping[str, Any]
-    example: Example
-    response: Response
-    text: str
-    reward: Reward
-
-
-def sample(
-    models: SharedBase, params: Params, rows: Sequence[Mapping[str, Any]], samples: int, *, seed: int, budget: Budget
-) -> list[Sample]:
-    """Sample responses of the current policy to prepared rows, side by side, and reward them.
-
-    Args:
-        models: with the roles ``policy`` and ``reward_model``.
-        params: sampling and rewards.
-        rows: prepared rows, one a prompt.
-        samples: responses a prompt.
-        seed: of the sampling.
-        budget: most padded tokens of a forward pass.
-    """
-    each = [row for row in rows for _ in range(samples)]
-    prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in each]
-    responses, texts = sampling.sample(models, "policy", prompts, params, seed=seed)
-    examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
-    rewards = reward(models, params, each, examples, responses, texts, budget=budget)
-    return [Sample(*one) for one in zip(each, examples, responses, texts, rewards, strict=True)]
 
 
 def check_sources(params: Params, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,7 +21,8 @@ from tasks.paths import REWARD_MODEL, SFT
 from tasks.running.stage import Stage
 from tasks.training import sampling
 from tasks.training.models import config_of, finish, keep_snapshots, open_models
-from tasks.training.rewards import Sample, check_sources, means, sample
+from tasks.training.rewards import check_sources, means
+from tasks.training.samples import Sample, sample
 
 Config = TypeVar("Config")
 

@@ -1,18 +1,17 @@
 """Sampling as all stages do it: responses of a role with their texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
-from alignflow.data.encoding import end_of_turn
 from alignflow.models.adapters import dense_bytes
 from alignflow.models.load import default_device
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response, generate
-from alignflow.types import Example
 from tasks.params.sections import Params
 from tasks.running.hardware import free_memory
+from tasks.training.ends import eos_ids
 
 
 def check_engine(params: Params) -> None:
@@ -48,34 +47,48 @@ def answer(
     seed: int,
 ) -> tuple[list[Response], list[str]]:
     """Sample one response of up to ``length`` tokens to each prompt as a role; return tokens and texts."""
+    with sampler(models, role, params, length=length, temperature=temperature, seed=seed) as draw:
+        responses = draw(prompts)
+    return responses, decode(models, responses)
+
+
+class Sampler(Protocol):
+    """Samples one response to each prompt."""
+
+    def __call__(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        streams: Sequence[int] | None = None,
+        tell: Callable[[float], None] | None = None,
+    ) -> list[Response]:
+        """Sample; arguments as in ``alignflow.sampling.own.generate``."""
+
+
+@contextmanager
+def sampler(
+    models: SharedBase, role: str, params: Params, *, length: int, temperature: float, seed: int
+) -> Iterator[Sampler]:
+    """Give a function that samples as a role and can be called several times; merged layers are made once."""
     section, ends = params.sampling, eos_ids(models)
+    settings: dict[str, Any] = {
+        "eos_ids": ends,
+        "max_response_length": length,
+        "temperature": temperature,
+        "seed": seed,
+        "rows": section.rows,
+    }
     if section.engine == "vllm":
         from alignflow.sampling import vllm
 
-        responses = vllm.generate(
-            models,
-            role,
-            prompts,
-            eos_ids=ends,
-            max_response_length=length,
-            temperature=temperature,
-            seed=seed,
-            rows=section.rows,
-            longest=section.vllm_max_length,
-            memory_fraction=section.vllm_memory_fraction,
+        settings |= {"longest": section.vllm_max_length, "memory_fraction": section.vllm_memory_fraction}
+        yield lambda prompts, streams=None, tell=None: vllm.generate(  # noqa: ARG005  # the engine does not tell
+            models, role, prompts, streams=streams, **settings
         )
     else:
         with answering(models, role, section.merged) as model:
-            responses = generate(
-                model,
-                prompts,
-                eos_ids=ends,
-                max_response_length=length,
-                temperature=temperature,
-                seed=seed,
-                rows=section.rows,
+            yield lambda prompts, streams=None, tell=None: generate(
+                model, prompts, streams=streams, tell=tell, **settings
             )
-    return responses, decode(models, responses)
 
 
 @contextmanager
@@ -101,23 +114,6 @@ def _plain(models: SharedBase, merged: str | bool) -> bool:
 @cache
 def _announce(text: str) -> None:
     print(f"[sampling] {text}", flush=True)
-
-
-def eos_ids(models: SharedBase) -> list[int]:
-    """Return every token that ends a response: the chat template's, the tokenizer's, and the generation settings'."""
-    tokenizer = models.base.tokenizer
-    configured = models.base.model.generation_config.eos_token_id
-    more = configured if isinstance(configured, list) else [configured]
-    return sorted({end_of_turn(tokenizer), tokenizer.eos_token_id, *(i for i in more if i is not None)})
-
-
-def ended_as_in_data(models: SharedBase, examples: Sequence[Example]) -> list[Example]:
-    """Return examples as a reward model has learned to read them: the chat template's token ends each that ended.
-
-    A response may end with any token of ``eos_ids``; of these, responses of the data have the template's alone.
-    """
-    ends, end = set(eos_ids(models)), end_of_turn(models.base.tokenizer)
-    return [Example(p, (*r[:-1], end)) if r and r[-1] in ends else Example(p, r) for p, r in examples]
 
 
 def decode(models: SharedBase, responses: Sequence[Response]) -> list[str]:

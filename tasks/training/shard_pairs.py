@@ -15,7 +15,8 @@ from alignflow.types import Pair
 from tasks.data.prepared import read_prompts
 from tasks.paths import IDENTITY
 from tasks.running.stage import Stage
-from tasks.training.rewards import check_sources, sample
+from tasks.training.rewards import check_sources
+from tasks.training.samples import sample
 
 
 def make_pairs(stage: Stage, models: SharedBase) -> tuple[list[Pair], dict[str, float]]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 CODE = Path(__file__).parents[2]
 STAGES = [
+    "answer@dpo",
+    "answer@iterative_dpo",
     "compare",
     "dpo",
     "evaluate@dpo",

@@ -51,7 +51,7 @@ def test_a_second_run_computes_nothing_and_brings_deleted_outputs_back(toy):
 def test_an_override_computes_what_it_changes_and_leaves_the_users_files_alone(toy):
     before, status = toy.files(), toy.status()
     result = run(overrides=("dpo.beta=0.2",), name="stronger")
-    assert toy.events("began") == ["dpo", "evaluate@dpo", "compare"]
+    assert toy.events("began") == ["dpo", "answer@dpo", "evaluate@dpo", "compare"]
     assert toy.files() == before
     assert toy.status() == status
     assert toy.stale() == ""
@@ -67,13 +67,13 @@ def test_an_override_computes_what_it_changes_and_leaves_the_users_files_alone(t
 def test_another_number_of_rounds_computes_new_rounds_and_no_other_method(toy):
     run(overrides=("iterative_dpo.shards=3",))
     # the toy's rounds do not read their shard, so only the third is new
-    assert toy.events("began") == ["iterative_dpo@round-3", "evaluate@iterative_dpo", "compare"]
+    assert toy.events("began") == ["iterative_dpo@round-3", "answer@iterative_dpo", "evaluate@iterative_dpo", "compare"]
 
 
 def test_a_stage_that_fails_once_is_tried_again_and_no_other_is(toy):
     toy.order("fail dpo", "1")
     run(overrides=("dpo.beta=0.3",))
-    assert toy.events("began") == ["dpo", "dpo", "evaluate@dpo", "compare"]
+    assert toy.events("began") == ["dpo", "dpo", "answer@dpo", "evaluate@dpo", "compare"]
 
 
 def test_a_stage_that_keeps_failing_is_named_and_the_other_branch_is_kept(toy):
@@ -85,14 +85,14 @@ def test_a_stage_that_keeps_failing_is_named_and_the_other_branch_is_kept(toy):
     said = str(failure.value)
     assert "failed: dpo." in said
     assert "dpo was told to fail" in said
-    assert "not run because of that: evaluate@dpo, compare" in said
+    assert "not run because of that: answer@dpo, evaluate@dpo, compare" in said
     assert "evaluate@iterative_dpo" in toy.events("ended")
     assert toy.files() == before
     (kept,) = [f for f in (toy.root / ".alignflow/runs").iterdir() if f.is_dir()]
     assert str(kept) in said
     toy.forget()
     run()
-    assert toy.events("began") == ["dpo", "evaluate@dpo", "compare"]
+    assert toy.events("began") == ["dpo", "answer@dpo", "evaluate@dpo", "compare"]
     assert toy.stale() == ""
 
 
@@ -137,7 +137,7 @@ def test_only_the_named_branch_runs_and_stages_it_did_not_touch_stay_outdated(to
     params = toy.root / "params.yaml"
     params.write_text(params.read_text().replace("beta: 0.1", "beta: 0.5"))  # of dpo and of iterative_dpo
     result = run(only=("dpo",))
-    assert toy.events("began") == ["dpo", "evaluate@dpo"]
+    assert toy.events("began") == ["dpo", "answer@dpo", "evaluate@dpo"]
     assert result.left_out == ("compare",)
     assert "iterative_dpo@round-1" in toy.stale()
     assert "evaluate@dpo" not in toy.stale()

@@ -35,7 +35,7 @@ def refused(done):
         (["stage", "dpo"], "dpo needs artifacts/sft, which stage sft makes"),
         (["report"], "comparison.json is missing; `alignflow run` makes it"),
         (["chat", "dop"], "no policy dop; did you mean dpo?"),
-        (["chat", "dpo"], "evaluate@dpo needs artifacts/dpo"),
+        (["chat", "dpo"], "answer@dpo needs artifacts/dpo"),
         (["chat"], "which policy? One or two of dpo, iterative_dpo"),
         (["rnu"], "No such command 'rnu'"),
         (["data", "check", "none.jsonl"], "none.jsonl: not found"),

@@ -14,8 +14,9 @@ def test_stages_come_from_dvc_with_what_they_need_before_them(cloned):
     for name, stage in stages.items():
         assert set(stage.needs) <= seen
         seen.add(name)
-    assert set(stages["evaluate@iterative_dpo"].needs) == {"iterative_dpo@round-2", "judge_model"}
-    assert stages["evaluate@iterative_dpo"].evaluates == ("iterative_dpo@round-2",)
+    assert set(stages["evaluate@iterative_dpo"].needs) == {"answer@iterative_dpo", "judge_model"}
+    for name in ("answer@iterative_dpo", "evaluate@iterative_dpo"):  # one directly, the other through it
+        assert stages[name].evaluates == ("iterative_dpo@round-2",)
     assert stages["compare"].evaluates == ()
     assert stages["dpo"].device
     assert not stages["compare"].device
@@ -25,7 +26,7 @@ def test_stages_come_from_dvc_with_what_they_need_before_them(cloned):
 
 def test_only_takes_a_branch_with_its_needs_and_its_evaluation_but_trains_nothing_for_a_comparison(cloned):
     chosen, left_out = graph.select(graph.read(cloned.root), ["dpo"])
-    assert chosen == ["sft", "judge_model", "dpo", "evaluate@dpo"]  # DPO itself needs no judge model
+    assert chosen == ["sft", "judge_model", "dpo", "answer@dpo", "evaluate@dpo"]  # DPO itself needs no judge model
     assert left_out == ["compare"]
 
 
@@ -39,8 +40,8 @@ def test_only_takes_a_branch_with_its_needs_and_its_evaluation_but_trains_nothin
 )
 def test_only_brings_what_an_evaluation_needs_for_the_evaluated_stage_alone(cloned, only, expected):
     chosen, _ = graph.select(graph.read(cloned.root), [only])
-    assert [name for name in chosen if name != "evaluate@iterative_dpo"] == expected
-    assert ("evaluate@iterative_dpo" in chosen) == (only == "iterative_dpo")
+    reports = ["answer@iterative_dpo", "evaluate@iterative_dpo"] if only == "iterative_dpo" else []
+    assert chosen == [*expected, *reports]
 
 
 def test_an_evaluation_that_needs_another_policy_does_not_train_it():
@@ -79,7 +80,7 @@ def test_the_only_item_of_a_group_goes_by_the_name_of_the_group_and_dvc_by_its_o
     dpo = stages["dpo"]
     assert (dpo.name, dpo.target, dpo.group, dpo.item) == ("dpo", "dpo@policy", "dpo", "policy")
     assert dpo.address == "dvc.yaml:dpo@policy"
-    assert stages["evaluate@dpo"].needs == ("dpo", "judge_model")
+    assert stages["answer@dpo"].needs == ("dpo",)
     assert graph.find(stages, "dpo") is graph.find(stages, "dpo@policy") is dpo
     assert graph.select(stages, ["dpo@policy"]) == graph.select(stages, ["dpo"])
 
@@ -98,7 +99,7 @@ def test_only_with_every_method_includes_the_comparison(cloned):
 def test_only_compares_with_policies_that_are_up_to_date(toy, monkeypatch):
     monkeypatch.chdir("/")  # whatever folder it is asked from
     chosen, left_out = graph.select(graph.read(toy.root), ["dpo"])
-    assert chosen[-2:] == ["evaluate@dpo", "compare"]
+    assert chosen[-3:] == ["answer@dpo", "evaluate@dpo", "compare"]
     assert "iterative_dpo@round-1" not in chosen
     assert left_out == []
 
@@ -112,6 +113,7 @@ def test_only_does_not_compare_with_what_has_become_outdated(toy):
     assert {n for n, s in stages.items() if s.stale} == {
         "iterative_dpo@round-1",
         "iterative_dpo@round-2",  # DVC alone would not say so yet
+        "answer@iterative_dpo",
         "evaluate@iterative_dpo",
         "compare",
     }

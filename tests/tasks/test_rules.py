@@ -17,7 +17,7 @@ from tasks.running.rule_sources import sources
 from tests.pipeline import ROOT, paths, stages
 from tests.tasks.small_project import QUIET
 
-DOWNSTREAM = ("dpo", "iterative_dpo", "ppo", "grpo", "evaluate")
+DOWNSTREAM = ("dpo", "iterative_dpo", "ppo", "grpo", "answer", "evaluate")
 ONLINE = {"iterative_dpo", "ppo", "grpo"}
 MINE = "def mine(prompt, response, answer):\n    return 1.0\n"
 

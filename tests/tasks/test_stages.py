@@ -41,7 +41,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     set_up(folder, tiny)
     with working_in(folder):
-        for words in (*RUN, *(f"evaluate {policy}" for policy in EVALUATED)):
+        for words in (*RUN, *(f"{name} {policy}" for policy in EVALUATED for name in ("answer", "evaluate"))):
             stage(*words.split())
     return folder
 
@@ -556,7 +556,8 @@ def evaluated(policy: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("policy", EVALUATED)
 def test_a_policy_is_evaluated_on_held_out_prompts(place: Path, policy: str):
-    found = metrics("evaluate", policy)
+    found, answered = (metrics(name, policy) for name in ("evaluate", "answer"))
+    assert {**found, "peak_memory_gib": 0} == {**found, **answered, "peak_memory_gib": 0}
     answers, _ = evaluated(policy)
     held_out = {
         row["prompt_id"]: row
@@ -614,6 +615,7 @@ def test_prompts_with_answers_and_rules_are_enough(prompts_and_answers: Callable
         assert not weights(f"artifacts/{name}")["base_model.model.score.weight"].any()
         assert json.loads(Path(f"artifacts/{name}/report.json").read_text())["accuracy"] is None
     assert stage("ppo")["score/mean"] == -1
+    stage("answer", "ppo")
     found = stage("evaluate", "ppo")
     answers, _ = evaluated("ppo")
     assert set(found) == (MEASURED | OUTCOMES) - {"judge/judge_model/mean", "capability/perplexity"}

@@ -86,6 +86,15 @@ def test_in_bfloat16_batching_changes_a_response_only_where_its_draw_lies_on_an_
     assert changed, "batching never mattered: this test shows nothing"
 
 
+def test_a_block_with_its_streams_gets_the_responses_of_the_whole_and_says_how_far_it_is(models: SharedBase):
+    prompts, shares = PROMPTS * 2, list[float]()
+    together = sample(models, prompts)
+    block = [1, 4, 8]
+    found = sample(models, [prompts[i] for i in block], streams=block, rows=2, tell=shares.append)
+    assert found == [together[i] for i in block]
+    assert shares == [(t + 1) / 16 for t in range(16)]  # two batches of eight tokens
+
+
 def test_equal_prompts_are_prefilled_once_and_answered_as_one_by_one(models: SharedBase):
     """Five prompts of two kinds, in no order: one forward of two rows, then steps of five rows and one token."""
     prompts, shapes = [[5, 6, 7], [9, 8], [5, 6, 7], [9, 8], [5, 6, 7]], []

@@ -1,4 +1,4 @@
-"""The stage ``evaluate``: its judges come from the table of judges, and how memory is saved changes no answer."""
+"""The stages ``answer`` and ``evaluate``: judges come from their table, and how memory is saved changes no answer."""
 
 import json
 import shutil
@@ -38,6 +38,7 @@ def test_a_reward_model_judges_once_the_table_has_its_entry(place: Path, monkeyp
     (third / "normalization.json").write_text(json.dumps({**scale, "mean": 1.0, "std": 4.0}))
     entry = judges.Judge("third reward model", judges.Kind.REWARD_MODEL, third, "The third reward model")
     monkeypatch.setitem(judges.JUDGES, "third_model", entry)  # type: ignore[arg-type]
+    stage("answer", "base")
     found = stage("evaluate", "base")
     rows = answers("base")
     assert {tuple(row["judges"]) for row in rows} == {("judge_model", "third_model", "concise_answer")}
@@ -49,11 +50,13 @@ def test_a_reward_model_judges_once_the_table_has_its_entry(place: Path, monkeyp
 
 def test_how_memory_is_saved_changes_no_byte_of_an_evaluation(place: Path):
     """In one process; test_processes has what several processes do."""
+    stage("answer", "reference")
     found, kept, before = stage("evaluate", "reference"), Path("params.yaml").read_text(), written()
     override(
         Path("params.yaml"),
         ["memory.gradient_checkpointing=true", "memory.share_base=true", "memory.optimizer=paged_adamw_8bit"],
     )
+    stage("answer", "reference")
     again = stage("evaluate", "reference")
     Path("params.yaml").write_text(kept)
     assert written() == before

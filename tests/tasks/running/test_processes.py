@@ -21,7 +21,7 @@ from tests.tasks.small_project import QUIET, ROOT, set_up, stage, weights, worki
 
 TRAINED = ["sft", "reward_model", "dpo", "iterative_dpo round-1", "grpo", "ppo", "rloo", "kto"]
 ONCE = ["sft", "reward_model", "grpo"]
-EVALUATED = ["judge_model", "evaluate grpo"]
+EVALUATED = ["judge_model", "answer grpo", "evaluate grpo"]
 LAUNCHER = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
 WITHIN = 1e-4  # of a tensor's largest weight: gradients are summed in another order, and Adam divides by their size
 RUNS_OUT = """

@@ -17,8 +17,9 @@ from tasks.params.edit import override
 from tasks.params.read import load
 from tasks.paths import REWARD_MODEL
 from tasks.ppo import add_critic
-from tasks.training.rewards import Reward, Sample
+from tasks.training.rewards import Reward
 from tasks.training.rollouts import rollouts
+from tasks.training.samples import Sample
 from tests.close import EXACT, close
 from tests.tiny import disturb, open_base, some_rows
 

@@ -20,8 +20,9 @@ from tasks.params.edit import override
 from tasks.params.read import load
 from tasks.tools import doctor
 from tasks.training import sampling
+from tasks.training.ends import eos_ids
 from tasks.training.rewards import learned_scores
-from tasks.training.sampling import answering, decode, eos_ids
+from tasks.training.sampling import answering, decode
 from tests.close import close
 from tests.tiny import EOS, SHAPE, disturb, four_roles
 

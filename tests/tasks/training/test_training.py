@@ -14,8 +14,9 @@ from alignflow.types import Example, Pair
 from tasks.data.prepared import read_prepared, read_prompts
 from tasks.params.read import load
 from tasks.params.sections import Params
-from tasks.training.rewards import Reward, RewardError, Sample, check_sources, means, reward
+from tasks.training.rewards import Reward, RewardError, check_sources, means, reward
 from tasks.training.rollouts import rollouts
+from tasks.training.samples import Sample
 from tests.close import close
 from tests.toy import CONFIG, Given, enough
 
