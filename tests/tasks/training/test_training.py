@@ -74,6 +74,7 @@ RULE = {"weight": 2.0, "right": 1.0, "abstain": 0.0, "wrong": -1.0}
 def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Reward]]:
     """Two responses, of 60 words and of one, with raw scores 3 and 0; the second was cut off."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tasks.training.rewards.ended_as_in_data", lambda _, examples: examples)  # without a tokenizer
     folder = tmp_path / "artifacts/reward_model"
     folder.mkdir(parents=True)
     (folder / "normalization.json").write_text('{"mean": 1.0, "std": 2.0}')
