@@ -67,18 +67,21 @@ def run_stage(one: graph.Node, root: Path, env: Mapping[str, str]) -> stage.Stag
 
 
 @flow(name="align", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
-def align(overrides: tuple[str, ...] = (), only: tuple[str, ...] = (), name: str | None = None) -> FlowResult:
+def align(
+    overrides: tuple[str, ...] = (), only: tuple[str, ...] = (), name: str | None = None, series: str = ""
+) -> FlowResult:
     """Run the pipeline of the current checkout.
 
     Args:
         overrides: ``section.key=value`` changes of params.yaml for this run alone.
         only: stages or groups of stages to run, with everything they need and the reports on them.
         name: of the DVC experiment that keeps the result; by default the flow run's, with a part of its id.
+        series: key of the run over seeds that this run is a part of; its files are kept for the comparison over seeds.
     """
     STOP.asked.clear()
     checkout, run = checkout_root(Path.cwd()), str(flow_run.id)[:8]
     with workspace.in_use(run), stage.stoppable(STOP):
-        place = workspace.create(run, checkout, overrides, name or f"{flow_run.name}-{run[:4]}")
+        place = workspace.create(run, checkout, overrides, name or f"{flow_run.name}-{run[:4]}", series)
         stages = graph.read(place.path)
         chosen, left_out = graph.select(stages, only)
         get_run_logger().info("%d stages in %s", len(chosen), place.folder, extra={"stage_plan": chosen})
@@ -91,6 +94,8 @@ def align(overrides: tuple[str, ...] = (), only: tuple[str, ...] = (), name: str
             parent.finish(results, rows)
         reports = [name for name in chosen if stages[name].report]
         result = _deliver(place, results, left_out, reports, rows)
+        if series:
+            workspace.keep(place)
     workspace.discard(checkout, run)
     return result
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flows.align import FlowResult
+    from flows.seeds import SeedsResult
+    from flows.series import Series
+    from tasks.params.sections import Params
 
 app = typer.Typer(
     help="Align a language model from preferences, as versioned, tracked, reproducible stages.",
@@ -41,32 +44,44 @@ def run(
     only: Annotated[str, typer.Option(help="Stages to run, e.g. dpo,grpo, with all they need.")] = "",
     scenario: Annotated[str, typer.Option(help="Settings of scenarios/NAME.yaml; KEY=VALUE overrides them.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the DVC experiment that keeps the result.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Train with so many seeds and compare over all of them.")] = 1,
 ) -> None:
     """Run the pipeline as a Prefect flow; KEY=VALUE (dpo.beta=0.2) changes parameters for this run alone.
 
     With --only: a method with everything it needs, its evaluation, and the comparison when the other
-    policies in it are up to date.
+    policies in it are up to date. With --seeds 3: the reward model and every policy once for each seed, all else
+    once; one experiment a seed (NAME-seed-1, …), and the comparison over all seeds in seeds/NAME.html.
     """
     root = _project()
     given, chosen = _settings_of(scenario), tuple(part for part in only.split(",") if part)
     changes = (*given, *(overrides or ()))
-    _check(root, changes, chosen, name)
+    series = _series(root, changes, chosen, seeds, name) if seeds > 1 else None
+    if series is None:
+        _check(root, changes, chosen, name)
 
     from flows import environment
 
     environment.prepare()
     from rich.console import Console
 
-    from flows.align import align
     from flows.display import watching
 
     # Prefect hands a SIGTERM on when the stages are gone; as an exit, so that its temporary server goes too
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console = Console()
     console.print("starting Prefect …", style="dim")
-    with watching(console):
-        result = align(changes, chosen, name)
-    _conclude(console, result)
+    if series:
+        from flows.seeds import align_over_seeds
+
+        with watching(console):
+            over_seeds = align_over_seeds(series)
+        _conclude_seeds(console, over_seeds)
+    else:
+        from flows.align import align
+
+        with watching(console):
+            result = align(changes, chosen, name)
+        _conclude(console, result)
 
 
 @app.command()
@@ -272,8 +287,8 @@ def _settings_of(scenario: str) -> tuple[str, ...]:
     return given
 
 
-def _try(overrides: Sequence[str]) -> None:
-    """Apply overrides to a copy of params.yaml; errors name the original."""
+def _try(overrides: Sequence[str]) -> "Params":
+    """Apply overrides to a copy of params.yaml and return it; errors name the original."""
     from tasks.params.edit import override
     from tasks.params.read import ParamsError, load
 
@@ -283,6 +298,7 @@ def _try(overrides: Sequence[str]) -> None:
         shutil.copy(PARAMS, copy)
         try:
             override(copy, overrides)
+            return load(copy)
         except ParamsError as error:
             raise ParamsError(str(error).replace(str(copy), str(PARAMS))) from None
 
@@ -300,6 +316,16 @@ def _check(root: Path, overrides: Sequence[str], only: Sequence[str], name: str 
         graph.select(graph.read(root), [n.partition("@")[0] for n in only] if overrides else only)
 
 
+def _series(root: Path, overrides: Sequence[str], only: Sequence[str], seeds: int, name: str | None) -> "Series":
+    """Return the runs of a run over seeds, after finding every mistake in its arguments."""
+    from flows.series import plan
+
+    if only:
+        raise UserError("--only: with --seeds all stages run; choose policies instead, e.g. `policies=dpo,ppo`")
+    with _explained():
+        return plan(root, _try(overrides), overrides, seeds, name)
+
+
 @contextmanager
 def _explained(source: str = "") -> Iterator[None]:
     from pydantic import ValidationError
@@ -315,14 +341,38 @@ def _explained(source: str = "") -> Iterator[None]:
         raise UserError(f"{source}{error}") from None
 
 
+def _counted(result: "FlowResult") -> str:
+    """Say how the stages of a run ended."""
+    from flows import stage
+
+    counted = {how: sum(r.how == how for r in result.stages) for how in (stage.RAN, stage.RESTORED, stage.UNCHANGED)}
+    return f"{len(result.stages)} stages: {', '.join(f'{n} {how}' for how, n in counted.items() if n)}"
+
+
+def _conclude_seeds(console: "Console", result: "SeedsResult") -> None:
+    """Show the comparison over seeds and the commands that come next."""
+    from tasks.seeds.report import table
+
+    console.print()
+    for run in result.runs:
+        console.print(f"{run.experiment}: {_counted(run)}", highlight=False)
+    console.print(table(result.report))
+    console.print("\n".join(["", *result.report.lines]), highlight=False, markup=False)
+    console.print("\nnext:")
+    for what, why in (
+        (os.path.relpath(result.page), "the same with the rates of each seed"),
+        (f"dvc exp apply {result.runs[0].experiment}", "brings one seed's result into your files, which are unchanged"),
+    ):
+        console.print(f"  {what}  [dim]# {why}[/]", soft_wrap=True, highlight=False)
+
+
 def _conclude(console: "Console", result: "FlowResult") -> None:
     """Show the result of a run and the commands that come next."""
-    from flows import stage, summary
+    from flows import summary
     from tasks.comparison.table import table
     from tasks.paths import home
 
-    counted = {how: sum(r.how == how for r in result.stages) for how in (stage.RAN, stage.RESTORED, stage.UNCHANGED)}
-    console.print(f"\n{len(result.stages)} stages: {', '.join(f'{n} {how}' for how, n in counted.items() if n)}")
+    console.print(f"\n{_counted(result)}")
     if result.left_out:
         console.print(f"left out, because they need stages that are not up to date: {', '.join(result.left_out)}")
         reports = {r.stage: r.metrics for r in result.stages if r.stage in result.reports}

@@ -54,7 +54,9 @@ class Board(logging.Handler):
         self.stages: dict[str, StageView] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Handle one record; Prefect's own records have no stage and are ignored."""
+        """Handle one record; Prefect's own records have no stage and no heading and are ignored."""
+        if getattr(record, "heading", False):
+            self.console.print(f"\n{record.getMessage()}", style="bold", highlight=False)
         if (plan := getattr(record, "stage_plan", None)) is not None:
             self.stages = {name: StageView() for name in plan}
         name = getattr(record, "stage", "")

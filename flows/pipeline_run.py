@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flows import stage, summary
+from flows import stage, summary, workspace
 from flows.git import git
 from flows.graph import output_hashes
 from flows.workspace import Workspace
 from tasks.comparison.table import PolicyRow
+from tasks.paths import home
 
 if TYPE_CHECKING:
     from tasks.tracking.mlflow import Recorder
@@ -67,9 +68,28 @@ def pipeline(place: Workspace, run: str, only: Sequence[str]) -> Iterator[Parent
             "overrides": " ".join(place.overrides),
             "only": " ".join(only),
         },
+        parent=home() / "outbox" / workspace.series_run(place.series) if place.series else None,
     )
-    try:
+    with _ended(recorder):
         yield Parent(recorder, place)
+
+
+@contextmanager
+def series(key: str, name: str, seeds: int) -> Iterator["Recorder"]:
+    """Open the parent run of the pipelines of a run over seeds; the same series continues the same run."""
+    from tasks.tracking import mlflow
+
+    recorder = mlflow.start_pipeline(
+        workspace.series_run(key), name=name, params={"seeds": seeds}, tags={"stage": "seeds"}
+    )
+    with _ended(recorder):
+        yield recorder
+
+
+@contextmanager
+def _ended(recorder: "Recorder") -> Iterator[None]:
+    try:
+        yield
     except Exception:
         recorder.finish("FAILED", {})
         raise

@@ -19,9 +19,11 @@ from pathlib import Path
 
 from flows.errors import UserError
 from flows.git import git, tree_of
-from tasks.paths import home
+from tasks.paths import RULES, home
 
 LOCK = "dvc.lock"
+KEPT = ("evaluations", "judgements", "reports", "params.yaml", str(RULES))
+"""What the comparison over seeds reads of each seed's run."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Workspace:
     """Git tree of the user's files at the start."""
     before: str
     """Git tree of the workspace at the start: the same, with overrides applied."""
+    series: str = ""
+    """Key of the run over seeds that it is a part of; empty without one."""
 
     @property
     def path(self) -> Path:
@@ -44,7 +48,7 @@ class Workspace:
         return Path(self.folder)
 
 
-def create(run: str, checkout: Path, overrides: Sequence[str], name: str) -> Workspace:
+def create(run: str, checkout: Path, overrides: Sequence[str], name: str, series: str = "") -> Workspace:
     """Make the workspace of a flow run, or return the one that an earlier attempt of this run left.
 
     Raises:
@@ -54,7 +58,7 @@ def create(run: str, checkout: Path, overrides: Sequence[str], name: str) -> Wor
     folder, record = _runs() / run, _runs() / f"{run}.json"
     if record.exists() and folder.exists():
         return _load(record)
-    check_name(checkout, name)
+    check_name(checkout, name, series)
     discard(checkout, run)  # what is left of an attempt that died while creating it
     folder.parent.mkdir(parents=True, exist_ok=True)
     tree = tree_of(checkout)
@@ -66,13 +70,13 @@ def create(run: str, checkout: Path, overrides: Sequence[str], name: str) -> Wor
 
         override(folder / "params.yaml", overrides)
     _restore_known_outputs(folder)
-    made = Workspace(str(folder), str(checkout), name, tuple(overrides), tree, tree_of(folder))
+    made = Workspace(str(folder), str(checkout), name, tuple(overrides), tree, tree_of(folder), series)
     record.write_text(json.dumps(asdict(made)))  # last: a complete workspace has a record
     return made
 
 
-def check_name(checkout: Path, name: str) -> None:
-    """Make sure that a new experiment can have this name.
+def check_name(checkout: Path, name: str, series: str = "") -> None:
+    """Make sure that a new experiment can have this name; one of the same series is replaced by it.
 
     Raises:
         UserError: it cannot.
@@ -83,7 +87,8 @@ def check_name(checkout: Path, name: str) -> None:
         raise UserError(f"--name: {name!r} cannot name an experiment; use letters, digits, - and _") from None
     if "/" in name:
         raise UserError(f"--name: {name!r} cannot name an experiment: it holds a /")
-    if git(checkout, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}"):
+    found = git(checkout, "for-each-ref", "--format=%(contents:subject)", f"refs/exps/*/*/{name}").splitlines()
+    if [said for said in found if not series or said != _message(series)]:
         raise UserError(f"--name: experiment {name} exists; choose another, or `dvc exp remove {name}`")
 
 
@@ -99,7 +104,8 @@ def save(workspace: Workspace, stages: Sequence[str]) -> None:
     this run did not touch. DVC keeps its notes of a save in refs that all worktrees share, hence the lock.
     """
     with _exclusive(home() / "experiments.lock"):
-        done = _dvc(workspace.path, "exp", "save", "--force", "--name", workspace.name, *stages)
+        message = ("--message", _message(workspace.series)) if workspace.series else ()
+        done = _dvc(workspace.path, "exp", "save", "--force", "--name", workspace.name, *message, *stages)
     if done.returncode:
         raise UserError(f"could not save experiment {workspace.name}: {_last_line(done.stderr)}")
 
@@ -124,6 +130,29 @@ def bring_back(workspace: Workspace) -> bool:
     for path, content in earlier.items():
         _write(checkout / path, content)
     return False
+
+
+def keep(workspace: Workspace) -> None:
+    """Copy what the comparison over seeds reads into the folder of the series."""
+    target = series_folder(workspace.series) / workspace.name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in KEPT:
+        made = workspace.path / name
+        if made.is_dir():
+            shutil.copytree(made, target / name)
+        elif made.exists():
+            shutil.copy(made, target / name)
+
+
+def series_folder(key: str) -> Path:
+    """Return the folder of a run over seeds; it lies with the workspaces, so `prune` removes what is left of it."""
+    return _runs() / series_run(key)
+
+
+def series_run(key: str) -> str:
+    """Return the name under which a run over seeds is in use and is discarded."""
+    return f"seeds-{key}"
 
 
 def discard(checkout: Path, run: str) -> None:
@@ -159,6 +188,11 @@ def prune(checkout: Path, *, dry_run: bool) -> Iterator[tuple[str, bool]]:
             yield folder.name, False
         else:
             yield folder.name, True
+
+
+def _message(series: str) -> str:
+    """Return the commit message of an experiment of a series, by which it is known again."""
+    return f"alignflow: series {series}"
 
 
 def _runs() -> Path:

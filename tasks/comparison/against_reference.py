@@ -54,9 +54,9 @@ def against_reference(
         for policy, by_judge in complete.items()
     }
     rates, among_complete, equal_length = (
-        _corrected(rates, trained),
-        _corrected(among_complete, trained),
-        _corrected(equal_length, trained),
+        corrected_by_judge(rates, trained),
+        corrected_by_judge(among_complete, trained),
+        corrected_by_judge(equal_length, trained),
     )
     return {
         policy: AgainstReference(
@@ -69,7 +69,9 @@ def against_reference(
     }
 
 
-def _corrected(found: Mapping[str, Mapping[str, Tested]], trained: Sequence[str]) -> dict[str, dict[str, Tested]]:
+def corrected_by_judge(
+    found: Mapping[str, Mapping[str, Tested]], trained: Sequence[str]
+) -> dict[str, dict[str, Tested]]:
     """Return the rates with those of trained policies corrected as one family for each judge."""
     done = {policy: dict(by_judge) for policy, by_judge in found.items()}
     for judge in {judge for by_judge in done.values() for judge in by_judge}:

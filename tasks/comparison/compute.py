@@ -52,16 +52,8 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
         InputError: A file is missing, broken or does not fit the others.
     """
     stages = training_stages(policies, rounds)
-    answers = read_answers(root, policies)
+    answers, against = read_pairs(root, policies)
     judges = in_order([PROXY, *answers[REFERENCE][0][0].judges])
-    prompt_ids = [rows[0].prompt_id for rows in answers[REFERENCE]]
-    asked = {name: read_judgements(root, name, policies, prompt_ids) for name in of_kind(Kind.LLM)}
-    against = {
-        policy: judged_pairs(
-            rows, answers[REFERENCE], judges, {name: each[policy] for name, each in asked.items() if policy in each}
-        )
-        for policy, rows in answers.items()
-    }
     trained = [policy for policy in stages if policy != REFERENCE]
     explanations = models(against, trained, method.length_ridge)
     compared = against_reference(against, trained, explanations, method)
@@ -99,6 +91,28 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
         curves={policy: read_curve(root, names) for policy, names in stages.items()},
         method=method,
     )
+
+
+def read_pairs(
+    root: Path, policies: Sequence[str]
+) -> tuple[dict[str, AnswersByPrompt], dict[str, dict[str, JudgedPairs]]]:
+    """Read the policies' answers; return them, and by policy and judge their pairs with the reference's.
+
+    Raises:
+        InputError: A file is missing, broken or does not fit the others.
+    """
+    answers = read_answers(root, policies)
+    reference = answers[REFERENCE]
+    judges = in_order([PROXY, *reference[0][0].judges])
+    prompt_ids = [rows[0].prompt_id for rows in reference]
+    asked = {name: read_judgements(root, name, policies, prompt_ids) for name in of_kind(Kind.LLM)}
+    pairs = {
+        policy: judged_pairs(
+            rows, reference, judges, {name: each[policy] for name, each in asked.items() if policy in each}
+        )
+        for policy, rows in answers.items()
+    }
+    return answers, pairs
 
 
 def values(answers: AnswersByPrompt, judge: str) -> Floats:

@@ -21,13 +21,7 @@ def write_reports(root: Path, policies: Sequence[str], params: Params) -> tuple[
     Raises:
         InputError: A file of an earlier stage is missing, broken or does not fit the others.
     """
-    section = params.compare
-    method = Method(
-        resampling=Resampling(samples=section.bootstrap_samples, confidence=section.confidence, seed=section.seed),
-        length_ridge=section.length_ridge,
-        kl_levels=section.kl_levels,
-    )
-    comparison = compare(root, policies, tuple(params.iterative_dpo.rounds), method)
+    comparison = compare(root, policies, tuple(params.iterative_dpo.rounds), method_of(params))
     said = verdict(comparison)
     folder = root / "reports"
     folder.mkdir(exist_ok=True)
@@ -38,6 +32,16 @@ def write_reports(root: Path, policies: Sequence[str], params: Params) -> tuple[
     ):
         (folder / name).write_text(text, encoding="utf-8")
     return comparison, said
+
+
+def method_of(params: Params) -> Method:
+    """Return how policies are compared with these settings."""
+    section = params.compare
+    return Method(
+        resampling=Resampling(samples=section.bootstrap_samples, confidence=section.confidence, seed=section.seed),
+        length_ridge=section.length_ridge,
+        kl_levels=section.kl_levels,
+    )
 
 
 def _json(content: object) -> str:

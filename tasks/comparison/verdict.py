@@ -11,6 +11,9 @@ from tasks.comparison.wording import between, listing, number, p_value, percent,
 from tasks.judges import PROXY, judge_title
 from tasks.policies import TITLES
 
+ONE_SEED = "One seed"
+"""Begins the headline: a comparison is of one run, and other seeds may give another; see `tasks.seeds.compute`."""
+
 
 class Standing(Enum):
     """Where a policy stands against the reference; the value is what the page prints.
@@ -70,7 +73,7 @@ def verdict(comparison: Comparison) -> Verdict:
     """Judge every trained policy and name the one to take, if there is one."""
     policies = tuple(_of_policy(result, comparison) for result in comparison.candidates)
     headline, detail = _headline(policies, comparison)
-    return Verdict(headline, detail, policies, _equal_kl(comparison))
+    return Verdict(f"{ONE_SEED}: {headline}", detail, policies, _equal_kl(comparison))
 
 
 def _headline(policies: tuple[PolicyVerdict, ...], comparison: Comparison) -> tuple[str, str]:

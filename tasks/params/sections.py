@@ -528,6 +528,15 @@ class Compare(Section):
     seed: Seed
 
 
+class Seeds(Section):
+    """Of ``alignflow run --seeds N``."""
+
+    step: Count
+    """Distance between the seeds of a key: its own, its own plus step, and so on."""
+    margin: Annotated[float, Field(gt=0, lt=0.5)]
+    """Win rates that are shown to be closer than this to one half count as no difference. Usual: 0.03."""
+
+
 class Params(Section):
     """The whole of ``params.yaml``."""
 
@@ -554,6 +563,7 @@ class Params(Section):
     evaluate: Evaluate
     llm_judge: LlmJudge
     compare: Compare
+    seeds: Seeds
 
     @model_validator(mode="after")
     def _everything_follows_from_the_policies(self) -> Self:

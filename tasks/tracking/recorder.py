@@ -161,9 +161,11 @@ def start(
     return Recorder(recorder.folder, _spawn_delivery(recorder.folder))
 
 
-def start_pipeline(key: str, *, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> Recorder:
+def start_pipeline(
+    key: str, *, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: Path | None = None
+) -> Recorder:
     """Open the record of a pipeline run; its delivery process also delivers what its ended stages could not."""
-    return start(key, name=name, params=params, tags=tags)
+    return start(key, name=name, params=params, tags=tags, parent=parent)
 
 
 def link_ran(parent: Path, stage: str, outs: Mapping[str, str]) -> None:

@@ -152,7 +152,7 @@ def test_a_choice_is_brought_into_the_order_of_the_table():
 
 def test_without_a_trained_policy_there_is_a_page_all_the_same(root, settings):
     _, said = report(root, ("base", "reference"))
-    assert said.headline == "No policy is shown to be better than the reference."
+    assert said.headline == "One seed: No policy is shown to be better than the reference."
     assert "</html>" in (root / "reports" / "comparison.html").read_text()
 
 

@@ -35,7 +35,7 @@ def test_a_further_reward_model_is_one_entry(tmp_path: Path, monkeypatch: pytest
     assert found.results["grpo"].rates["third_model"].rate == 0.9  # as by the training reward
     assert judges.learned()["third_model"] == folder
     said = verdict(found)
-    assert said.headline == "DPO is better than the reference, and all 3 independent judges agree."
+    assert said.headline == "One seed: DPO is better than the reference, and all 3 independent judges agree."
     text = page.render(found, said)
     assert '<h3 class="sub">The third reward model</h3>' in text
     assert "third reward model" in text.split("</ul>")[0]

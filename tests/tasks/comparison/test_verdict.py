@@ -49,7 +49,7 @@ def test_each_policy_stands_where_its_judges_put_it(root):
 
 def test_better_names_what_every_judge_says(root):
     found = said(root)
-    assert found.headline == "DPO is better than the reference, and both independent judges agree."
+    assert found.headline == "One seed: DPO is better than the reference, and both independent judges agree."
     assert found.detail == "No other policy is."
     sentence = found.policies[0].sentence
     assert sentence.startswith("is preferred over the reference in 75\u00a0% of comparisons on unseen prompts (")
@@ -64,7 +64,7 @@ def test_unconfirmed_names_the_judge_that_cannot_tell(root, monkeypatch):
     for policy in ("dpo", "grpo"):
         win(root, monkeypatch, policy, 20, 20, 20)
     assert said(root).headline == (
-        "Iterative DPO leads by the training reward, but the rule concise_answer does not confirm it."
+        "One seed: Iterative DPO leads by the training reward, but the rule concise_answer does not confirm it."
     )
 
 
@@ -74,7 +74,10 @@ def test_disputed_names_the_judge_that_prefers_the_reference(root, monkeypatch):
     for policy in ("dpo", "iterative_dpo"):
         win(root, monkeypatch, policy, 20, 20, 20)
     found = said(root)
-    assert found.headline == "GRPO pleases the training reward, but the second reward model prefers the reference."
+    assert (
+        found.headline
+        == "One seed: GRPO pleases the training reward, but the second reward model prefers the reference."
+    )
     assert "stronger KL penalty" in found.detail
 
 
@@ -121,8 +124,8 @@ def test_a_win_that_is_gone_where_neither_answer_is_cut_off_is_named_what_it_is(
     assert found.policies[0].standing is Standing.ENDS
     assert Standing.ENDS.value == "ends its answers; otherwise not shown better"
     assert found.headline == (
-        "DPO ends its answers more often; where both answers end, the training reward, second reward model and rule "
-        "concise_answer show no win."
+        "One seed: DPO ends its answers more often; where both answers end, the training reward, second reward model "
+        "and rule concise_answer show no win."
     )
     assert "larger limit" in found.detail
     remains = found.policies[0].remains
@@ -159,7 +162,7 @@ def test_too_few_complete_pairs_without_fewer_cut_offs_leave_it_unconfirmed(root
     found = said(root)
     assert found.policies[0].standing is Standing.UNCONFIRMED
     assert found.headline.startswith(
-        "DPO leads, but where both answers end the training reward, second reward model and"
+        "One seed: DPO leads, but where both answers end the training reward, second reward model and"
     )
 
 
@@ -174,7 +177,7 @@ def test_without_any_complete_pair_nothing_is_better(root):
 def test_without_a_better_policy_the_verdict_says_so(root):
     for policy in ("dpo", "iterative_dpo", "ppo", "grpo"):
         write_answers(root, policy, answers("reference"))
-    assert said(root).headline == "No policy is shown to be better than the reference."
+    assert said(root).headline == "One seed: No policy is shown to be better than the reference."
 
 
 def test_without_an_independent_judge_nothing_is_better(root):
@@ -198,7 +201,7 @@ def test_two_better_policies_are_compared_head_to_head(root, monkeypatch):
     """DPO wins 30 prompts by every judge, GRPO 38: GRPO is ahead on 8 prompts, level on 32, so 60 %, p = 0.008."""
     win(root, monkeypatch, "grpo", 38, 38, 38)
     found = said(root)
-    assert found.headline == "GRPO is better than the reference, and both independent judges agree."
+    assert found.headline == "One seed: GRPO is better than the reference, and both independent judges agree."
     assert found.detail.startswith("So is DPO; head to head GRPO is preferred over DPO in 60\u00a0% (")
     assert found.detail.endswith("but not every judge confirms the lead.")  # 0.008 times up to 15 pairs
     win(root, monkeypatch, "dpo", 30, 30, 30)
@@ -210,7 +213,7 @@ def test_two_better_policies_are_compared_head_to_head(root, monkeypatch):
 def test_a_policy_counts_as_much_as_the_judge_who_likes_it_least(root, monkeypatch):
     """GRPO wins 40 by the training reward but 29 by the rule; DPO 30 by all."""
     win(root, monkeypatch, "grpo", 40, 40, 29)
-    assert said(root).headline.startswith("DPO is better")
+    assert said(root).headline.startswith("One seed: DPO is better")
 
 
 def test_the_equal_kl_lead_is_said_by_every_judge(root):
@@ -301,7 +304,7 @@ def test_a_headline_names_the_length_that_a_win_is_owed_to(root, monkeypatch):
         win(root, monkeypatch, policy, 20, 20, 20)
     lengths(root, 36)
     assert said(root).headline.startswith(
-        "DPO is preferred for its longer answers; at equal length the training reward, "
+        "One seed: DPO is preferred for its longer answers; at equal length the training reward, "
     )
 
 
