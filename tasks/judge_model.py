@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tasks.paths import REWARD_MODEL, SFT
+from tasks.paths import SFT
 from tasks.running.stage import Stage
 from tasks.training.models import adapter_shape
 from tasks.training.reward_model import train_reward_model
@@ -15,7 +15,6 @@ def work(stage: Stage) -> Mapping[str, float]:
         stage,
         section,
         "judge",
-        other=REWARD_MODEL,
         start=SFT if section.start == "sft" else None,
         shape=adapter_shape(stage.params, section),
     )

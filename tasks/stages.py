@@ -83,7 +83,7 @@ STAGES: Mapping[str, StageEntry] = {
     ),
     "judge_model": StageEntry(
         (*MODEL, "sampling", "judge_model"),
-        (BASE, SFT, f"{REWARD_MODEL}/report.json", TRAIN, JUDGE, VALIDATION),
+        (BASE, SFT, TRAIN, JUDGE, VALIDATION),
         (JUDGE_MODEL,),
         shared=True,
         metrics=TRAINING,

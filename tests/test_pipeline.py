@@ -8,6 +8,8 @@ import pytest
 
 from tasks.judges import JUDGES
 from tasks.params.edit import override
+from tasks.params.read import load
+from tasks.params.seeds import training_seeds
 from tasks.paths import TEST
 from tasks.policies import POLICIES
 from tasks.stages import STAGES as TABLE
@@ -209,3 +211,23 @@ def test_a_folder_of_code_is_hashed_without_what_python_writes_into_it():
     with Repo(str(ROOT)) as repo:
         assert repo.dvcignore.is_ignored_dir(str(ROOT / "alignflow/models/__pycache__"))
         assert not repo.dvcignore.is_ignored_file(str(ROOT / "alignflow/models/roles.py"))
+
+
+def test_what_every_seed_shares_depends_on_no_seed_that_varies():
+    """Everything that is not trained with another seed, or made from it, is computed once by `--seeds`."""
+    varied = {key.partition(".")[0] for key in training_seeds(load(ROOT / "params.yaml"))}
+    stages = {name: entry.get("do", entry) for name, entry in read_yaml("dvc.yaml")["stages"].items()}
+    reached: set[str] = set()
+    while True:
+        made = [f"artifacts/{name}" for name in reached]
+        more = {
+            name
+            for name, entry in stages.items()
+            if varied & {text.partition(".")[0] for text in entry.get("params", []) if "micro_batch" not in text}
+            or any(dep.startswith(tuple(made)) for dep in entry["deps"])
+        }
+        if more <= reached:
+            break
+        reached |= more
+    assert reached >= {"reward_model", "dpo", "grpo", "evaluate"}
+    assert not reached & {"base", "prepare", "rules", "sft", "judge_model"}

@@ -113,11 +113,6 @@ def shorter_wins(chosen: Sequence[int], rejected: Sequence[int]) -> float:
     return sum(0.5 if a == b else float(a < b) for a, b in zip(chosen, rejected, strict=True)) / len(chosen)
 
 
-def agreement(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the share of pairs on which two models prefer the same answer, from their margins; a tie prefers none."""
-    return sum(a * b > 0 for a, b in zip(first, second, strict=True)) / len(first)
-
-
 @dataclass(frozen=True)
 class CommonErrors:
     """How two models err on the same labelled pairs; a tie is an error."""

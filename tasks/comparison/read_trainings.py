@@ -66,8 +66,6 @@ class RewardReport(BaseModel):
     length_correlation: FiniteFloat | None
     shorter_wins: Share | None
     """Accuracy of a judge that always takes the shorter answer."""
-    agreement: Share | None = None
-    """Share of pairs on which it prefers the same answer as the reward model of training."""
 
 
 @dataclass(frozen=True)

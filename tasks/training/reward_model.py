@@ -1,6 +1,5 @@
 """One run of reward modelling on pairs, as the stages ``reward_model`` and ``judge_model`` share it."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -39,7 +38,6 @@ def train_reward_model(
     section: RewardModel,
     side: str,
     *,
-    other: Path | None = None,
     start: Path | None = SFT,
     shape: AdapterShape | None = None,
 ) -> Mapping[str, float]:
@@ -51,7 +49,6 @@ def train_reward_model(
         stage: the running stage.
         section: settings.
         side: of the prepared data to learn from.
-        other: folder of a reward model to report the agreement with.
         start: adapter folder to start from; None: a fresh adapter on the base model.
         shape: of its adapter; None: that of the policies.
     """
@@ -64,7 +61,7 @@ def train_reward_model(
     models.add_head(ROLE, seed=section.seed)
     frozen = {"reference": models.fingerprint("reference")}
     _train(stage, models, section, rows)
-    report = _held_out(stage, models, section, other)
+    report = _held_out(stage, models, section)
     beside = {"normalization.json": _normalization(stage, models, section), "report.json": report}
     metrics = finish(stage, models, ROLE, frozen=frozen, beside=beside)
     return {**metrics, **{f"validation/{key}": report[key] for key in FIGURES if report.get(key) is not None}}
@@ -75,7 +72,7 @@ def _pairs(side: str) -> list[dict[str, Any]]:
     return [row for row in read_prepared(side) if None not in (row["chosen"], row["rejected"])]
 
 
-FIGURES = ("accuracy", "margin", "calibration_error", "length_correlation", "shorter_wins", "agreement")
+FIGURES = ("accuracy", "margin", "calibration_error", "length_correlation", "shorter_wins")
 
 
 def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -113,7 +110,7 @@ def _untrained(stage: Stage, models: SharedBase, side: str) -> Mapping[str, floa
     )
 
 
-def _held_out(stage: Stage, models: SharedBase, section: RewardModel, other: Path | None) -> dict[str, Any]:
+def _held_out(stage: Stage, models: SharedBase, section: RewardModel) -> dict[str, Any]:
     """Return the report on pairs of unseen prompts."""
     rows = _pairs("validation")
     if not rows:
@@ -124,8 +121,6 @@ def _held_out(stage: Stage, models: SharedBase, section: RewardModel, other: Pat
     budget = Budget(section.micro_batch_tokens, stage.announce)
     scores = by_rows(lambda batch: models.scores(ROLE, batch), sequences, budget)
     report = _report(scores.tolist(), [len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs])
-    if other is not None and (theirs := json.loads((other / "report.json").read_text())["margins"]):
-        report["agreement"] = reliability.agreement(report["margins"], theirs)
     stage.say(
         f"unseen prompts: accuracy {report['accuracy']:.3f} ({report['low']:.3f} to {report['high']:.3f}) on "
         f"{len(pairs)} pairs"

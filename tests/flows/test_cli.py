@@ -30,7 +30,7 @@ def refused(done):
         (["run", "dpo.beta"], "section.key=value"),
         (["run", "--only", "dpo,gropo"], "no stage gropo"),
         (["run", "--name", "a b"], "'a b' cannot name an experiment"),
-        (["run", "--seeds", "0"], "'--seeds': 0 is not in the range"),
+        (["run", "--seeds", "0"], "Invalid value for '--seeds'"),
         (["run", "--seeds", "3", "dpo.seed=4"], "dpo.seed: --seeds sets it"),
         (["run", "--seeds", "3", "dpo.beta=-1"], "dpo.beta"),
         (["run", "--seeds", "3", "--only", "dpo"], "--only: with --seeds all stages run"),

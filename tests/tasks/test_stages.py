@@ -149,17 +149,14 @@ REPORT |= {"calibration_error", "length_correlation", "shorter_wins", "margin"}
 
 
 def test_the_judge_model_learns_from_prompts_of_its_own_and_both_are_reported_on(place: Path):
-    found = metrics("judge_model")
     first, second = (json.loads(Path(f"artifacts/{m}_model/report.json").read_text()) for m in ("reward", "judge"))
-    assert (set(first), set(second)) == (REPORT, REPORT | {"agreement"})
+    assert set(first) == set(second) == REPORT
     held_out = Path("data/prepared/validation.jsonl").read_text().splitlines()
     for report in (first, second):
         assert report["pairs"] == len(report["margins"]) == len(held_out)
         assert report["accuracy"] == sum(margin > 0 for margin in report["margins"]) / len(held_out)
         for buckets in (report["by_margin"], report["by_length_difference"], report["calibration"]):
             assert sum(bucket["pairs"] for bucket in buckets) == len(held_out)
-    alike = [a * b > 0 for a, b in zip(first["margins"], second["margins"], strict=True)]
-    assert second["agreement"] == found["validation/agreement"] == sum(alike) / len(alike)
     ranks = [json.loads(Path(f"artifacts/{m}_model/adapter_config.json").read_text())["r"] for m in ("reward", "judge")]
     assert ranks == [2, 8]
 

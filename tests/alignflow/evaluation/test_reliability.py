@@ -75,11 +75,6 @@ def test_the_shorter_answer_wins_as_often_as_counted():
     assert reliability.shorter_wins([3, 5, 4], [5, 5, 2]) == 0.5
 
 
-def test_two_models_agree_where_both_prefer_the_same_answer():
-    """Both chosen, both rejected, one each, and a tie that prefers none."""
-    assert reliability.agreement([1.0, -1, 2, 0], [2.0, -3, -1, 1]) == 0.5
-
-
 def test_common_errors_by_hand():
     """Of 10 pairs both are wrong on 2, one alone on 1 each, so each is wrong on 3: by chance 3 * 3 / 10 = 0.9 together.
 

@@ -139,7 +139,7 @@ def build(root: Path) -> Path:
         write(root / "evaluations" / policy / "trajectory.json", TRAJECTORIES.get(policy, []))
         write(root / "metrics" / "evaluate" / f"{policy}.json", quality())
     write(root / "artifacts" / "reward_model" / "report.json", REPORT)
-    write(root / "artifacts" / "judge_model" / "report.json", {**REPORT, "agreement": 0.85})
+    write(root / "artifacts" / "judge_model" / "report.json", REPORT)
     for stage, (seconds, tokens, memory) in COSTS.items():
         numbers = {"train_seconds": seconds, "trained_tokens": tokens, "peak_memory_gib": memory, "loss": 0.4}
         write(root / TRAINING / f"{stage}.json", numbers)
