@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
 from tasks.params.choice import policies_of, trained_of
@@ -35,13 +36,13 @@ def override(path: Path, assignments: Sequence[str]) -> None:
     section = tree.get("iterative_dpo")
     if (
         section
-        and section["rounds"]
-        and any(a.startswith("iterative_dpo.shards=") for a in assignments)
         and isinstance(section["shards"], int)
+        and any(a.startswith("iterative_dpo.shards=") for a in assignments)
     ):
         if section["shards"] < 1:
             raise ParamsError(f"{path}: iterative_dpo.shards: must be at least 1, not {section['shards']}")
-        section["rounds"] = rounds_of(section["shards"])
+        if section["rounds"]:
+            _refill(section["rounds"], rounds_of(section["shards"]))
         section["last"] = last_of(section["shards"])
     validate(tree, path)
     text = StringIO()
@@ -75,9 +76,34 @@ def _choose(tree: Any, names: str, path: Path) -> None:
         policies = policies_of(chosen)
     except ValueError as error:
         raise ParamsError(f"{path}: {error}") from None
-    tree["policies"], tree["trained"] = policies, trained_of(policies)
     section = tree["iterative_dpo"]
-    section["rounds"] = rounds_of(section["shards"]) if any(POLICIES[name].in_rounds for name in policies) else {}
+    _refill(tree["policies"], policies)
+    _refill(tree["trained"], trained_of(policies))
+    in_rounds = any(POLICIES[name].in_rounds for name in policies)
+    _refill(section["rounds"], rounds_of(section["shards"]) if in_rounds else {})
+
+
+def _refill(node: CommentedMap, entries: Mapping[str, object]) -> None:
+    """Replace the entries of a map, a line each; comments of entries that stay and the blank line after it remain."""
+    after = node.ca.items.pop(next(reversed(node)), None) if node else None
+    for key in [key for key in node if key not in entries]:
+        del node[key]
+    for place, (key, value) in enumerate(entries.items()):
+        if node.get(key) != value:
+            node.pop(key, None)
+            node.insert(place, key, _on_one_line(value))
+    if after and node:
+        node.ca.items[next(reversed(node))] = after
+    (node.fa.set_block_style if node else node.fa.set_flow_style)()
+
+
+def _on_one_line(value: object) -> object:
+    written = (
+        CommentedMap(value) if isinstance(value, dict) else CommentedSeq(value) if isinstance(value, list) else value
+    )
+    if isinstance(written, CommentedMap | CommentedSeq):
+        written.fa.set_flow_style()
+    return written
 
 
 def _assign(tree: Any, assignment: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, RoundTripRepresenter
 from ruamel.yaml.error import YAMLError
 
 from tasks.params.names import suggest
@@ -29,7 +29,15 @@ def round_trip() -> YAML:
     """Return a YAML reader and writer that keeps comments and order."""
     yaml = YAML()
     yaml.width = 200  # long lines stay whole
+    yaml.Representer = _NullInWords
     return yaml
+
+
+class _NullInWords(RoundTripRepresenter):
+    """Writes None as ``null``, not as an empty value."""
+
+
+_NullInWords.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def read_tree(path: Path) -> Any:

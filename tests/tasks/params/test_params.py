@@ -159,6 +159,29 @@ def comments(text: str) -> list[str]:
     return re.findall(r"#.*", text)
 
 
+def test_a_choice_changes_its_own_lines_alone_and_back_gives_the_same_bytes(path: Path):
+    before = path.read_text()
+    override(path, ["policies=dpo", "iterative_dpo.shards=2"])
+    kept = [line for line in path.read_text().splitlines() if line in before.splitlines()]
+    gone = [line.strip() for line in before.splitlines() if line not in kept]
+    assert gone == [
+        "iterative_dpo: artifacts/iterative_dpo",
+        "ppo: artifacts/ppo",
+        "grpo: artifacts/grpo",
+        "ppo: [policy]",
+        "grpo: [policy]",
+        "shards: 3 # parts of the training prompts, one round each; `alignflow set iterative_dpo.shards=4` "
+        "rewrites the rounds",
+        "rounds:",
+        "round-1: {previous: artifacts/sft, shard: 1, of: 3}",
+        "round-2: {previous: artifacts/iterative_dpo/round-1, shard: 2, of: 3}",
+        "round-3: {previous: artifacts/iterative_dpo/round-2, shard: 3, of: 3}",
+        "last: round-3",
+    ]
+    override(path, ["policies=dpo,iterative_dpo,ppo,grpo", "iterative_dpo.shards=3"])
+    assert path.read_text() == before
+
+
 def test_an_override_changes_one_value_and_keeps_the_comments(path: Path):
     before = path.read_text()
     override(path, ["dpo.beta=0.25", "ppo.learning_rate=1e-5", "base.model=owner/name", "base.revision=main"])
