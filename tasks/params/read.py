@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML, RoundTripRepresenter
+from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.error import YAMLError
 
 from tasks.params.names import suggest
