@@ -6,6 +6,7 @@ BIN := .venv/bin
 
 demo: setup  ## align the default model four ways and compare
 	$(BIN)/alignflow run
+	$(BIN)/alignflow test
 
 test: setup  ## the default suite, one worker a core and one thread a worker
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
@@ -39,4 +40,4 @@ setup: .venv/.installed  ## .venv with the package, its tools and the default ba
 	touch $@
 
 clean:  ## remove what runs made, keep .venv, converted models and the DVC cache
-	rm -rf artifacts answers evaluations metrics plots reports data/prepared .alignflow
+	rm -rf artifacts answers evaluations metrics plots reports final/[!o]* data/prepared .alignflow

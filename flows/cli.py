@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flows.align import FlowResult
     from flows.seeds import SeedsResult
     from flows.series import Series
+    from tasks.comparison.table import PolicyRow
     from tasks.params.sections import Params
 
 app = typer.Typer(
@@ -90,8 +91,10 @@ def stage(
 ) -> None:
     """Run one stage in this checkout, through DVC."""
     root = _project()
-    from flows import graph, stage
+    from flows import graph, stage, test_side
 
+    if name == test_side.NAME:
+        raise UserError("the stage test opens the test side; `alignflow test` runs it")
     stages = graph.read(root)
     one = graph.find(stages, name)
     if missing := graph.missing_inputs(stages, one, root):
@@ -108,6 +111,25 @@ def stage(
         stage.run(one, root, say, stop)
 
 
+@app.command()
+def test() -> None:
+    """Compare the policies on the test side: at the end, when all settings are chosen. Every opening is recorded."""
+    root = _project()
+    from rich.console import Console
+
+    from flows import summary, test_side
+    from tasks.comparison.wording import TEST_SIDE
+
+    with _explained():
+        test_side.check(root)
+    ran = test_side.run(root)
+    if not ran:
+        if found := test_side.result(root):
+            _show(Console(), *found, TEST_SIDE)
+        print("\nunchanged: these results have been tested, so the test side stays closed")
+    print(f"\nwith sample answers: {root / test_side.FINAL / summary.PAGE}")
+
+
 @app.command("set")
 def set_(assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")]) -> None:
     """Change params.yaml, keeping its comments and the map of iterative-DPO rounds consistent."""
@@ -121,19 +143,23 @@ def set_(assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE..."
 
 @app.command()
 def report() -> None:
-    """Show the comparison of the policies."""
+    """Show the comparison of the policies, on the test side too if it was opened for these results."""
     root = _project()
     from rich.console import Console
 
-    from flows import summary
-    from tasks.comparison.table import table
+    from flows import summary, test_side
+    from tasks.comparison.wording import TEST_SIDE, VALIDATION_SIDE
 
     rows = summary.read(root)
     if not rows:
         raise UserError(f"{root / summary.DATA} is missing; `alignflow run` makes it")
-    Console().print(table(rows))
-    print("\n".join(["", *summary.verdict(root), ""]))
-    print(f"with sample answers and curves: {root / summary.PAGE}")
+    console = Console()
+    _show(console, rows, summary.verdict(root), VALIDATION_SIDE)
+    print(f"\nwith sample answers and curves: {root / summary.PAGE}")
+    if found := test_side.result(root):
+        print()
+        _show(console, *found, TEST_SIDE)
+        print(f"\nwith sample answers: {root / test_side.FINAL / summary.PAGE}")
 
 
 @app.command()
@@ -366,10 +392,18 @@ def _conclude_seeds(console: "Console", result: "SeedsResult") -> None:
         console.print(f"  {what}  [dim]# {why}[/]", soft_wrap=True, highlight=False)
 
 
+def _show(console: "Console", rows: "Sequence[PolicyRow]", verdict: Sequence[str], side: str) -> None:
+    """Print table and verdict of a comparison."""
+    from tasks.comparison.table import table
+
+    console.print(table(rows, side))
+    console.print("\n".join(["", *verdict]), highlight=False, markup=False)
+
+
 def _conclude(console: "Console", result: "FlowResult") -> None:
     """Show the result of a run and the commands that come next."""
     from flows import summary
-    from tasks.comparison.table import table
+    from tasks.comparison.wording import VALIDATION_SIDE
     from tasks.paths import home
 
     console.print(f"\n{_counted(result)}")
@@ -378,8 +412,7 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
         reports = {r.stage: r.metrics for r in result.stages if r.stage in result.reports}
         console.print(summary.measured(reports))
     elif result.comparison:
-        console.print(table(result.comparison))
-        console.print("\n".join(["", *result.verdict]), highlight=False, markup=False)
+        _show(console, result.comparison, result.verdict, VALIDATION_SIDE)
     best = summary.best(result.comparison) if result.comparison else ""
     database = f"sqlite:///{home() / 'mlflow.db'}"
     tracking = os.environ.get("MLFLOW_TRACKING_URI", database)
@@ -391,6 +424,9 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
         ("dvc repro", "computes nothing: everything is up to date") if here and not result.left_out else None,
         (str(summary.PAGE), "answers side by side, curves") if here and best else None,
         (f"alignflow chat {best}", "talk to it; two names: side by side") if here and best else None,
+        ("alignflow test", "at the end, when all settings are chosen: the same on prompts that nobody has seen")
+        if here and best
+        else None,
         ("dvc exp show", "experiments, their parameters and metrics"),
         (f"mlflow ui --backend-store-uri {tracking}", "curves, completions, models")
         if tracking == database

@@ -127,6 +127,23 @@ def run(
     return StageResult(stage.name, stage.target, how, seconds, _metrics(stage, root))
 
 
+def run_alone(name: str, root: Path, say: Say, stop: Stop) -> None:
+    """Run a stage that DVC does not know, on the device, whatever has changed.
+
+    Raises:
+        StageFailed: it failed, or it was stopped.
+    """
+
+    def waiting() -> None:
+        say(WAITING, "waiting for a device slot")
+
+    try:
+        with device.slot(stop.asked, server=False, waiting=waiting) as seen:
+            _follow(name, [sys.executable, "-m", "tasks", name], root, say, stop, seen)
+    except device.Stopped:
+        raise StageFailed(f"{name} was stopped before it began") from None
+
+
 @contextmanager
 def stoppable(stop: Stop) -> Iterator[None]:
     """Stop the stages at once on SIGTERM and Ctrl-C, then call the earlier signal handler.
@@ -173,23 +190,34 @@ def _up_to_date(stage: Node, root: Path) -> bool:
 
 def _reproduce(stage: Node, root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> str:
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *_pull(root), stage.target]
-    how, tail = RESTORED, deque[str](maxlen=TAIL)
+    how = RESTORED
+
+    def watch(state: str, text: str, steps: Sequence[StepProgress] = ()) -> None:
+        nonlocal how
+        if text.startswith("Running stage"):
+            how = RAN
+        say(state, text, steps)
+
+    _follow(stage.name, dvc, root, watch, stop, env)
+    return how
+
+
+def _follow(name: str, command: Sequence[str], root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> None:
+    """Run a supervised command and tell its lines and progress."""
+    tail = deque[str](maxlen=TAIL)
     say(RUNNING, "starting")
     with tempfile.NamedTemporaryFile(prefix="alignflow-progress-") as file:
         reader = progress.Reader(Path(file.name))
-        with _supervised(dvc, root, stop, {**env, progress.VARIABLE: file.name}) as process:
+        with _supervised(command, root, stop, {**env, progress.VARIABLE: file.name}) as process:
             assert process.stdout is not None
             for line in map(str.rstrip, process.stdout):
-                if line.startswith("Running stage"):
-                    how = RAN
                 if line and not line.startswith(_NOISE):
                     tail.append(line)
                     say(RUNNING, line, reader.new())
             status = process.wait()
     if status:
         cause = "was stopped" if stop.asked.is_set() else f"failed with exit status {status}"
-        raise StageFailed("\n  ".join([f"{stage.name} {cause}", *tail]))
-    return how
+        raise StageFailed("\n  ".join([f"{name} {cause}", *tail]))
 
 
 @contextmanager

@@ -19,9 +19,8 @@ from pathlib import Path
 
 from flows.errors import UserError
 from flows.git import git, tree_of
-from tasks.paths import RULES, home
+from tasks.paths import LOCK, RULES, home
 
-LOCK = "dvc.lock"
 KEPT = ("evaluations", "judgements", "reports", "params.yaml", str(RULES))
 """What the comparison over seeds reads of each seed's run."""
 
@@ -121,7 +120,7 @@ def bring_back(workspace: Workspace) -> bool:
         return False
     different = git(workspace.path, "diff", "--name-only", workspace.before, tree_of(workspace.path))
     # what DVC itself writes
-    made = [path for path in different.splitlines() if Path(path).name in (LOCK, ".gitignore")]
+    made = [path for path in different.splitlines() if Path(path).name in (LOCK.name, ".gitignore")]
     earlier = {path: _read(checkout / path) for path in made}
     for path in made:
         _write(checkout / path, _read(workspace.path / path))

@@ -18,6 +18,10 @@ RULES = Path("rewards")
 SFT = Path("artifacts/sft")
 REWARD_MODEL = Path("artifacts/reward_model")
 JUDGE_MODEL = Path("artifacts/judge_model")
+LOCK = Path("dvc.lock")
+"""What DVC knows of every stage: code, settings, data and outputs."""
+FINAL = Path("final")
+"""What the stage ``test`` makes, in folders of the same names as beside it."""
 
 
 @cache

@@ -39,7 +39,15 @@ from tasks.judges import PROXY, Kind, in_order, judge_of, of_kind
 from tasks.policies import REFERENCE, training_stages
 
 
-def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: Method) -> Comparison:
+def compare(
+    root: Path,
+    policies: Sequence[str],
+    rounds: Sequence[str],
+    method: Method,
+    *,
+    evaluated: Path | None = None,
+    opened: str = "",
+) -> Comparison:
     """Read the stages' files under ``root`` and compare every policy with the reference and with each other.
 
     Args:
@@ -47,12 +55,15 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
         policies: which are compared, the reference among them, in the order of their table.
         rounds: of iterative DPO.
         method: how.
+        evaluated: folder that holds the evaluations, if it is not the root.
+        opened: how often the test side was opened, if these are its prompts.
 
     Raises:
         InputError: A file is missing, broken or does not fit the others.
     """
+    evaluated = evaluated or root
     stages = training_stages(policies, rounds)
-    answers, against = read_pairs(root, policies)
+    answers, against = read_pairs(evaluated, policies)
     judges = in_order([PROXY, *answers[REFERENCE][0][0].judges])
     trained = [policy for policy in stages if policy != REFERENCE]
     explanations = models(against, trained, method.length_ridge)
@@ -60,7 +71,7 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
     reports = {judge: read_reward_report(root, folder) for judge in judges if (folder := judge_of(judge).folder)}
     trajectories = {
         policy: _trajectory(labels, path, judges, method.resampling)
-        for policy, (labels, path) in read_trajectories(root, trained, answers[REFERENCE]).items()
+        for policy, (labels, path) in read_trajectories(evaluated, trained, answers[REFERENCE]).items()
     }
     return Comparison(
         results={
@@ -69,7 +80,7 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
                 rows,
                 answers[REFERENCE],
                 compared[policy],
-                read_quality(root, policy),
+                read_quality(evaluated, policy),
                 read_cost(root, stages[policy]) if policy in stages else None,
                 method,
             )
@@ -90,6 +101,7 @@ def compare(root: Path, policies: Sequence[str], rounds: Sequence[str], method: 
         },
         curves={policy: read_curve(root, names) for policy, names in stages.items()},
         method=method,
+        opened=opened,
     )
 
 

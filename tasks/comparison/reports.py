@@ -12,8 +12,17 @@ from tasks.comparison.verdict import Verdict, verdict
 from tasks.params.sections import Params
 
 
-def write_reports(root: Path, policies: Sequence[str], params: Params) -> tuple[Comparison, Verdict]:
-    """Compare policies, the reference among them, under ``root`` and write the reports there.
+def write_reports(
+    root: Path, policies: Sequence[str], params: Params, *, evaluated: Path | None = None, opened: str = ""
+) -> tuple[Comparison, Verdict]:
+    """Compare policies, the reference among them, and write ``reports/`` beside their evaluations.
+
+    Args:
+        root: of the project.
+        policies: which are compared.
+        params: all settings.
+        evaluated: folder that holds the evaluations, if it is not the root.
+        opened: how often the test side was opened, if these are its prompts.
 
     Returns:
         What the reports are made of.
@@ -21,9 +30,16 @@ def write_reports(root: Path, policies: Sequence[str], params: Params) -> tuple[
     Raises:
         InputError: A file of an earlier stage is missing, broken or does not fit the others.
     """
-    comparison = compare(root, policies, tuple(params.iterative_dpo.rounds), method_of(params))
+    comparison = compare(
+        root,
+        policies,
+        tuple(params.iterative_dpo.rounds),
+        method_of(params),
+        evaluated=evaluated,
+        opened=opened,
+    )
     said = verdict(comparison)
-    folder = root / "reports"
+    folder = (evaluated or root) / "reports"
     folder.mkdir(exist_ok=True)
     for name, text in (
         ("comparison.json", _json(export.rows(comparison, said))),

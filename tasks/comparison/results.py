@@ -9,6 +9,7 @@ from alignflow.evaluation.trajectories import EqualKl, Fall, Trajectory
 from alignflow.evaluation.win_rates import Agreement, Mean, Rate, Resampling, WinRate
 from tasks.comparison.read_evaluations import AnswersByPrompt, Quality
 from tasks.comparison.read_trainings import Cost, Curve, RewardReport
+from tasks.comparison.wording import TEST_SIDE, VALIDATION_SIDE
 from tasks.judges import PROXY
 from tasks.policies import REFERENCE, TITLES
 
@@ -122,6 +123,8 @@ class Comparison:
     """Between these, on labelled pairs."""
     curves: Mapping[str, Curve]
     method: Method
+    opened: str
+    """How often the test side was opened, in words; empty where the prompts are those of the validation side."""
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -142,6 +145,11 @@ class Comparison:
     def compared(self) -> tuple[PolicyResult, ...]:
         """The reference and the candidates: the rows of ``reports/comparison.json``."""
         return (self.reference, *self.candidates)
+
+    @property
+    def side(self) -> str:
+        """Of the data whose prompts are answered, as a reader sees it."""
+        return TEST_SIDE if self.opened else VALIDATION_SIDE
 
     @property
     def confidence(self) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tasks.comparison.wording import VALIDATION_SIDE
 from tasks.judges import PROXY
 
 PolicyRow = Mapping[str, Any]
@@ -20,11 +21,16 @@ even: wins of these at equal length
 model: wins as predicted from cut-off and length alone"""
 
 
-def table(rows: Sequence[PolicyRow]) -> Table:
-    """Return the comparison as a table for a terminal, from the entries of its report."""
+def table(rows: Sequence[PolicyRow], side: str = VALIDATION_SIDE) -> Table:
+    """Return the comparison as a table for a terminal, from the entries of its report.
+
+    Args:
+        rows: an entry a policy.
+        side: of the data whose prompts were answered, as a reader sees it.
+    """
     judges = list(dict.fromkeys(judge for row in rows for judge in row.get("judges", {}) if judge != PROXY))
     drawn = Table(
-        title="Policies on held-out prompts",
+        title=f"Policies on unseen prompts of the {side}",
         caption=CAPTION.format(judges=", ".join(judges) or "none"),
         title_justify="left",
         caption_justify="left",
@@ -54,10 +60,10 @@ def table(rows: Sequence[PolicyRow]) -> Table:
     return drawn
 
 
-def text(rows: Sequence[PolicyRow]) -> str:
+def text(rows: Sequence[PolicyRow], side: str = VALIDATION_SIDE) -> str:
     """Return the table as plain text, for a log."""
     page = StringIO()
-    Console(file=page, width=WIDEST, no_color=True, force_terminal=False).print(table(rows))
+    Console(file=page, width=WIDEST, no_color=True, force_terminal=False).print(table(rows, side))
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 

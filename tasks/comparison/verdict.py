@@ -73,7 +73,10 @@ def verdict(comparison: Comparison) -> Verdict:
     """Judge every trained policy and name the one to take, if there is one."""
     policies = tuple(_of_policy(result, comparison) for result in comparison.candidates)
     headline, detail = _headline(policies, comparison)
-    return Verdict(f"{ONE_SEED}: {headline}", detail, policies, _equal_kl(comparison))
+    begins = ONE_SEED
+    if comparison.opened:
+        begins, detail = f"Test side, {ONE_SEED.lower()}", f"{detail} {comparison.opened}"
+    return Verdict(f"{begins}: {headline}", detail, policies, _equal_kl(comparison))
 
 
 def _headline(policies: tuple[PolicyVerdict, ...], comparison: Comparison) -> tuple[str, str]:

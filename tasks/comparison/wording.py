@@ -4,6 +4,7 @@ from alignflow.evaluation.win_rates import Interval
 
 SPACE = "\u00a0"
 """Does not break, so that a number keeps its unit."""
+VALIDATION_SIDE, TEST_SIDE = "validation side", "test side"
 
 
 def percent(share: float) -> str:

@@ -451,7 +451,9 @@ def test_several_answers_a_prompt_count_as_one_prompt_each(root, settings):
     assert found.agreements["score", "judge_model"].pairs == 4 * 4 * PROMPTS
     assert found.results["ppo"].score.rate == 22 / 40
     report(root)
-    assert "40 unseen prompts, 2 answers each" in (root / "reports" / "comparison.html").read_text()
+    assert (
+        "40 unseen prompts of the validation side, 2 answers each" in (root / "reports" / "comparison.html").read_text()
+    )
 
 
 def test_evaluations_by_other_judges_are_not_compared(root):
@@ -501,3 +503,36 @@ def test_tables_hold_texts_and_numbers_only(root):
     row = rows(found, verdict(found))[1]
     assert set(KEYS) <= set(scalars(row))
     assert "judges" not in scalars(row)
+
+
+def test_the_test_side_is_named_and_its_openings_are_on_the_page(root, settings):
+    """Evaluations in a folder of their own; trainings, costs and judges are those of the project."""
+    for name in ("evaluations", "judgements", "metrics/evaluate"):
+        (root / "final" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).rename(root / "final" / name)
+    comparison, said = write_reports(
+        root,
+        tuple(POLICIES),
+        load(root / "params.yaml"),
+        evaluated=root / "final",
+        opened="The test side was opened 3 times.",
+    )
+    assert not (root / "reports").exists()
+    page = (root / "final/reports/comparison.html").read_text()
+    assert "<title>alignflow: which policy is better, test side</title>" in page
+    assert "The test side was opened 3 times." in page
+    assert "unseen prompts of the test side" in page
+    assert "Over-optimisation" not in page
+    stored = json.loads((root / "final/reports/verdict.json").read_text())
+    assert stored["headline"].startswith("Test side: ")
+    assert "opened 3 times" in said.lines[0]
+    assert comparison.results["dpo"].cost is not None
+
+
+def test_the_validation_side_is_named_and_says_nothing_of_openings(root, settings):
+    report(root)
+    page = (root / "reports/comparison.html").read_text()
+    assert "which policy is better, validation side</title>" in page
+    assert "unseen prompts of the validation side" in page
+    assert "test side" not in page.lower()
+    assert "Over-optimisation" in page
