@@ -117,7 +117,7 @@ def test() -> None:
     root = _project()
     from rich.console import Console
 
-    from flows import summary, test_side
+    from flows import test_side
     from tasks.comparison.wording import TEST_SIDE
 
     with _explained():
@@ -127,7 +127,7 @@ def test() -> None:
         if found := test_side.result(root):
             _show(Console(), *found, TEST_SIDE)
         print("\nunchanged: these results have been tested, so the test side stays closed")
-    print(f"\nwith sample answers: {root / test_side.FINAL / summary.PAGE}")
+    print(f"\nwith sample answers: {root / test_side.PAGE}")
 
 
 @app.command("set")
@@ -159,7 +159,7 @@ def report() -> None:
     if found := test_side.result(root):
         print()
         _show(console, *found, TEST_SIDE)
-        print(f"\nwith sample answers: {root / test_side.FINAL / summary.PAGE}")
+        print(f"\nwith sample answers: {root / test_side.PAGE}")
 
 
 @app.command()

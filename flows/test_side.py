@@ -15,6 +15,7 @@ from tasks.params.read import load
 from tasks.paths import FINAL
 
 NAME = "test"
+PAGE = FINAL / summary.PAGE
 SHOWN = 3  # stages that a refusal names
 
 
@@ -24,11 +25,10 @@ def check(root: Path) -> None:
     Raises:
         UserError: there is none, or the results of the pipeline are not those of its settings, code and data.
     """
-    fraction = load(root / "params.yaml").data.test_fraction
-    if not fraction:
-        raise UserError(
-            "data.test_fraction is 0: there is no test side; `alignflow set data.test_fraction=0.2` makes one"
-        )
+    try:
+        openings.check(root, load(root / "params.yaml"))
+    except openings.NoTestSide as error:
+        raise UserError(str(error)) from None
     stale = [name for name, node in graph.read(root).items() if node.stale]
     if stale:
         more = f" and {len(stale) - SHOWN} more" if len(stale) > SHOWN else ""

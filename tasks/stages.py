@@ -105,8 +105,27 @@ STAGES: Mapping[str, StageEntry] = {
     ),
     "llm_judge": StageEntry(("llm_judge",), ("evaluations",), ("judgements",)),
     "compare": StageEntry(("compare",), ("evaluations",), ("reports",)),
+    "test": StageEntry(
+        ("base", "lora", "rewards", *ANSWERING, "evaluate", "llm_judge", "compare"),
+        (
+            BASE,
+            SFT,
+            REWARD_MODEL,
+            *map(str, learned().values()),
+            "answers",
+            "reports",
+            str(paths.TEST),
+            str(paths.LOCK),
+        ),
+        tuple(f"{paths.FINAL}/{name}" for name in ("answers", "evaluations", "judgements", "metrics", "reports")),
+        shared=True,
+        metrics=f"{paths.FINAL}/metrics",
+    ),
 }
-"""By name, in the order of the pipeline. ``python -m tasks NAME [ITEM]`` runs ``work`` of ``tasks/NAME.py``."""
+"""By name, in the order of the pipeline. ``python -m tasks NAME [ITEM]`` runs ``work`` of ``tasks/NAME.py``.
+
+All are in dvc.yaml but ``test``: what DVC knows it also runs, and the test side must only open when somebody asks.
+"""
 
 
 class UnknownStage(ValueError):

@@ -76,6 +76,12 @@ def read_answers(folder: Path, side: str) -> tuple[list[PolicyAnswers], list[dic
     return [_read(folder / name, rows) for name in files], content["trajectory"], content["figures"]
 
 
+def read_figures(folder: Path) -> dict[str, float]:
+    """Return the further figures of a policy alone."""
+    figures: dict[str, float] = json.loads((folder / "policy.json").read_text())["figures"]
+    return figures
+
+
 def _snapshot(number: int) -> str:
     return f"snapshot-{number + 1}.jsonl"
 

@@ -61,10 +61,11 @@ def answer_as(
     first = asked[: section.samples_per_prompt * section.trajectory_prompts]
     trajectory = trajectory_of(policy, params)
     found = []
-    final = _add(models, policy, adapter_of(policy, params))
+    final = add_policy(models, policy, adapter_of(policy, params))
     places = [(policy, final, asked)]
     places += [
-        (f"{policy}, {one.label}", _add(models, f"{policy}-{one.label}", one.folder), first) for one in trajectory[:-1]
+        (f"{policy}, {one.label}", add_policy(models, f"{policy}-{one.label}", one.folder), first)
+        for one in trajectory[:-1]
     ]
     for title, role, rows in places:
         found.append(answer(stage, kept, models, title, role, rows, budget, at_reference=policy == REFERENCE))
@@ -77,7 +78,7 @@ def answer_as(
     return found, {"kl/temperature": kl_temperature(section), **known}
 
 
-def _add(models: SharedBase, name: str, folder: Path | None) -> str:
+def add_policy(models: SharedBase, name: str, folder: Path | None) -> str:
     """Load an adapter and return its role; that of the base model where there is none."""
     if folder is None:
         return BASE

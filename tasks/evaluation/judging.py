@@ -33,12 +33,17 @@ class AnswerScores:
 def open_scorers(params: Params) -> SharedBase:
     """Load the base with the reward models that score answers: the one of training where it counts, and judges."""
     models = open_models(params)
+    add_scorers(models, params)
+    return models
+
+
+def add_scorers(models: SharedBase, params: Params) -> None:
+    """Give the base what ``open_scorers`` loads with it."""
     if params.rewards.reward_model:
         models.add(rewards.LEARNED, start=REWARD_MODEL)
     for role, folder in learned().items():
         if rewards.is_trained(folder):
             models.add(role, start=folder, shape=saved_shape(folder))
-    return models
 
 
 def judge(

@@ -18,11 +18,10 @@ from typing import Any
 
 import httpx
 
-from tasks.params.sections import LlmJudge
+from tasks.params.sections import LlmJudge, Params
 from tasks.paths import home
-from tasks.policies import REFERENCE
+from tasks.policies import REFERENCE, in_order
 
-EVALUATIONS = Path("evaluations")
 KEY = "LLM_JUDGE_API_KEY"
 BUSY = 429
 INSTRUCTION = """\
@@ -32,13 +31,31 @@ are equally good."""
 QUESTION = "[Question]\n{prompt}\n\n[Answer A]\n{first}\n\n[Answer B]\n{second}\n\nWhich answer is better: A, B or C?"
 
 
-def compare_answers(section: LlmJudge, policies: Sequence[str], say: Callable[[str], None]) -> list[dict[str, Any]]:
+def write_judgements(folder: Path, params: Params, say: Callable[[str], None]) -> dict[str, float]:
+    """Compare every chosen policy with the reference and return the figures.
+
+    Writes ``judgements/llm.jsonl`` beside the evaluations in the folder; an empty file where no endpoint is set.
+    """
+    section = params.llm_judge
+    if section.url is None:
+        say("llm_judge.url is null: no judgement is asked for")
+    policies = [policy for policy in in_order(params.policies) if policy != REFERENCE]
+    rows = compare_answers(section, policies, folder / "evaluations", say) if section.url else []
+    path = folder / "judgements/llm.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return figures(rows)
+
+
+def compare_answers(
+    section: LlmJudge, policies: Sequence[str], evaluations: Path, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Return a row a policy and prompt; verdicts that were paid for before are taken from the file of answers."""
-    reference = {row["prompt_id"]: row["response"] for row in _read(REFERENCE)[: section.prompts]}
+    reference = {row["prompt_id"]: row["response"] for row in _read(evaluations / REFERENCE)[: section.prompts]}
     pairs = [
         (policy, row, reference[row["prompt_id"]])
         for policy in policies
-        for row in _read(policy)
+        for row in _read(evaluations / policy)
         if row["prompt_id"] in reference
     ]
     bodies = [
@@ -84,9 +101,9 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {"judgements": float(len(rows)), **rates, **({"order_disagreement": fmean(turned)} if turned else {})}
 
 
-def _read(policy: str) -> list[dict[str, Any]]:
+def _read(folder: Path) -> list[dict[str, Any]]:
     """Return the first answer to each prompt."""
-    with (EVALUATIONS / policy / "responses.jsonl").open(encoding="utf-8", newline="\n") as lines:
+    with (folder / "responses.jsonl").open(encoding="utf-8", newline="\n") as lines:
         return [row for row in map(json.loads, lines) if row["sample"] == 0]
 
 

@@ -42,6 +42,25 @@ class BrokenRecord(ValueError):
     """The record of openings holds a line that is none."""
 
 
+class NoTestSide(ValueError):
+    """There is nothing to open."""
+
+
+def check(root: Path, params: Params) -> None:
+    """Make sure that there is a test side; looks at no row.
+
+    Raises:
+        NoTestSide: there is none; the message says which setting makes one.
+    """
+    if not params.data.test_fraction:
+        raise NoTestSide(
+            "data.test_fraction is 0, so there is no test side; `alignflow set data.test_fraction=0.2` makes one"
+        )
+    path = root / TEST
+    if path.exists() and not path.stat().st_size:
+        raise NoTestSide(f"{TEST} holds no prompt; use more data or a larger data.test_fraction")
+
+
 def opening(params: Params, policies: Sequence[str]) -> Opening:
     """Return what an opening now would be."""
     settings = json.dumps(params.model_dump(mode="json"), sort_keys=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tasks.paths import IDENTITY, TEST, VALIDATION
 
-MADE = ("artifacts", "answers", "evaluations", "metrics", "plots")  # by other stages, so not data sets
+MADE = ("artifacts", "answers", "evaluations", "metrics", "plots", "dvc.lock")  # by other stages, so not data sets
 
 
 def fingerprint(name: str, used: object, inputs: Sequence[str]) -> str:
