@@ -38,7 +38,7 @@ def code_deps(stage: str) -> list[str]:
 
 
 def test_the_table_of_stages_has_the_stages_of_dvc():
-    assert set(TABLE) == set(STAGES)
+    assert set(TABLE) == {*STAGES, "test"}
     assert {name for name, entry in TABLE.items() if entry.items} == {
         name for name, body in STAGES.items() if "${key}" in body["cmd"]
     }
@@ -135,7 +135,7 @@ def test_evaluation_and_comparison_depend_on_every_reward_model_of_the_table_of_
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_but_the_last_can_read_the_test_side(stage: str):
     """Neither the file nor a folder around it is a dependency, and no code of the stage names the side."""
-    if stage in ("prepare", "test"):
+    if stage == "prepare":
         return
     found = [dep for dep in [*paths(STAGES[stage]["deps"]), *TABLE[stage].inputs] if covers(dep, TEST.as_posix())]
     assert not found, f"{stage} depends on {', '.join(found)}"
@@ -144,6 +144,18 @@ def test_no_stage_but_the_last_can_read_the_test_side(stage: str):
             node.value for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.Constant)
         }
         assert not words & {"test", "test.jsonl"} or file == "tasks/paths.py", f"{stage}: {file} names the test side"
+
+
+def test_the_stage_that_opens_the_test_side_is_in_no_pipeline_of_dvc():
+    from dvc.repo import Repo
+
+    assert TEST.as_posix() in TABLE["test"].inputs
+    with Repo(str(ROOT)) as repo:
+        stages = [stage for stage in repo.index.stages if stage.cmd]
+        assert stages
+        assert not [stage.addressing for stage in stages if "tasks test" in stage.cmd]
+        read = {dep.def_path for stage in stages for dep in stage.deps}
+    assert not [path for path in read if covers(path, TEST.as_posix())]
 
 
 @pytest.mark.parametrize("stage", STAGES)

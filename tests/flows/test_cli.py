@@ -38,6 +38,8 @@ def refused(done):
         (["set", "dpo.beta=big"], "dpo.beta"),
         (["stage", "dop"], "no stage dop; did you mean dpo?"),
         (["stage", "dpo"], "dpo needs artifacts/sft, which stage sft makes"),
+        (["stage", "test"], "`alignflow test` runs it"),
+        (["test"], "out of date: sft, "),
         (["report"], "comparison.json is missing; `alignflow run` makes it"),
         (["chat", "dop"], "no policy dop; did you mean dpo?"),
         (["chat", "dpo"], "answer@dpo needs artifacts/dpo"),
