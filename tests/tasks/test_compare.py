@@ -524,7 +524,7 @@ def test_the_test_side_is_named_and_its_openings_are_on_the_page(root, settings)
     assert "unseen prompts of the test side" in page
     assert "Over-optimisation" not in page
     stored = json.loads((root / "final/reports/verdict.json").read_text())
-    assert stored["headline"].startswith("Test side: ")
+    assert stored["headline"].startswith("Test side, one seed: ")
     assert "opened 3 times" in said.lines[0]
     assert comparison.results["dpo"].cost is not None
 

@@ -59,7 +59,7 @@ def test_the_opening_is_recorded_and_told(place: Path, tested: dict[str, float])
     assert json.loads(line)["policies"] == list(POLICIES)
     assert json.loads((FINAL / "reports/opening.json").read_text()) == json.loads(line)
     assert tested["openings"] == 1
-    assert json.loads((FINAL / "reports/verdict.json").read_text())["headline"].startswith("Test side: ")
+    assert json.loads((FINAL / "reports/verdict.json").read_text())["headline"].startswith("Test side, one seed: ")
     assert "The test side was opened once." in (FINAL / "reports/comparison.html").read_text()
 
 
