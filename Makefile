@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test real-base check lint format bench setup clean
 
-demo: setup  ## align the default model four ways and compare
+demo: setup  ## align the default model four ways, compare, and open the test side
 	$(BIN)/alignflow run
 	$(BIN)/alignflow test
 

@@ -120,3 +120,20 @@ def test_without_a_test_side_nothing_is_opened(
             stage("test")
         assert said in capsys.readouterr().err
         assert not OPENINGS.exists()
+
+
+def test_a_stage_that_goes_on_from_its_checkpoint_opens_nothing_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with working_in(tmp_path):
+        shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+        shutil.rmtree(FINAL, ignore_errors=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("tasks.running.stage.SAVE_SECONDS", 0.0)
+            patch.setattr("tasks.test._judge", stop)
+            with pytest.raises(KeyboardInterrupt):
+                stage("test")
+        assert stage("test")["openings"] == 1
