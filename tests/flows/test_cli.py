@@ -142,7 +142,7 @@ def test_one_stage_runs_in_the_checkout_and_its_error_is_shown(toy):
 
 def test_the_first_run_says_what_was_done_and_what_comes_next(first_run):
     toy, said = first_run
-    assert "8 stages: 8 ran" in said
+    assert "10 stages: 10 ran" in said
     assert "[dpo] step 2/2 | loss 0.25" in said
     assert f"mlflow ui --backend-store-uri sqlite:///{toy.root}/.alignflow/mlflow.db" in said
     assert "alignflow chat dpo" in said  # the policy that won
