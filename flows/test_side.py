@@ -46,7 +46,7 @@ def run(root: Path) -> bool:
         return False
 
     def say(_: str, text: str, _steps: object = ()) -> None:
-        print(text if text.startswith("[") else f"[{NAME}] {text}", flush=True)
+        print(text, flush=True)
 
     stop = stage.Stop()
     with stage.stoppable(stop):

@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from tasks.params.names import suggest
 from tasks.params.sections import Params
