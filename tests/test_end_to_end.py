@@ -257,6 +257,16 @@ def test_mlflow_holds_one_parent_and_a_child_a_stage(project: Project) -> None:
     assert {f"alignflow-{name}" for name in ("reward_model", "dpo", "iterative_dpo", "ppo", "grpo")} <= registered
 
 
+def test_the_test_side_opens_once_and_only_when_asked(project: Project, tmp_path: Path) -> None:
+    assert not (project.root / "final").exists()
+    copy = Project(tmp_path / "alignflow")
+    shutil.copytree(project.root, copy.root, symlinks=True)
+    assert "Test side, one seed: " in copy.do(sys.executable, "-m", "flows.cli", "test")
+    assert "unchanged: " in copy.do(sys.executable, "-m", "flows.cli", "test")
+    assert len((copy.root / "final/openings.jsonl").read_text().splitlines()) == 1
+    assert json.loads(copy.do("dvc", "status", "--json")) == {}
+
+
 def test_a_terminated_stage_continues_from_its_checkpoint(project: Project, tmp_path: Path) -> None:
     copy = Project(tmp_path / "alignflow")
     shutil.copytree(project.root, copy.root, symlinks=True, ignore=shutil.ignore_patterns("cache", "evaluations"))
