@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.comparison.table import PolicyRow, cell
+from tasks.policies import POLICIES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +37,7 @@ def best(rows: Sequence[PolicyRow]) -> str:
         rates = [judge["win_rate"] for judge in row.get("judges", {}).values()]
         return row.get("standing") == "better", min([float(row.get("win_rate") or 0), *rates])
 
-    return str(max(rows, key=rank)["policy"])
+    return str(max((row for row in rows if not POLICIES[str(row["policy"])].control), key=rank)["policy"])
 
 
 def measured(reports: Mapping[str, Mapping[str, float]]) -> "Table":

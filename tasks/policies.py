@@ -29,6 +29,8 @@ class Policy:
     """None for a policy that every other one starts from."""
     in_rounds: bool = False
     """The stage runs once a round, each starting from the one before; the last round's adapter counts."""
+    control: bool = False
+    """Learns no preference: the others have to be better than it, and it is never the policy to take."""
 
 
 REFERENCE = "reference"
@@ -42,7 +44,7 @@ POLICIES: Mapping[str, Policy] = {
     "grpo": Policy("GRPO", "grpo", Learns.SAMPLES),
     "rloo": Policy("RLOO", "rloo", Learns.SAMPLES),
     "kto": Policy("KTO", "kto", Learns.DATA),
-    "sft_more": Policy("More SFT", "sft_more", Learns.DATA),
+    "sft_more": Policy("More SFT", "sft_more", Learns.DATA, control=True),
 }
 """By name, in the order of tables, charts and samples."""
 TITLES: Mapping[str, str] = {name: policy.title for name, policy in POLICIES.items()}

@@ -70,6 +70,7 @@ def summary(comparison: Comparison, said: Verdict) -> Json:
     return {
         "headline": said.headline,
         "detail": said.detail,
+        "control": list(said.control),
         "equal_kl": said.equal_kl,
         "lines": list(said.lines),
         "agreements": [

@@ -9,7 +9,7 @@ from tasks.comparison.cautions import cautions, explained_by_length, rule_outcom
 from tasks.comparison.results import AgainstReference, Comparison, PolicyResult
 from tasks.comparison.wording import between, listing, number, p_value, percent, signed, span
 from tasks.judges import PROXY, judge_title
-from tasks.policies import TITLES
+from tasks.policies import POLICIES, TITLES
 
 ONE_SEED = "One seed"
 """Begins the headline: a comparison is of one run, and other seeds may give another; see `tasks.seeds.compute`."""
@@ -58,6 +58,8 @@ class Verdict:
     policies: tuple[PolicyVerdict, ...]
     equal_kl: str
     """Who leads at equal distance from the reference; empty where it is not known."""
+    control: tuple[str, ...]
+    """How each policy does against a control, a sentence each; empty without one."""
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -66,17 +68,40 @@ class Verdict:
         for one in self.policies:
             said.append(f"{one.result.title}: {one.standing.value}. It {one.sentence}")
             said += [f"  {each}" for each in (one.remains, one.rule_outcomes, *one.cautions) if each]
-        return tuple(filter(None, [*said, self.equal_kl]))
+        return tuple(filter(None, [*said, *self.control, self.equal_kl]))
 
 
 def verdict(comparison: Comparison) -> Verdict:
     """Judge every trained policy and name the one to take, if there is one."""
     policies = tuple(_of_policy(result, comparison) for result in comparison.candidates)
-    headline, detail = _headline(policies, comparison)
+    headline, detail = _headline(tuple(one for one in policies if not _is_control(one)), comparison)
     begins = ONE_SEED
     if comparison.opened:
         begins, detail = f"Test side, {ONE_SEED.lower()}", f"{detail} {comparison.opened}"
-    return Verdict(f"{begins}: {headline}", detail, policies, _equal_kl(comparison))
+    controls = _against_controls(policies, comparison)
+    return Verdict(f"{begins}: {headline}", detail, policies, _equal_kl(comparison), controls)
+
+
+def _is_control(one: PolicyVerdict) -> bool:
+    return POLICIES[one.result.policy].control
+
+
+def _against_controls(policies: tuple[PolicyVerdict, ...], comparison: Comparison) -> tuple[str, ...]:
+    """Say whether learning from preferences is better than a control, compared prompt by prompt."""
+    controls = [one.result for one in policies if _is_control(one)]
+    others = [one.result for one in policies if not _is_control(one)]
+    return tuple(_met(one, control, comparison) for control in controls for one in others)
+
+
+def _met(one: PolicyResult, control: PolicyResult, comparison: Comparison) -> str:
+    rates = {judge: comparison.head_to_head(one.policy, control.policy, judge) for judge in comparison.judges}
+    won = [judge for judge, rate in rates.items() if rate.settled(comparison.confidence) and rate.rate > 0.5]
+    all_won = "every judge confirms it" if len(won) == len(rates) else "not every judge confirms it"
+    return f"Against {control.title}: {one.title} is preferred in {_by_judge(rates)}; {all_won}."
+
+
+def _by_judge(rates: Mapping[str, WinRate]) -> str:
+    return listing([f"{percent(r.rate)} ({between(r.interval)}) by the {judge_title(j)}" for j, r in rates.items()])
 
 
 def _headline(policies: tuple[PolicyVerdict, ...], comparison: Comparison) -> tuple[str, str]:
@@ -243,11 +268,13 @@ def _remains(result: PolicyResult, standing: Standing, confidence: float) -> str
 
 def _judges(result: PolicyResult, confidence: float) -> str:
     """Say what each independent judge shows."""
-    groups: dict[str, list[str]] = {"agrees": [], "prefers the reference": [], "cannot tell the two apart": []}
+    silent = "shows no significant difference"
+    groups: dict[str, list[str]] = {"agrees": [], "prefers the reference": [], silent: []}
     for judge, rate in result.judged.items():
         settled = rate.settled(confidence)
-        said = "cannot tell the two apart" if not settled else "agrees" if rate.rate > 0.5 else "prefers the reference"
-        groups[said].append(f"{judge_title(judge)} ({percent(rate.rate)}, {between(rate.interval)})")
+        said = silent if not settled else "agrees" if rate.rate > 0.5 else "prefers the reference"
+        p = "" if settled else f", p\u00a0=\u00a0{p_value(rate.adjusted_p)}"
+        groups[said].append(f"{judge_title(judge)} ({percent(rate.rate)}, {between(rate.interval)}{p})")
     if result.score.rate < 0.5 or not result.score.settled(confidence):
         groups = {{"agrees": "prefers it"}.get(said, said): names for said, names in groups.items()}
     parts = [f"the {listing(names)} {_plural(said, len(names))}" for said, names in groups.items() if names]
@@ -255,7 +282,7 @@ def _judges(result: PolicyResult, confidence: float) -> str:
 
 
 def _plural(verb: str, count: int) -> str:
-    return verb if count == 1 else verb.replace("agrees", "agree").replace("prefers", "prefer")
+    return verb if count == 1 else verb.replace("agrees", "agree").replace("prefers", "prefer").replace("shows", "show")
 
 
 def _rivals(better: list[PolicyVerdict], comparison: Comparison) -> str:
@@ -266,9 +293,8 @@ def _rivals(better: list[PolicyVerdict], comparison: Comparison) -> str:
     also = f"So {'is' if len(better) == 2 else 'are'} {listing([f.result.title for f in better[1:]])}"
     met = {judge: comparison.head_to_head(first.policy, second.policy, judge) for judge in comparison.judges}
     won = [rate for rate in met.values() if rate.settled(comparison.confidence) and rate.rate > 0.5]
-    said = listing([f"{percent(r.rate)} ({between(r.interval)}) by the {judge_title(j)}" for j, r in met.items()])
     settled = "and every judge confirms it" if len(won) == len(met) else "but not every judge confirms the lead"
-    return f"{also}; head to head {first.title} is preferred over {second.title} in {said}, {settled}."
+    return f"{also}; head to head {first.title} is preferred over {second.title} in {_by_judge(met)}, {settled}."
 
 
 def _equal_kl(comparison: Comparison) -> str:
