@@ -42,7 +42,7 @@ Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...
 @app.command()
 def run(
     overrides: Assignments = None,
-    only: Annotated[str, typer.Option(help="Stages to run, e.g. dpo,grpo, with all they need.")] = "",
+    only: Annotated[str | None, typer.Option(help="Stages to run, e.g. dpo,grpo, with all they need.")] = None,
     scenario: Annotated[str, typer.Option(help="Settings of scenarios/NAME.yaml; KEY=VALUE overrides them.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the DVC experiment that keeps the result.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train with so many seeds and compare over all of them.")] = 1,
@@ -54,7 +54,7 @@ def run(
     once; one experiment a seed (NAME-seed-1, …), and the comparison over all seeds in seeds/NAME.html.
     """
     root = _project()
-    given, chosen = _settings_of(scenario), tuple(part for part in only.split(",") if part)
+    given, chosen = _settings_of(scenario), _names(only)
     changes = (*given, *(overrides or ()))
     series = _series(root, changes, chosen, seeds, name) if seeds > 1 else None
     if series is None:
@@ -286,6 +286,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print("alignflow: stopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _names(only: str | None) -> tuple[str, ...]:
+    """Return the names in ``--only``; none where it is not given."""
+    found = tuple(part.strip() for part in (only or "").split(",") if part.strip())
+    if only is not None and not found:
+        raise UserError("--only names no stage; name one or several, e.g. --only dpo,grpo, or leave it out")
+    return found
 
 
 def _project() -> Path:

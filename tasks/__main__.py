@@ -11,14 +11,17 @@ from pathlib import Path
 from tasks.params.read import load
 from tasks.running import processes
 from tasks.running.checks import check_inputs, failed, quiet
-from tasks.stages import resolved, samples, stage_named
+from tasks.stages import STAGES, resolved, samples, stage_named
 
 
 def main(words: Sequence[str]) -> None:
     """Check the words, the settings and the inputs, then run the stage; exit as ``tasks.running.stage.run`` does."""
     quiet()
-    name, item = (*words, "", "")[:2]
-    title = f"{name}@{item}" if item else name or "tasks"
+    if not words or words[0].startswith("-"):
+        print(f"usage: python -m tasks STAGE [ITEM]; stages: {', '.join(STAGES)}")
+        sys.exit(0 if words[:1] in (["-h"], ["--help"]) else 2)
+    name, item = (*words, "")[:2]
+    title = f"{name}@{item}" if item else name
     try:
         entry = stage_named(name)
         joined = processes.join(shared=entry.shared)

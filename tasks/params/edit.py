@@ -15,7 +15,7 @@ from tasks.params.choice import policies_of, trained_of
 from tasks.params.names import closest, suggest
 from tasks.params.read import ParamsError, read_tree, round_trip, validate
 from tasks.params.rounds import last_of, rounds_of
-from tasks.policies import POLICIES
+from tasks.policies import POLICIES, REFERENCE
 
 
 def override(path: Path, assignments: Sequence[str]) -> None:
@@ -23,6 +23,8 @@ def override(path: Path, assignments: Sequence[str]) -> None:
 
     ``policies=dpo,ppo`` chooses what is trained and compared and rewrites everything that follows from it. Setting
     ``iterative_dpo.shards`` also rewrites the map of rounds.
+
+    Of several values for one key the last one holds: a run's own come after those of its scenario.
 
     Raises:
         ParamsError: an assignment is malformed, names an unknown key, or gives a value out of range.
@@ -71,11 +73,16 @@ def scenario(path: Path) -> tuple[str, ...]:
 
 
 def _choose(tree: Any, names: str, path: Path) -> None:
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    chosen = [name.strip() for name in names.strip("[] ").split(",") if name.strip()]
     try:
         policies = policies_of(chosen)
     except ValueError as error:
         raise ParamsError(f"{path}: {error}") from None
+    if not any(POLICIES[name].learns and not POLICIES[name].control for name in policies):
+        raise ParamsError(
+            f"{path}: policies={names} trains nothing to compare with {REFERENCE}; name at least one of "
+            f"{', '.join(name for name, policy in POLICIES.items() if policy.learns and not policy.control)}"
+        )
     section = tree["iterative_dpo"]
     _refill(tree["policies"], policies)
     _refill(tree["trained"], trained_of(policies))
@@ -107,7 +114,7 @@ def _on_one_line(value: object) -> object:
 
 
 def _assign(tree: Any, assignment: str) -> None:
-    key, separator, text = assignment.partition("=")
+    key, separator, text = (part.strip() for part in assignment.partition("="))
     if not separator or not key:
         raise ParamsError(f"{assignment!r} is not of the form section.key=value, e.g. dpo.beta=0.2")
     *parents, leaf = key.split(".")

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 def closest(name: str, known: Collection[str], before: str = "") -> str:
     """Return "; did you mean X?" for the most similar known name; empty if none is similar."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {before}{near[0]}?" if near else ""
 
 

@@ -1,7 +1,7 @@
 """The sections of ``params.yaml``: one pydantic model each, no default for any value."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -22,10 +22,23 @@ Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
 
 
+def _takes(annotation: object, kind: type) -> bool:
+    """Return whether a type is, or may be, a kind."""
+    return annotation is kind or any(_takes(part, kind) for part in get_args(annotation))
+
+
 class Section(BaseModel):
     """A section of ``params.yaml``: frozen, complete, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and not _takes(kind, bool) and (_takes(kind, int) or _takes(kind, float)):
+            raise ValueError(f"must be a number, not {str(value).lower()}")
+        return value
 
 
 class Base(Section):

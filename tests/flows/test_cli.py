@@ -29,6 +29,8 @@ def refused(done):
         (["run", "dpo.beta=-1"], "dpo.beta"),
         (["run", "dpo.beta"], "section.key=value"),
         (["run", "--only", "dpo,gropo"], "no stage gropo"),
+        (["run", "--only", ""], "--only names no stage"),
+        (["run", "--only", ","], "--only names no stage"),
         (["run", "--name", "a b"], "'a b' cannot name an experiment"),
         (["run", "--seeds", "0"], "Invalid value for '--seeds'"),
         (["run", "--seeds", "3", "dpo.seed=4"], "dpo.seed: --seeds sets it"),

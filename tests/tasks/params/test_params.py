@@ -182,6 +182,26 @@ def test_a_choice_changes_its_own_lines_alone_and_back_gives_the_same_bytes(path
     assert path.read_text() == before
 
 
+@pytest.mark.parametrize("names", ["", "reference", "base,reference", "sft_more"])
+def test_a_choice_with_nothing_to_compare_is_refused_and_changes_nothing(path: Path, names: str):
+    before = path.read_text()
+    with pytest.raises(ParamsError, match=f"policies={names} trains nothing to compare with reference; name at least"):
+        override(path, [f"policies={names}"])
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("key", ["dpo.beta", "dpo.steps", "ppo.target_kl"])
+def test_true_is_no_number(path: Path, key: str):
+    with pytest.raises(ParamsError, match=rf"{key}.*must be a number, not true"):
+        override(path, [f"{key}=true"])
+
+
+def test_blanks_around_an_assignment_do_not_matter(path: Path):
+    override(path, ["dpo.beta = 0.3", "policies=[dpo, ppo]"])
+    assert load(path).dpo.beta == 0.3
+    assert list(load(path).policies) == ["base", "reference", "dpo", "ppo"]
+
+
 def test_an_override_changes_one_value_and_keeps_the_comments(path: Path):
     before = path.read_text()
     override(path, ["dpo.beta=0.25", "ppo.learning_rate=1e-5", "base.model=owner/name", "base.revision=main"])
