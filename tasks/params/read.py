@@ -26,19 +26,22 @@ def load(path: Path) -> Params:
     return validate(read_tree(path), path)
 
 
+def _null(to: Any, _: None) -> Any:
+    return to.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+class _NullInWords(RoundTripRepresenter):
+    """Writes None as ``null``, not as an empty value."""
+
+    yaml_representers = RoundTripRepresenter.yaml_representers | {type(None): _null}
+
+
 def round_trip() -> YAML:
     """Return a YAML reader and writer that keeps comments and order."""
     yaml = YAML()
     yaml.width = 200  # long lines stay whole
     yaml.Representer = _NullInWords
     return yaml
-
-
-class _NullInWords(RoundTripRepresenter):
-    """Writes None as ``null``, not as an empty value."""
-
-
-_NullInWords.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
 
 
 def read_tree(path: Path) -> Any:

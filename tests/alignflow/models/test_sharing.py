@@ -177,7 +177,7 @@ def test_a_single_process_is_left_as_it_is(tiny: Path):
 def test_processes_of_several_machines_are_refused(monkeypatch: pytest.MonkeyPatch, tiny: Path):
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed, "gather", lambda _: ["left", "right"])
-    with pytest.raises(CannotShare, match=r"one machine.*left, right"):
+    with pytest.raises(CannotShare, match=r"one Linux machine.*left, right"):
         share_base(four_roles(tiny).base.model)
 
 

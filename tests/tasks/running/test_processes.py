@@ -254,7 +254,7 @@ def test_a_bad_number_of_processes_is_one_error(
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("ALIGNFLOW_PROCESSES", "3")
-    with pytest.raises(processes.BadProcesses, match="3 processes need a GPU each, but 2"):
+    with pytest.raises(processes.BadProcesses, match="3 processes need a GPU each, but only 2 visible"):
         processes.wanted()
     monkeypatch.setenv("ALIGNFLOW_PROCESSES", "2")
     assert processes.wanted() == 2
