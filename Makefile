@@ -1,20 +1,24 @@
 # Two commands matter: `make demo` and `make test`. Everything runs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test real-base check lint format bench setup clean
+.PHONY: demo test long real-base check lint format bench setup clean
 
 demo: setup  ## align the default model four ways, compare, and open the test side
 	$(BIN)/alignflow run
 	$(BIN)/alignflow test
 
 test: setup  ## the default suite, one worker a core and one thread a worker
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(WORKERS)
+
+long: setup  ## several flows or several processes on tiny models, minutes each
+	$(WORKERS) -m long
 
 real-base: setup  ## the pipeline on the real base model, end to end
 	$(BIN)/python -m pytest -m real_base
 
-check: lint test real-base  ## what CI runs
+check: lint test long real-base  ## what CI runs
 
 lint: setup  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

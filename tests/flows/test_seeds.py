@@ -4,7 +4,7 @@ import pytest
 
 from flows.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("prefect_server")]
 
 
 @pytest.fixture

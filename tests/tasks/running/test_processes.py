@@ -19,6 +19,8 @@ from tasks.running import processes
 from tests.close import close
 from tests.tasks.small_project import QUIET, ROOT, set_up, stage, weights, working_in
 
+pytestmark = pytest.mark.long
+
 TRAINED = ["sft", "reward_model", "dpo", "iterative_dpo round-1", "grpo", "ppo", "rloo", "kto"]
 ONCE = ["sft", "reward_model", "grpo"]
 EVALUATED = ["judge_model", "answer grpo", "evaluate grpo"]
