@@ -12,7 +12,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 SIGNS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Part of the message of a RuntimeError of torch, which has no type of its own for this."""
+"""Part of the message of a RuntimeError of torch; torch has no separate error type for this."""
 
 
 @dataclass

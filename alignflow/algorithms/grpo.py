@@ -11,7 +11,7 @@ to ±20. With ``importance_cap`` the policy term of each token, but not its KL t
 importance weight (``ops.importance_weights``).
 
 Where a rollout batch gets a single update and every response counts, log π_old is the log π of that update itself, held
-constant: ρ_t is 1, and its gradient that of log π. It then needs no forward of its own.
+constant: ρ_t is 1, and its gradient that of log π. It then needs no extra forward pass.
 
 Some responses may count for nothing: those without a score; by choice those cut off at the length limit (DAPO,
 section 3.4), and those of groups whose scores are all alike, which the KL alone would move (DAPO, Eq. 11, samples

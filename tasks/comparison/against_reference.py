@@ -28,7 +28,7 @@ def against_reference(
     """Test every policy over all pairs, over complete pairs, and over these at equal length.
 
     Length is controlled on complete pairs only: a cut-off answer has the greatest length of all, so on all pairs a
-    cut-off would count as length. Each of the tests of a judge is a family of its own for Holm's correction.
+    cut-off would count as length. Holm's correction is applied to each test of each judge separately.
     """
     complete = {
         policy: {

@@ -67,7 +67,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def kill(place: Path, name: str, *, after: int) -> None:
-    """Run a stage of DPO in a process of its own that is killed once it has kept so many results."""
+    """Run a stage of DPO in a separate process that is killed once it has kept so many results."""
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(place / "start"), str(ROOT)]),
