@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.evaluation.answer_files import ANSWERS
+from tasks.evaluation.figures import flat
 from tasks.evaluation.judged import evaluate
 from tasks.evaluation.judging import open_scorers
 from tasks.evaluation.kept import Kept
-from tasks.evaluation.table import flat
 from tasks.running.hardware import peak_memory_gib
 from tasks.running.stage import Stage
 

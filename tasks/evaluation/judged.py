@@ -8,9 +8,9 @@ from typing import Any
 from alignflow import distributed
 from alignflow.models.roles import SharedBase
 from tasks.evaluation.answer_files import read_answers
+from tasks.evaluation.figures import figures, points, table
 from tasks.evaluation.judging import judge
 from tasks.evaluation.kept import Kept
-from tasks.evaluation.table import figures, points, table
 from tasks.running.stage import Stage
 from tasks.training.rewards import check_sources, judged_rows
 
