@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.errors import UserError, nearest
+from flows.errors import UserError
+from tasks.params.names import suggest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -181,7 +182,7 @@ def chat(
         raise UserError("chat takes one policy, or two side by side")
     for policy in asked:
         if policy not in known:
-            raise UserError(f"no policy {policy}; {nearest(policy, known)}")
+            raise UserError(f"no policy {policy}{suggest(policy, known)}")
         if missing := graph.missing_inputs(stages, known[policy], root):
             raise UserError(missing)
     from tasks.tools.chat import chat as talk

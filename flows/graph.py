@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.errors import UserError, nearest
+from flows.errors import UserError
+from tasks.params.names import suggest
 
 PIPELINE = "dvc.yaml"
 
@@ -109,7 +110,7 @@ def find(stages: Graph, name: str) -> Node:
         return stages[name]
     members = [node for node in stages.values() if name in (node.target, node.group)]
     if not members:
-        raise UserError(f"no stage {name}; {nearest(name, stages)}")
+        raise UserError(f"no stage {name}{suggest(name, stages)}")
     if len(members) > 1:
         raise UserError(f"{name} has several stages; name one of {', '.join(node.name for node in members)}")
     return members[0]
@@ -167,7 +168,7 @@ def _members(stages: Graph, name: str) -> list[str]:
     members = [node.name for node in stages.values() if name in (node.name, node.target, node.group)]
     if not members:
         known = dict.fromkeys([node.group for node in stages.values()] + list(stages))
-        raise UserError(f"--only: no stage {name}; {nearest(name, known)}")
+        raise UserError(f"--only: no stage {name}{suggest(name, known)}")
     return members
 
 

@@ -133,7 +133,7 @@ def test_a_stage_that_goes_on_from_its_checkpoint_opens_nothing_again(
         shutil.rmtree(FINAL, ignore_errors=True)
         with monkeypatch.context() as patch:
             patch.setattr("tasks.running.stage.SAVE_SECONDS", 0.0)
-            patch.setattr("tasks.test._judge", stop)
+            patch.setattr("tasks.evaluation.final._judge", stop)
             with pytest.raises(KeyboardInterrupt):
                 stage("test")
         assert stage("test")["openings"] == 1
