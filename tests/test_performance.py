@@ -52,6 +52,7 @@ def test_time_at_work_counts_once_where_stages_overlap() -> None:
     assert overhead.covered([(6, 9), (0, 3), (2, 4), (7, 8), (8, 10)]) == 8
 
 
+@pytest.mark.long
 def test_our_side_runs_in_processes_of_its_own(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     setting = Setting(**{**run.TINY, "model": str(model), "start": str(tmp_path)})
@@ -66,6 +67,7 @@ def test_our_side_runs_in_processes_of_its_own(tmp_path: Path) -> None:
     assert {"hardware", "threads", "versions", "commit", "date"} <= saved["environment"].keys()
 
 
+@pytest.mark.long
 def test_a_failed_measurement_shows_its_last_lines(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     with pytest.raises(frame.MeasurementFailed, match=r"(?s)ours:dpo failed.*holds no adapter"):

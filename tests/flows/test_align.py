@@ -76,6 +76,7 @@ def test_a_stage_that_fails_once_is_tried_again_and_no_other_is(toy):
     assert toy.events("began") == ["dpo", "dpo", "answer@dpo", "evaluate@dpo", "compare"]
 
 
+@pytest.mark.long
 def test_a_stage_that_keeps_failing_is_named_and_the_other_branch_is_kept(toy):
     (toy.root / "params.yaml").write_text((toy.root / "params.yaml").read_text().replace("beta: 0.1", "beta: 0.4"))
     before = toy.files()
@@ -143,6 +144,7 @@ def test_only_the_named_branch_runs_and_stages_it_did_not_touch_stay_outdated(to
     assert "evaluate@dpo" not in toy.stale()
 
 
+@pytest.mark.long
 def test_with_two_slots_independent_branches_work_side_by_side(toy, monkeypatch):
     monkeypatch.setenv("ALIGNFLOW_DEVICE_SLOTS", "2")
     with toy.held("dpo", "iterative_dpo@round-1"):

@@ -181,6 +181,7 @@ def test_processes_of_several_machines_are_refused(monkeypatch: pytest.MonkeyPat
         share_base(four_roles(tiny).base.model)
 
 
+@pytest.mark.long
 def test_two_processes_hold_a_4_bit_base_once_and_answer_as_before(tiny: Path, tmp_path: Path):
     """One process reads what the other writes into each weight; no file stays open."""
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
