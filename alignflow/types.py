@@ -29,6 +29,8 @@ class Pair(NamedTuple):
     rejected: tuple[int, ...]
     margin: float = 0.0
     """By how much the chosen response is better, where the data says so."""
+    wins: tuple[float, float] = (1.0, 0.0)
+    """How often chosen and rejected win against the policy's responses; a label alone says always and never."""
 
 
 @dataclass(frozen=True)

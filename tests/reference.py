@@ -61,6 +61,27 @@ def simpo(w: Row, lo: Row, beta: float, margin: float, smoothing: float) -> Row:
     return [-(1 - smoothing) * log(sigmoid(h)) - smoothing * log(sigmoid(-h)) for h in hs]
 
 
+def wins(scores: Row, temperature: float, itself: bool) -> Row:
+    """Wu et al. 2024 Eq. 3.5 with itself, Swamy et al. 2024 without: the mean probability to beat the others."""
+    result = []
+    for i, mine in enumerate(scores):
+        won = [sigmoid((mine - other) / temperature) for j, other in enumerate(scores) if itself or j != i]
+        result.append(sum(won) / len(won))
+    return result
+
+
+def sppo(w: Row, lo: Row, ref_w: Row, ref_l: Row, win_w: Row, win_l: Row, beta: float, smoothing: float) -> Row:
+    """Wu et al. 2024 Eq. 3.6, eta = 1 / beta, the mean over both responses of a pair."""
+    result = []
+    for pw, pl, rw, rl, ww, wl in zip(w, lo, ref_w, ref_l, win_w, win_l, strict=True):
+        squares = 0.0
+        for ratio, win in ((pw - rw, ww), (pl - rl, wl)):
+            flipped = (1 - smoothing) * win + smoothing * (1 - win)
+            squares += (ratio - (1 / beta) * (flipped - 0.5)) ** 2
+        result.append(squares / 2)
+    return result
+
+
 def reward(chosen: Row, rejected: Row, margins: Row, center: float) -> Row:
     return [-log(sigmoid(w - r - m)) + center * (w + r) ** 2 for w, r, m in zip(chosen, rejected, margins, strict=True)]
 

@@ -7,8 +7,9 @@ difference to 1/(2β); ``hinge`` (Liu et al. 2023, arXiv:2309.06657) is max(0, 1
 probability ε, every loss mixes in that of the flipped label (for ``sigmoid`` this is cDPO: Mitchell 2023, "A note on
 DPO with noisy preferences", Eq. 3), except ``robust`` (Chowdhury et al. 2024, arXiv:2403.00409, section 3.1), which
 subtracts it so that the expectation over flips is the loss of the true labels. ``simpo`` (Meng et al. 2024,
-arXiv:2405.14734, Eq. 6) needs no reference and has a margin γ. Each may add α times the chosen response's
-negative log-likelihood (Pang et al. 2024, arXiv:2404.19733, Eq. 1).
+arXiv:2405.14734, Eq. 6) needs no reference and has a margin γ. ``sppo`` (Wu et al. 2024, arXiv:2405.00675, Eq. 3.6)
+moves each log-ratio, chosen and rejected on its own, to a target set by how often the response wins. Each may add α
+times the chosen response's negative log-likelihood (Pang et al. 2024, arXiv:2404.19733, Eq. 1).
 
 Log-probs are sums over response tokens; means for ``ipo``, so that 1/(2β) does not depend on length, for ``simpo``,
 and for the likelihood term, which is thus per token of its own response.
@@ -47,6 +48,8 @@ class PairBatch:
     sequences: Sequences
     ref_logps: Tensor
     """Summed response log-probs under the reference; of no effect where the loss uses none. (2B,)"""
+    wins: Tensor | None = None
+    """How often each response wins against the policy's; only ``sppo`` reads it. (2B,)"""
 
 
 def dpo_loss(
@@ -112,6 +115,26 @@ def simpo_loss(
     return -(1.0 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
 
 
+def sppo_loss(logratios: Tensor, wins: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
+    """Return ½·[(c − (P_c − ½)/β)² + (r − (P_r − ½)/β)²] for each pair, not reduced.
+
+    Wu et al. 2024, arXiv:2405.00675, Eq. 3.6 with η = 1/β, where log Z is replaced by η/2. So the minimiser is not
+    exactly the policy π_ref·exp(P/β)/Z of Eq. 3.4. The ½ is that of the official code: a mean over both responses.
+
+    Args:
+        logratios: log π/π_ref of all chosen responses (c), then of all rejected ones (r). (2B,)
+        wins: P, how often each response wins against those of the policy. (2B,)
+        beta: β = 1/η.
+        label_smoothing: ε, the probability that a comparison is wrong: P becomes (1−2ε)·P + ε.
+
+    Returns:
+        (B,)
+    """
+    smoothed = (1.0 - 2.0 * label_smoothing) * wins + label_smoothing
+    chosen, rejected = (logratios - (smoothed - 0.5) / beta).square().chunk(2)
+    return 0.5 * (chosen + rejected)
+
+
 def count(batch: PairBatch) -> float:
     """Return the pairs of a micro-batch: the share of the denominator it brings."""
     return len(batch.ref_logps) / 2
@@ -133,6 +156,9 @@ def step(models: Models, batch: PairBatch, config: DPOConfig) -> StepOutput:
         losses = simpo_loss(
             chosen, rejected, beta=config.beta, margin=config.simpo_margin, label_smoothing=config.label_smoothing
         )
+    elif config.loss == "sppo":
+        assert batch.wins is not None
+        losses = sppo_loss(logps - ref_logps, batch.wins, beta=config.beta, label_smoothing=config.label_smoothing)
     else:
         losses = dpo_loss(
             chosen,

@@ -216,6 +216,12 @@ class Rewards(Section):
     """By name of a rule in alignflow/rules or rewards: its ``weight`` and its own numbers. One number is a weight."""
     missing_eos_penalty: NonNegative
     """Subtracted from the reward of a response that was cut off."""
+    within_group: Literal["score", "wins"]
+    """What GRPO, RLOO and iterative DPO compare the responses to a prompt by: their reward (``score``), or the share of
+    the others that each beats (``wins``; Swamy et al. 2024, arXiv:2401.04056), which lies between 0 and 1."""
+    win_temperature: NonNegative
+    """τ of ``wins``: a response beats another with probability σ(difference / τ). 0: the higher reward always wins.
+    Usual: 0 to 1."""
 
     @field_validator("rules", mode="before")
     @classmethod
@@ -298,12 +304,15 @@ class DpoLoss(Section):
 
     beta: Positive
     """A larger beta keeps the policy closer to the reference. Usual: 0.01 to 0.5."""
-    loss: Literal["sigmoid", "ipo", "hinge", "robust", "simpo"]
-    """``simpo`` uses no reference and needs a larger beta: usual 2 to 10."""
+    loss: Literal["sigmoid", "ipo", "hinge", "robust", "simpo", "sppo"]
+    """``simpo`` uses no reference and needs a larger beta: usual 2 to 10. ``sppo`` moves each log-ratio to
+    (win rate − ½) / beta: usual 0.05 to 0.5 for short answers with LoRA, 0.001 for hundreds of tokens at full-weight
+    rates. On stored pairs the win rates are 1 and 0."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     """Probability that a label is wrong; ``sigmoid`` with it is cDPO, ``robust`` the unbiased loss."""
     simpo_margin: NonNegative
-    """γ of ``simpo``: target for beta times the log-prob difference. Usual: 0.3 to 1.6."""
+    """γ of ``simpo``: target for beta times the log-prob difference. Usual: 0.3 to 1.6 at beta 2 to 2.5, 3 to 5 at
+    beta 10."""
     nll_coef: NonNegative
     """Weight of the chosen response's negative log-likelihood per token, added to any loss. Usual: 0 or 1."""
 
@@ -340,9 +349,20 @@ class IterativeDpo(DpoLoss, Optimisation):
     min_margin: NonNegative
     length_penalty: NonNegative
     """Reward per token, subtracted from each answer's reward before best and worst are chosen."""
+    win_temperature: NonNegative
+    """τ of ``loss: sppo``: a response beats another with probability σ(difference of rewards / τ); the win rate is its
+    mean over all responses to the prompt. 0: the higher reward always wins. Usual: 1."""
     reference: Literal["previous", "initial"]
     rounds: dict[str, Round]
     last: str
+
+    @model_validator(mode="after")
+    def _sppo_moves_from_the_policy_that_sampled(self) -> Self:
+        if self.loss == "sppo" and self.reference != "previous":
+            raise ValueError(
+                "loss: sppo needs reference: previous; its win rates are against the policy that a round starts from"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rounds_follow_shards(self) -> Self:
@@ -581,6 +601,15 @@ class Params(Section):
     @model_validator(mode="after")
     def _everything_follows_from_the_policies(self) -> Self:
         check_choice(self.policies, self.trained, self.iterative_dpo.rounds)
+        return self
+
+    @model_validator(mode="after")
+    def _shares_of_wins_need_a_group(self) -> Self:
+        if self.rewards.within_group == "wins" and "ppo" in self.policies:
+            raise ValueError(
+                "rewards.within_group: wins compares the responses to one prompt, and ppo samples only one; "
+                "set it to score, or take ppo out with `alignflow set policies=...`"
+            )
         return self
 
     @model_validator(mode="after")

@@ -48,13 +48,14 @@ def train_dpo(
     if starts_at_reference:
         check_start(models, _examples(pairs[:1]), Budget(1, stage.announce))
     ref_logps = torch.zeros(2, len(pairs), device=models.base.device)
+    wins = torch.tensor([pair.wins for pair in pairs], device=models.base.device).T
     if loss.uses_reference:  # once for all steps, and for all runs that differ in nothing that it depends on
         budget = Budget(config.micro_batch_tokens, stage.announce)
         ref_logps = reference_logps(models, _examples(pairs), budget, say=stage.say).view(2, len(pairs))
 
     def batches(step: int, budget: int) -> list[dpo.PairBatch]:
         return [
-            dpo.PairBatch(batch, torch.cat([ref_logps[0, rows], ref_logps[1, rows]]))
+            dpo.PairBatch(batch, ref_logps[:, rows].flatten(), wins[:, rows].flatten())
             for rows, batch in pair_batches(pairs, config, step, budget, models.base.device)
         ]
 

@@ -12,6 +12,7 @@ from alignflow.distributed import deal
 from alignflow.loops.by_rows import by_rows
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
+from alignflow.preferences import preferences, win_shares
 from alignflow.rewards import apply_rule, rule_file
 from alignflow.types import Example
 from tasks.params.sections import Params
@@ -103,6 +104,20 @@ def weighted_sum(params: Params, sources: Mapping[str, float | None]) -> float |
     weights |= {name: numbers["weight"] for name, numbers in params.rewards.rules.items()}
     earned = [weights[name] * value for name, value in sources.items() if value is not None]
     return sum(earned) if earned else None
+
+
+def within_groups(params: Params, totals: Sequence[float | None], samples: int) -> list[float | None]:
+    """Return what methods that compare the responses to one prompt maximise: their rewards, or their shares of wins.
+
+    Args:
+        params: ``rewards.within_group`` and ``rewards.win_temperature``.
+        totals: rewards, those of a prompt side by side.
+        samples: responses a prompt.
+    """
+    if params.rewards.within_group == "score":
+        return list(totals)
+    groups = [totals[start : start + samples] for start in range(0, len(totals), samples)]
+    return [share for group in groups for share in win_shares(preferences(group, params.rewards.win_temperature))]
 
 
 def sources(

@@ -21,7 +21,7 @@ from tasks.paths import REWARD_MODEL, SFT
 from tasks.running.stage import Stage
 from tasks.training import sampling
 from tasks.training.models import config_of, finish, keep_snapshots, open_models
-from tasks.training.rewards import check_sources, means
+from tasks.training.rewards import check_sources, means, within_groups
 from tasks.training.samples import Sample, sample
 
 Config = TypeVar("Config")
@@ -36,9 +36,8 @@ def open_roles(params: Params) -> SharedBase:
     return models
 
 
-def rollouts(samples: Sequence[Sample], device: torch.device) -> Rollouts:
-    """Return samples as a record of tensors."""
-    totals = [s.reward.total for s in samples]
+def rollouts(samples: Sequence[Sample], totals: Sequence[float | None], device: torch.device) -> Rollouts:
+    """Return samples and what each counts for, None where that is nothing, as a record of tensors."""
     sequences = collate([s.example for s in samples]).to(device)
     mask = sequences.response_mask[:, 1:]
     sampled = torch.tensor([value for s in samples for value in s.response.logprobs], device=device)
@@ -110,6 +109,10 @@ def collector(
     config, samples, again = config_of(section, OptimisationConfig), algorithm.samples, algorithm.again
 
     def collect(step: int) -> tuple[Rollouts, Metrics]:
+        def record(drawn: Sequence[Sample]) -> Rollouts:
+            totals = within_groups(stage.params, [s.reward.total for s in drawn], samples)
+            return rollouts(drawn, totals, models.base.device)
+
         def draw(prompts: Sequence[int], attempt: int) -> list[Sample]:
             seed = config.seed * 100_003 + step + attempt * 1_000_000_007
             chosen = [rows[i] for i in prompts]
@@ -118,7 +121,7 @@ def collector(
         used = rows_of_step(len(rows), config, step)
         drawn, resampled = draw(used, 0), 0
         for attempt in range(1, algorithm.limit + 1):
-            groups = again(rollouts(drawn, models.base.device)).nonzero()[:, 0].tolist() if again else []
+            groups = again(record(drawn)).nonzero()[:, 0].tolist() if again else []
             unused = sorted(set(range(len(rows))) - set(used))
             fresh = random.Random(f"{config.seed}-{step}-{attempt}").sample(unused, min(len(groups), len(unused)))
             if not fresh:
@@ -138,6 +141,6 @@ def collector(
         }
         if algorithm.limit:
             metrics["resampled_groups"] = float(resampled)
-        return rollouts(drawn, models.base.device), metrics
+        return record(drawn), metrics
 
     return collect

@@ -11,11 +11,12 @@ from alignflow.data.encoding import encode_prompt
 from alignflow.memory import Budget
 from alignflow.models.base import load_identity
 from alignflow.models.roles import SharedBase
+from alignflow.preferences import preferences, win_rates
 from alignflow.types import Pair
 from tasks.data.prepared import read_prompts
 from tasks.paths import IDENTITY
 from tasks.running.stage import Stage
-from tasks.training.rewards import check_sources
+from tasks.training.rewards import check_sources, within_groups
 from tasks.training.samples import sample
 
 
@@ -46,6 +47,7 @@ def make_pairs(stage: Stage, models: SharedBase) -> tuple[list[Pair], dict[str, 
             encode_prompt(models.base.tokenizer, r["messages"]),
             tuple(r["chosen_ids"]),
             tuple(r["rejected_ids"]),
+            wins=(r["wins"][r["best"]], r["wins"][r["worst"]]),
         )
         for r in kept
     ]
@@ -87,8 +89,13 @@ def _sample_pairs(stage: Stage, models: SharedBase) -> list[dict[str, Any]]:
         totals, texts = [s.reward.total for s in group], [s.text for s in group]
         lengths = [len(s.response.tokens) for s in group]
         choice = choose_pair(
-            totals, texts, lengths, min_margin=section.min_margin, length_penalty=section.length_penalty
+            within_groups(stage.params, totals, k),
+            texts,
+            lengths,
+            min_margin=section.min_margin,
+            length_penalty=section.length_penalty,
         )
+        wins = win_rates(preferences(totals, section.win_temperature))
         result.append(
             {
                 "prompt_id": row["prompt_id"],
@@ -98,6 +105,9 @@ def _sample_pairs(stage: Stage, models: SharedBase) -> list[dict[str, Any]]:
                 "rejected": texts[choice.worst],
                 "dropped": choice.dropped,
                 "scores": [None if total is None else round(total, 4) for total in totals],
+                "wins": wins,
+                "best": choice.best,
+                "worst": choice.worst,
                 "sources": [s.reward.sources for s in group],
                 "lengths": lengths,
                 "responses": texts,

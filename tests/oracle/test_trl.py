@@ -73,7 +73,8 @@ def our_dpo(folder: Path, loss: str, **keys: float) -> Result:
         sequences = collate_pairs([p])
         with torch.no_grad():
             ref, _ = models.logprobs("reference", sequences)
-        parts.append(dpo.PairBatch(sequences, masked_sum(ref, sequences.response_mask[:, 1:])))
+        certain = torch.tensor(p.wins)
+        parts.append(dpo.PairBatch(sequences, masked_sum(ref, sequences.response_mask[:, 1:]), certain))
     return our_result(models, parts, lambda batch: dpo.step(models, batch, config), dpo.count)
 
 
@@ -103,6 +104,12 @@ def test_the_reward_model_agrees(folder: Path, margin_coef: float, center_coef: 
 def test_dpo_agrees(folder: Path, loss: str, smoothing: float, beta: float):
     mine = our_dpo(folder, loss, beta=beta, label_smoothing=smoothing)
     agree(mine, their_dpo(folder, [loss], beta=beta, label_smoothing=smoothing))
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.5])
+def test_sppo_on_stored_pairs_is_half_of_trl_s(folder: Path, beta: float):
+    """TRL adds the squares of both responses where ours is their mean."""
+    agree(our_dpo(folder, "sppo", beta=beta), their_dpo(folder, ["sppo_hard"], beta=beta), 0.5)
 
 
 def test_smoothed_sigmoid_is_cdpo_where_trl_ignores_the_smoothing(folder: Path):

@@ -26,6 +26,7 @@ from tasks.ppo import add_critic
 from tasks.running.stage import Stage
 from tasks.training.models import open_models
 from tasks.training.rollouts import open_roles
+from tests import reference
 from tests.close import EXACT, LOOSE, close
 from tests.tasks.small_project import metrics, set_up, stage, weights, working_in
 from tests.tiny import disturb, some_rows
@@ -357,6 +358,54 @@ def test_mixed_rewards_that_do_not_apply_to_every_row_serve_every_method(setting
     shares = [(r["score/mean"] - 0.5 * r["score/reward_model"]) / r["score/right_abstain_wrong"] for r in curve(name)]
     close(shares, [round(4 * share) / 4 for share in shares])  # of four prompts, those with an answer
     assert 0 < min(shares) < 1
+
+
+def test_shares_of_wins_take_the_place_of_rewards(settings: Callable[..., None]):
+    """Of four responses to each prompt; the shares of a group are one half on average, and metrics keep the score."""
+    settings("policies=grpo", "grpo.steps=1")
+    stage("grpo")
+    (plain,) = curve("grpo")
+    settings("policies=grpo", "grpo.steps=1", "rewards.within_group=wins")
+    stage("grpo")
+    (won,) = curve("grpo")
+    assert won["score/mean"] == plain["score/mean"] != 0.5
+    close(won["reward/mean"], 0.5)
+    assert won["loss"] != plain["loss"]
+
+
+def test_a_margin_of_pairs_is_a_share_of_wins_where_these_are_compared(settings: Callable[..., None]):
+    """At temperature 0 a best answer that beats all others and a worst that loses to all differ by 1."""
+    settings(
+        "policies=iterative_dpo",
+        "rewards.within_group=wins",
+        "rewards.win_temperature=0",
+        "iterative_dpo.min_margin=1",
+        "iterative_dpo.samples_per_prompt=3",
+        "iterative_dpo.prompts_per_shard=4",
+    )
+    stage("iterative_dpo", "round-1")
+    kept = 0
+    for row in (row for row in rounds() if row["round"] == "round-1"):
+        low, _, high = sorted(row["scores"])
+        alone = row["scores"].count(low) == row["scores"].count(high) == 1
+        assert (row["dropped"] is None) == (alone and row["chosen"] != row["rejected"] and row["chosen"] != "")
+        kept += row["dropped"] is None
+    assert kept
+
+
+def test_sppo_trains_on_the_win_rates_of_the_sampled_answers(settings: Callable[..., None]):
+    """At the start all log-ratios are 0, so each pair's loss is the mean of ((P - 1/2) / beta)^2."""
+    settings("iterative_dpo.loss=sppo", "iterative_dpo.beta=0.5", "iterative_dpo.win_temperature=2")
+    settings("iterative_dpo.learning_rate=1e-2")
+    stage("iterative_dpo", "round-1")
+    losses = []
+    for row in (row for row in rounds() if row["round"] == "round-1" and row["dropped"] is None):
+        rates = reference.wins(row["scores"], 2.0, itself=True)
+        close(row["wins"], rates, 1e-4)  # scores are written with four decimals
+        losses.append(sum(((rates[row[side]] - 0.5) / 0.5) ** 2 for side in ("best", "worst")) / 2)
+    first, *_, last = curve("iterative_dpo/round-1")
+    assert min(abs(first["loss"] - (a + b) / 2) for a in losses for b in losses) < 1e-4  # a batch of two pairs
+    assert last["rewards/margin"] > 0
 
 
 def test_rewards_by_rules_alone_leave_out_prompts_to_which_none_applies(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignflow.algorithms.dpo import DPOConfig, PairBatch, count, dpo_loss, simpo_loss, step
+from alignflow.algorithms.dpo import DPOConfig, PairBatch, count, dpo_loss, simpo_loss, sppo_loss, step
 from tests import reference
 from tests.close import EXACT, FLOAT64, close
 from tests.toy import Given, plain_numbers, random_like, rows
@@ -106,6 +106,48 @@ def test_simpo_equals_the_loop_and_passes_gradcheck(smoothing: float):
     keys = {"beta": 2.5, "margin": 1.2, "label_smoothing": smoothing}
     close(simpo_loss(w, lo, **keys), reference.simpo(w.tolist(), lo.tolist(), 2.5, 1.2, smoothing), FLOAT64)
     assert torch.autograd.gradcheck(lambda a, b: simpo_loss(a, b, **keys), (w.requires_grad_(), lo.requires_grad_()))
+
+
+def sppo_of(ratios: list[float], wins: list[float], beta: float, smoothing: float = 0.0) -> Tensor:
+    given = (torch.tensor(x, dtype=torch.float64) for x in (ratios, wins))
+    return sppo_loss(*given, beta=beta, label_smoothing=smoothing)
+
+
+def test_sppo_by_hand():
+    """Beta 1/2, win rates 0.617839 and 0.382161: targets are +-0.235678, and at log-ratios 0 the loss is 0.235678^2.
+
+    Beta 0.1, win rates 0.7 and 0.3: targets +-2; log-ratios 1 and -1 give (1^2 + 1^2) / 2.
+    """
+    close(sppo_of([0.0, 0.0], [0.617839, 0.382161], 0.5), [0.055544], 1e-6)
+    close(sppo_of([1.0, -1.0], [0.7, 0.3], 0.1), [1.0], FLOAT64)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_sppo_equals_the_loop_and_passes_gradcheck(smoothing: float):
+    (w, lo, rw, rl), wins = logps(), torch.rand(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    ratios = torch.cat([w - rw, lo - rl]).requires_grad_()
+    found = sppo_loss(ratios, wins, beta=0.3, label_smoothing=smoothing)
+    columns = [v.tolist() for v in (w, lo, rw, rl, *wins.chunk(2))]
+    close(found, reference.sppo(*columns, 0.3, smoothing), FLOAT64)
+    assert torch.autograd.gradcheck(lambda r: sppo_loss(r, wins, beta=0.3, label_smoothing=smoothing), ratios)
+
+
+def test_sppo_moves_chosen_and_rejected_each_on_its_own():
+    """The gradient is -(P - 1/2) / beta at equal policies; at log-ratios +1 the rejected one is pulled down from 1."""
+    ratios = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    wins = torch.tensor([0.7, 0.7, 0.3, 0.3], dtype=torch.float64)
+    sppo_loss(ratios, wins, beta=0.5, label_smoothing=0.0).sum().backward()
+    close(ratios.grad, [-0.4, 1 - 0.4, 0.4, 1 + 0.4], FLOAT64)
+
+
+def test_an_sppo_step_takes_sums_and_the_win_rates_of_both_sides():
+    models, batch, config, kept = batch_of("sppo")
+    wins = [0.8, 0.6, 0.3, 0.1]
+    batch = replace(batch, wins=torch.tensor(wins, dtype=torch.float64))
+    mine = [sum(k) for k in kept]
+    output = step(models, batch, replace(config, label_smoothing=0.1))
+    assert config.uses_reference
+    close(output.losses, reference.sppo(mine[:2], mine[2:], [-1, -2], [-3, -4], wins[:2], wins[2:], 0.4, 0.1), FLOAT64)
 
 
 def test_hopeless_pairs_stay_finite():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alignflow.advantages import group_relative
-from alignflow.algorithms.dpo import dpo_loss
+from alignflow.algorithms.dpo import dpo_loss, sppo_loss
 from alignflow.algorithms.grpo import grpo_loss
 from alignflow.algorithms.ppo import policy_loss, token_rewards
 from tests.close import close
@@ -120,6 +120,57 @@ def test_iterative_dpo_sharpens_round_by_round_or_stays_with_its_first_reference
         powers = turn if anchor == "previous" else 1
         expected = REF * torch.exp(powers * REWARD / BETA)
         close(policy, expected / expected.sum(), 1e-6)
+
+
+WINS = torch.sigmoid(REWARD[:, None] - REWARD) @ REF  # P(y > pi_ref), Bradley-Terry
+
+
+def sppo_objective(base: Tensor, wins: Tensor, eta: float) -> Any:
+    """Return the expected squared distance to the targets; a pair of one response twice counts it once."""
+
+    def objective(logprobs: Tensor) -> Tensor:
+        ratios = logprobs - base.log()
+        return (REF * sppo_loss(ratios.repeat(2), wins.repeat(2), beta=1 / eta, label_smoothing=0.0)).sum()
+
+    return objective
+
+
+@pytest.mark.parametrize(
+    ("eta", "shipped", "exact"),
+    [
+        (1.0, [0.546139, 0.259659, 0.194202], [0.546368, 0.259469, 0.194163]),
+        (4.0, [0.664054, 0.164979, 0.170967], [0.673547, 0.158604, 0.167849]),
+    ],
+)
+def test_sppo_ends_near_the_multiplicative_weights_and_at_them_with_the_exact_log_z(
+    eta: float, shipped: list[float], exact: list[float]
+):
+    """Eq. 3.4 has log Z where Eq. 3.6, the loss, has eta / 2. Win rates that carry log Z give the exact minimiser."""
+    close(WINS, [0.593809, 0.359979, 0.475508], 1e-6)
+    close(least(sppo_objective(REF, WINS, eta)), shipped, 1e-6)
+    log_z = (REF * torch.exp(eta * WINS)).sum().log()
+    close(least(sppo_objective(REF, WINS - log_z / eta + 0.5, eta)), exact, 1e-6)
+
+
+@pytest.mark.parametrize(("rounds", "found"), [(400, 0.0412), (6400, 0.0100)])
+def test_sppo_against_itself_finds_the_mix_of_rock_paper_and_scissors_on_average(rounds: int, found: float):
+    """Log-ratios at their targets, renormalised, are a step of multiplicative weights with eta = 1 / sqrt(rounds).
+
+    Hedge's bound on what the best answer to the average policy wins beyond 1/2 is (ln(1 / min pi_1) + 1/8) /
+    sqrt(rounds), since self-play earns 1/2 in every round. The last policy is no equilibrium.
+    """
+    beats = torch.tensor([[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]], dtype=torch.float64)
+    policy = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    mean, at = torch.zeros(3, dtype=torch.float64), torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    for _ in range(rounds):
+        mean = mean + policy / rounds
+        loss = sppo_loss(at, (beats @ policy).repeat(2), beta=math.sqrt(rounds), label_smoothing=0.0).sum()
+        (slope,) = torch.autograd.grad(loss, at)  # the loss is a half square: one step of size 1 ends at the target
+        policy = (policy * torch.exp(-slope[:3])) / (policy * torch.exp(-slope[:3])).sum()
+    gap = float((beats @ mean).max()) - 0.5
+    close(gap, found, 1e-4)
+    assert gap <= (math.log(1 / 0.1) + 1 / 8) / math.sqrt(rounds)
+    assert float((beats @ policy).max()) - 0.5 > 5 * gap
 
 
 def test_ppo_with_the_penalty_in_the_reward_reaches_the_boltzmann_policy():

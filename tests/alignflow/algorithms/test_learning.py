@@ -56,6 +56,20 @@ def test_dpo_learns_eight_pairs(tiny: Path, quantization: tuple[str, str]):
     assert models.fingerprint("reference") == before
 
 
+def test_sppo_raises_the_chosen_and_lowers_the_rejected(tiny: Path):
+    """Win rates 0.9 and 0.1. Plain DPO may lower both, as long as their distance grows."""
+    models, batch = open_base(tiny), collate_pairs(_eight_pairs())
+    models.add("policy", trained=True)
+    mask = batch.response_mask[:, 1:]
+    ref = masked_sum(models.logprobs("policy", batch)[0], mask).detach()
+    config = dpo.DPOConfig(0.3, "sppo", 0.0, 0.0, 0.0)
+    given = dpo.PairBatch(batch, ref, torch.tensor([0.9] * 8 + [0.1] * 8))
+    assert _learn(models, "policy", dpo.build(models, config), given) == 1.0
+    ratios = masked_sum(models.logprobs("policy", batch)[0], mask) - ref
+    assert (ratios[:8] > 0).all()
+    assert (ratios[8:] < 0).all()
+
+
 def test_the_reward_model_learns_eight_pairs(tiny: Path):
     models, sequences = open_base(tiny), collate_pairs(_eight_pairs())
     models.add("reward_model", trained=True)

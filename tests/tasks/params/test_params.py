@@ -87,7 +87,7 @@ def test_no_number_has_a_default():
         (
             r"  loss: .*\n",
             "  loss: sigmoidal\n",
-            r"dpo\.loss: .*'sigmoid', 'ipo', 'hinge', 'robust' or 'simpo'.*'sigmoidal'",
+            r"dpo\.loss: .*'sigmoid', 'ipo', 'hinge', 'robust', 'simpo' or 'sppo'.*'sigmoidal'",
         ),
         (
             r"  simpo_margin: 0.0 # .*",
@@ -102,6 +102,17 @@ def test_no_number_has_a_default():
         (r"  reward_clip: .*", "  reward_clip: 0.0", r"ppo\.reward_clip: .*greater than 0"),
         (r"  zero_variance: .*", "  zero_variance: skip", r"grpo\.zero_variance: .*'keep', 'drop' or 'resample'"),
         (r"  length_penalty: \S+", "  length_penalty: -0.1", r"iterative_dpo\.length_penalty"),
+        (
+            r"  reference: previous .*\n  beta: 0.1\n  loss: sigmoid\n",
+            "  reference: initial\n  beta: 0.1\n  loss: sppo\n",
+            r"iterative_dpo: loss: sppo needs reference: previous",
+        ),
+        (
+            r"  win_temperature: 1.0 # of loss.*",
+            "  win_temperature: -1",
+            r"iterative_dpo\.win_temperature: .*equal to 0",
+        ),
+        (r"  within_group: \S+", "  within_group: wins", r"within_group: wins .* ppo samples only one.* set policies"),
         (r"  margin_coef: \S+", "  margin_coef: -0.1", r"reward_model\.margin_coef"),
         (r"  group_size: .*", "  group_size: 1", r"grpo\.group_size: .*greater than or equal to 2"),
         (r"  shards: \d+", "  shards: 17", r"iterative_dpo: .*alignflow set iterative_dpo\.shards=17"),

@@ -51,7 +51,7 @@ def test_rollouts_keep_what_the_sampler_said_of_each_token():
         Sample({}, example, Response(example.response, penalty > 0, values), "", Reward(1.0, {}, penalty))
         for example, values, penalty in zip(examples, said, (0.0, 0.5), strict=True)
     ]
-    found = rollouts(samples, torch.device("cpu"))
+    found = rollouts(samples, [1.0, 1.0], torch.device("cpu"))
     close(found.penalties, [0.0, 0.5], EXACT)
     close(found.sampled_logprobs, [[-1.0, -2.0, -3.0], [0.0, 0.0, -4.0]], EXACT)
     close(found.sequences.input_ids, collate(examples).input_ids, EXACT)

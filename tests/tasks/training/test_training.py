@@ -1,6 +1,7 @@
 """What the training stages share: the order of rows, prepared files, rewards."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from alignflow.types import Example, Pair
 from tasks.data.prepared import read_prepared, read_prompts
 from tasks.params.read import load
 from tasks.params.sections import Params
-from tasks.training.rewards import Reward, RewardError, check_sources, means, reward
+from tasks.training.rewards import Reward, RewardError, check_sources, means, reward, within_groups
 from tasks.training.rollouts import rollouts
 from tasks.training.samples import Sample
 from tests.close import close
@@ -81,7 +82,7 @@ def earned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
 
     def earn(learned: float, rules: dict[str, Any], scores: Sequence[float] = (3.0, 0.0)) -> list[Reward]:
         found = load(FILE).model_dump()
-        found["rewards"] = {"reward_model": learned, "rules": rules, "missing_eos_penalty": 0.5}
+        found["rewards"] |= {"reward_model": learned, "rules": rules, "missing_eos_penalty": 0.5}
         return reward(
             Given(scores=torch.tensor(scores)),  # type: ignore[arg-type]
             Params.model_validate(found),
@@ -105,6 +106,18 @@ def test_the_reward_is_the_weighted_sum_of_sources_less_the_missing_end(earned: 
     close(means(rewards)["score/reward_model"], 0.25)
 
 
+def test_responses_count_by_their_reward_or_by_their_share_of_wins_inside_their_group():
+    """Two prompts of two responses. Shares: s(2) and s(-2) at temperature 1; the second group has no second reward."""
+    totals = [3.0, 1.0, None, 5.0]
+    params = load(FILE)
+    assert within_groups(params, totals, 2) == totals
+    params = params.model_copy(update={"rewards": params.rewards.model_copy(update={"within_group": "wins"})})
+    won = 1 / (1 + math.exp(-2))
+    found = within_groups(params, totals, 2)
+    close(found[:2], [won, 1 - won])
+    assert found[2:] == [None, None]
+
+
 def test_a_source_that_does_not_apply_adds_nothing(earned: Callable[..., list[Reward]]):
     """The second row has no answer: it keeps its learned score alone."""
     rewards = earned(1.0, {"right_abstain_wrong": RULE})
@@ -122,6 +135,7 @@ def test_a_row_to_which_no_source_applies_has_no_reward(earned: Callable[..., li
             Sample(row, Example((1,), (2,)), Response((2,), truncated=i == 1, logprobs=(-1.0,)), "", one)
             for i, (row, one) in enumerate(zip(ROWS, rewards, strict=True))
         ],
+        [one.total for one in rewards],
         torch.device("cpu"),
     )
     assert found.scores.tolist() == [2.0, 0.0]
@@ -131,7 +145,7 @@ def test_a_row_to_which_no_source_applies_has_no_reward(earned: Callable[..., li
 
 def rules_alone(rules: dict[str, Any]) -> Params:
     found = load(FILE).model_dump()
-    found["rewards"] = {"reward_model": 0.0, "rules": rules, "missing_eos_penalty": 0.5}
+    found["rewards"] |= {"reward_model": 0.0, "rules": rules, "missing_eos_penalty": 0.5}
     return Params.model_validate(found)
 
 
