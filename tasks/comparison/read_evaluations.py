@@ -98,8 +98,8 @@ class Judgement(BaseModel):
 
     prompt_id: str
     policy: str
-    outcome: Annotated[FiniteFloat, Field(ge=0, le=1, multiple_of=0.5)]
-    """1 for a win, ½ for a tie, 0 for a loss, of both first answers to the prompt."""
+    outcome: Annotated[FiniteFloat, Field(ge=0, le=1, multiple_of=0.5)] | None
+    """1 for a win, ½ for a tie, 0 for a loss, of both first answers to the prompt; null where no verdict was read."""
 
 
 AnswersByPrompt = tuple[tuple[Answer, ...], ...]
@@ -202,6 +202,8 @@ def read_judgements(root: Path, judge: str, policies: Sequence[str], prompt_ids:
             raise InputError(f"{path}, row {number}: policy: {row.policy!r} is not compared with the reference")
         if row.prompt_id not in position:
             raise InputError(f"{path}, row {number}: prompt_id: {row.prompt_id!r} was not evaluated")
+        if row.outcome is None:
+            continue
         outcomes = found.setdefault(row.policy, np.full((len(prompt_ids), 1), np.nan))
         if np.isfinite(outcomes[position[row.prompt_id]]):
             raise InputError(f"{path}, row {number}: {row.policy} on {row.prompt_id!r} was judged before")

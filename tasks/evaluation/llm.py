@@ -1,7 +1,8 @@
 """An optional language model behind an OpenAI-compatible endpoint compares policies with the reference.
 
 Each pair of answers is shown in both orders, since such judges favour a position (Zheng et al. 2023, arXiv:2306.05685);
-a judge that changes its mind with the order says "tie".
+a judge that changes its mind with the order says "tie". A reply that names no verdict is no tie: it is counted, and its
+prompt is left out.
 """
 
 import hashlib
@@ -26,8 +27,19 @@ KEY = "LLM_JUDGE_API_KEY"
 BUSY = 429
 INSTRUCTION = """\
 You compare two answers to the same question. Prefer the one that is more helpful, more correct and easier to read. \
-Length alone is no merit. Reply with one character: A if the first answer is better, B if the second one is, C if they \
+Length alone is no merit. Reply with {form}: A if the first answer is better, B if the second one is, C if they \
 are equally good."""
+FORM = {"letter": "one character", "json": 'a JSON object with one key, "better"'}
+SCHEMA = {
+    "type": "object",
+    "properties": {"better": {"type": "string", "enum": ["A", "B", "C"]}},
+    "required": ["better"],
+    "additionalProperties": False,
+}
+OUTCOME = {"A": 1.0, "B": 0.0, "C": 0.5}
+STATED = re.compile(
+    r"(?:(?:the )?(?:final |better )?(?:answer|verdict|choice)(?: is)?:?)?[\W_]*([ABC])[\W_]*", re.IGNORECASE
+)
 QUESTION = "[Question]\n{prompt}\n\n[Answer A]\n{first}\n\n[Answer B]\n{second}\n\nWhich answer is better: A, B or C?"
 
 
@@ -80,25 +92,24 @@ def compare_answers(
             threads.shutdown(cancel_futures=True)
             raise
     replies = dict(zip(distinct, found, strict=True))
-    verdicts = [_verdict(replies[store.key(body)]) for body in bodies]
+    _check_readable(found, say)
+    verdicts = [verdict(replies[store.key(body)]) for body in bodies]
     return [
-        {
-            "prompt_id": row["prompt_id"],
-            "policy": policy,
-            "outcome": first if first == 1 - second else 0.5,
-            "orders": [first, 1 - second],
-        }
+        {"prompt_id": row["prompt_id"], "policy": policy, **_of_both_orders(first, second)}
         for (policy, row, _), first, second in zip(pairs, verdicts[::2], verdicts[1::2], strict=True)
     ]
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the rate of wins of each policy, and how often the order of the answers changed a verdict."""
-    judged = dict.fromkeys(str(row["policy"]) for row in rows)
-    mine = {policy: [row["outcome"] for row in rows if row["policy"] == policy] for policy in judged}
-    rates = {f"llm_win_rate/{policy}": fmean(outcomes) for policy, outcomes in mine.items() if outcomes}
-    turned = [row["orders"][0] != row["orders"][1] for row in rows]
-    return {"judgements": float(len(rows)), **rates, **({"order_disagreement": fmean(turned)} if turned else {})}
+    """Return the rate of wins of each policy, how often the order changed it, and the share without a verdict."""
+    read = [row for row in rows if row["outcome"] is not None]
+    mine: dict[str, list[float]] = {}
+    for row in read:
+        mine.setdefault(row["policy"], []).append(row["outcome"])
+    rates = {f"llm_win_rate/{policy}": fmean(outcomes) for policy, outcomes in mine.items()}
+    turned = [row["orders"][0] != row["orders"][1] for row in read]
+    shares = {"order_disagreement": fmean(turned), "unreadable": 1 - len(read) / len(rows)} if turned else {}
+    return {"judgements": float(len(read)), **rates, **shares}
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:
@@ -108,21 +119,55 @@ def _read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _body(section: LlmJudge, prompt: str, first: str, second: str) -> dict[str, Any]:
-    return {
+    body: dict[str, Any] = {
         "model": section.model,
         "temperature": section.temperature,
         "max_tokens": section.max_tokens,
         "messages": [
-            {"role": "system", "content": INSTRUCTION},
+            {"role": "system", "content": INSTRUCTION.format(form=FORM[section.reply])},
             {"role": "user", "content": QUESTION.format(prompt=prompt, first=first, second=second)},
         ],
     }
+    if section.reply == "json":
+        schema = {"name": "verdict", "strict": True, "schema": SCHEMA}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return {key: value for key, value in (body | section.extra_body).items() if value is not None}
 
 
-def _verdict(reply: str) -> float:
-    """Return 1 where a reply names the first answer, 0 for the second, ½ for neither or something else."""
-    letters = re.findall(r"\b[ABC]\b", reply)
-    return {"A": 1.0, "B": 0.0}.get(letters[-1], 0.5) if letters else 0.5
+def verdict(reply: str) -> float | None:
+    """Return 1 where a reply names answer A, 0 for B, ½ for C, and None where it states none of them.
+
+    What a model thinks before ``</think>`` does not count. The rest, or its last line, has to be the letter, alone or
+    as in "Answer: A", or the JSON object that was asked for. A sentence about both answers is not read.
+    """
+    if "<think>" in reply and "</think>" not in reply:
+        return None
+    said = reply.rpartition("</think>")[2].strip()
+    try:
+        found = json.loads(said)["better"]
+    except (ValueError, LookupError, TypeError):
+        stated = STATED.fullmatch(said) or STATED.fullmatch(said.splitlines()[-1].strip() if said else "")
+        found = stated[1].upper() if stated else None
+    return OUTCOME.get(found) if isinstance(found, str) else None
+
+
+def _of_both_orders(first: float | None, second: float | None) -> dict[str, Any]:
+    """Return the outcome of two verdicts, of which the second saw the answers in the other order."""
+    turned = None if second is None else 1 - second
+    outcome = None if first is None or turned is None else first if first == turned else 0.5
+    return {"outcome": outcome, "orders": [first, turned]}
+
+
+def _check_readable(replies: Sequence[str], say: Callable[[str], None]) -> None:
+    unread = [reply for reply in replies if verdict(reply) is None]
+    if 2 * len(unread) > len(replies):
+        raise NoJudge(
+            f"llm_judge: {len(unread)} of {len(replies)} replies state no verdict, e.g. {unread[0][-80:]!r}; "
+            "llm_judge.reply: json asks for a fixed form, and a model that reasons first needs more max_tokens"
+        )
+    if unread:
+        stated = f"{len(unread)} of {len(replies)} replies state no verdict"
+        say(f"{stated}, e.g. {unread[0][-80:]!r}; their prompts are left out")
 
 
 class ReplyStore:

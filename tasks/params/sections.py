@@ -533,6 +533,11 @@ class LlmJudge(Section):
     temperature: NonNegative
     max_tokens: Count
     """Longest verdict; models that reason first need more."""
+    reply: Literal["letter", "json"]
+    """What is asked for: a letter, or a JSON object, which the endpoint enforces by a schema where it can."""
+    extra_body: dict[str, Any]
+    """Further keys of each request, e.g. of reasoning; a key with null is left out, so ``{max_tokens: null,
+    max_completion_tokens: 512}`` suits endpoints that refuse ``max_tokens``."""
     parallel: Count
     """Questions sent at the same time."""
     retries: Natural

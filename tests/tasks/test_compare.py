@@ -280,6 +280,13 @@ def test_an_llm_s_wins_at_equal_length_are_read_off_the_answers_that_it_saw(root
     assert dpo.against.equal_length["score"].rate == pytest.approx(dpo.score.rate, abs=0.01)
 
 
+def test_a_prompt_without_an_llm_s_verdict_is_left_out(root):
+    outcomes = [1, None, 0, 1]
+    write_judgements(root, [{"prompt_id": f"p{i:02d}", "policy": "dpo", "outcome": o} for i, o in enumerate(outcomes)])
+    rate = compared(root).results["dpo"].rates["llm"]
+    assert (rate.rate, rate.prompts) == (pytest.approx(2 / 3), 3)
+
+
 def test_a_project_without_the_stage_of_the_llm_judge_has_none(root):
     (root / "judgements" / "llm.jsonl").unlink()
     assert all("llm" not in outcome.rates for outcome in compared(root).results.values())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.__main__ import main
+from tasks.evaluation.llm import verdict
 from tasks.params.edit import override
 from tasks.paths import home
 
@@ -119,6 +120,64 @@ def test_a_judge_that_follows_the_order_says_tie(judge: Callable[..., Any], endp
     rows, metrics = judge()
     assert {(row["outcome"], *row["orders"]) for row in rows} == {(0.5, 1.0, 0.0)}
     assert metrics["order_disagreement"] == 1
+
+
+STATED = {
+    1.0: ("A", " a.\n", "**A**", "[[A]]", '["A"]', "Answer: A", "The better answer is A.", "(A)", '{"better": "A"}'),
+    0.0: (
+        "B",
+        "Final answer: **B**",
+        "Both are fine.\nB is shorter.\n\nVerdict: B",
+        '<think>A</think> {"better": "B"}',
+    ),
+    0.5: ("C", '{"better": "C"}', "<think>A? No, B.</think>\nC"),
+    None: (
+        *("", " ", "A is better than B.", "B is better than A.", "I prefer A over B", "A or B", "D", "AB", "Answer:"),
+        *("Answer A is the better one, B rambles.", "<think>so it is\nA", "A\nbecause it is shorter"),
+        *('{"better": "both"}', '{"better": 1}', "null"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("reply", "expected"), [(reply, value) for value, many in STATED.items() for reply in many])
+def test_a_verdict_is_a_stated_letter_and_nothing_else(reply: str, expected: float | None):
+    assert verdict(reply) == expected
+
+
+def test_replies_without_a_verdict_are_counted_and_are_no_ties(
+    judge: Callable[..., Any], endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+):
+    endpoint.decide = lambda first, second: "It depends." if "cccc" in (first, second) else longer(first, second)
+    rows, metrics = judge("llm_judge.prompts=3")
+    assert [(row["outcome"], row["orders"]) for row in rows[:3]] == [
+        (0.0, [0.0, 0.0]),
+        (0.5, [0.5, 0.5]),
+        (None, [None, None]),
+    ]
+    assert (metrics["judgements"], metrics["llm_win_rate/ppo"]) == (10, 0.25)
+    assert metrics["unreadable"] == pytest.approx(1 / 3)
+    assert "10 of 25 replies state no verdict, e.g. 'It depends.'" in capsys.readouterr().out
+
+
+def test_a_judge_that_never_states_a_verdict_stops(
+    judge: Callable[..., Any], endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+):
+    endpoint.decide = lambda first, second: "A is better than B."
+    with pytest.raises(SystemExit) as failed:
+        judge()
+    assert failed.value.code == 1
+    assert "25 of 25 replies state no verdict, e.g. 'A is better than B.'" in capsys.readouterr().err
+
+
+def test_a_request_takes_a_schema_and_further_keys(judge: Callable[..., Any], endpoint: Endpoint):
+    endpoint.decide = lambda first, second: json.dumps({"better": longer(first, second)})
+    extra = "{max_tokens: null, max_completion_tokens: 512, reasoning_effort: low}"
+    rows, _ = judge("llm_judge.reply=json", f"llm_judge.extra_body={extra}")
+    assert [row["outcome"] for row in rows[:3]] == [0.0, 0.5, 1.0]
+    sent = endpoint.requests[0]
+    assert sent["response_format"]["json_schema"]["schema"]["properties"]["better"]["enum"] == ["A", "B", "C"]
+    assert (sent["max_completion_tokens"], sent["reasoning_effort"]) == (512, "low")
+    assert "max_tokens" not in sent
 
 
 def test_what_was_answered_is_not_asked_again(judge: Callable[..., Any], endpoint: Endpoint):
