@@ -62,7 +62,8 @@ def run_stage(one: graph.Node, root: Path, env: Mapping[str, str]) -> stage.Stag
     try:
         return stage.run(one, root, say, STOP, env=env, server=bool(get_current_settings().api.url))
     except Exception as error:
-        say(stage.FAILED, "failed" if isinstance(error, UserError) else f"failed: {error!r}")
+        how = "stopped" if STOP.asked.is_set() else "failed"
+        say(stage.FAILED, how if isinstance(error, UserError) else f"{how}: {error!r}")
         raise
 
 

@@ -36,6 +36,7 @@ data = typer.Typer(help="Look at preference data.", no_args_is_help=True, rich_m
 
 PARAMS = Path("params.yaml")
 SCENARIOS = Path("scenarios")
+STOPPED = 130  # typer's exit status after Ctrl-C
 
 Assignments = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 
@@ -61,17 +62,16 @@ def run(
     if series is None:
         _check(root, changes, chosen, name)
 
-    from flows import environment
-
-    environment.prepare()
     from rich.console import Console
 
+    from flows import environment
     from flows.display import watching
 
     # Prefect hands a SIGTERM on when the stages are gone; as an exit, so that its temporary server goes too
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console = Console()
     console.print("starting Prefect …", style="dim")
+    environment.prepare()
     if series:
         from flows.seeds import align_over_seeds
 
@@ -284,9 +284,10 @@ def main() -> None:
     except UserError as error:
         print(f"alignflow: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("alignflow: stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == STOPPED:
+            print("alignflow: stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        raise
 
 
 def _names(only: str | None) -> tuple[str, ...]:

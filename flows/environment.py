@@ -2,8 +2,10 @@
 
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
+from flows import server
 from tasks.paths import home
 
 QUIET = {
@@ -12,8 +14,6 @@ QUIET = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 OWN_SERVER = {
-    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 is too short while a training runs
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
 }
@@ -22,14 +22,21 @@ OWN_SERVER = {
 def prepare() -> None:
     """Choose the Prefect server for a flow run of this process.
 
-    A server that the user has configured is used. Otherwise Prefect starts a temporary one by itself; its
-    files then go to the project's home, and the user's own Prefect folder is neither read nor written.
+    A server that the user has configured is used. Otherwise a temporary one starts; its files
+    are in the project's home, and the user's own Prefect folder is neither read nor written.
+
+    Raises:
+        UserError: the temporary server does not start.
     """
-    settings = dict(QUIET)
+    _default(QUIET)
     if not configured_server():
         folder = home() / "prefect"
         folder.mkdir(parents=True, exist_ok=True)  # Prefect makes the last level only
-        settings |= OWN_SERVER | {"PREFECT_HOME": str(folder)}
+        _default(OWN_SERVER | {"PREFECT_HOME": str(folder)})
+        os.environ["PREFECT_API_URL"] = server.start(folder)
+
+
+def _default(settings: Mapping[str, str]) -> None:
     for key, value in settings.items():
         os.environ.setdefault(key, value)
 

@@ -225,7 +225,7 @@ def _supervised(
     command: Sequence[str], root: Path, stop: Stop, env: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-S", supervise.__file__, str(GRACE_SECONDS), *command],
+        supervise.command([*command], GRACE_SECONDS),
         cwd=root,
         stdin=subprocess.PIPE,  # it closes when this process ends, and the supervisor then stops the command
         stdout=subprocess.PIPE,
@@ -233,6 +233,7 @@ def _supervised(
         text=True,
         errors="replace",
         bufsize=1,
+        start_new_session=True,
         env={**os.environ, "PATH": _path(), "PYTHONUNBUFFERED": "1", "ALIGNFLOW_HOME": str(home()), **env},
     )
     assert process.stdin is not None

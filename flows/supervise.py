@@ -7,6 +7,8 @@ DVC may delete. When the caller is killed with SIGKILL, no process gets a signal
 them: on SIGTERM, or when its standard input closes (the caller held the other end and has ended), the whole
 process group gets SIGTERM, has GRACE seconds to save a checkpoint, and is then killed. It returns
 when the group is empty. Standard library only: it starts in milliseconds.
+
+A caller gives it a session of its own (``start_new_session``), so that no signal to the caller's group ends it too.
 """
 
 import os
@@ -17,9 +19,14 @@ import threading
 import time
 
 
-def main(grace: float, command: list[str]) -> int:
+def command(supervised: list[str], grace: float) -> list[str]:
+    """Return the command that runs another below a supervisor."""
+    return [sys.executable, "-S", __file__, str(grace), *supervised]
+
+
+def main(grace: float, supervised: list[str]) -> int:
     """Run the command and return its exit status, 128 + n when a signal n ended it."""
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(supervised, stdin=subprocess.DEVNULL, start_new_session=True, close_fds=False)
 
     def send(number: int) -> bool:
         """Signal the whole group; False when no process is left."""

@@ -4,7 +4,6 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from flows.errors import UserError
@@ -165,14 +164,3 @@ def test_stopping_a_flow_stops_its_trainer_within_seconds(toy, prefect_server, n
     assert "Traceback" not in said
     assert toy.events("began") == ["dpo"]  # no second try, nothing downstream
     assert any(f.is_dir() for f in Path(toy.root, ".alignflow/runs").iterdir())
-
-
-def test_a_terminated_run_takes_its_temporary_server_with_it(toy):
-    toy.order("hold dpo")
-    with toy.flow("dpo.beta=0.8") as flow:
-        until(lambda: "dpo" in toy.events("began"), "dpo began", seconds=90)
-        servers = [c for c in psutil.Process(flow.pid).children(recursive=True) if "uvicorn" in c.cmdline()]
-        assert len(servers) == 1
-        flow.terminate()
-        assert flow.wait(timeout=40) == 128 + signal.SIGTERM
-        until(lambda: not servers[0].is_running(), "the server is gone", seconds=15)
