@@ -16,6 +16,7 @@ from pathlib import Path
 from flows import supervise
 from flows.errors import UserError
 
+APPLICATION = "prefect.server.api.server:create_app"
 HOST = "127.0.0.1"
 GRACE_SECONDS = 5
 START_SECONDS = 120.0  # a few on a free machine; a training may run beside it
@@ -31,12 +32,9 @@ def start(folder: Path) -> str:
     with socket.create_server((HOST, 0)) as listening, log.open("w") as lines:
         url = f"http://{HOST}:{listening.getsockname()[1]}/api"
         handle = str(listening.fileno())
+        options = ["--fd", handle, "--log-level", "error", "--timeout-graceful-shutdown", "1"]
         process = subprocess.Popen(
-            supervise.command(
-                [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--fd", handle]
-                + ["--log-level", "error", "--timeout-graceful-shutdown", "1"],
-                GRACE_SECONDS,
-            ),
+            supervise.command([sys.executable, "-m", "uvicorn", "--factory", APPLICATION, *options], GRACE_SECONDS),
             stdin=subprocess.PIPE,
             stdout=lines,
             stderr=subprocess.STDOUT,
