@@ -14,7 +14,12 @@ from tasks.data.check import FIRST, Checked
 from tasks.data.limits import ADVICE
 from tasks.data.settings import form_in_words
 
-CONTENTS = {"pairs": "pairs", "demonstrations": "chosen answers alone", "prompts_only": "without a judged answer"}
+CONTENTS = {
+    "pairs": "pairs",
+    "step_pairs": "step pairs",
+    "demonstrations": "chosen answers alone",
+    "prompts_only": "without a judged answer",
+}
 """What a row may hold, by its key in the report."""
 
 LIMITS = {"max_prompt_length": ("prompt",), "max_response_length": ("chosen", "rejected")}

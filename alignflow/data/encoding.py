@@ -87,6 +87,14 @@ def encode_responses(tokenizer: Any, responses: Sequence[str]) -> list[tuple[int
     return [(*_continued(ids, len(answer)), template.end) for answer in pieces]
 
 
+def encode_steps(tokenizer: Any, steps: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the tokens of the first parts of an answer, each encoded apart, without the end of the turn."""
+    template = _read(tokenizer)
+    pieces = [_pieces(template.control, text) for text in (template.lead + steps[0], *steps[1:])]
+    ids = _tokenize(tokenizer, [template.anchor + piece for step in pieces for piece in step])
+    return [tuple(_continued(ids, len(step))) for step in pieces]
+
+
 def end_of_turn(tokenizer: Any) -> int:
     """Return the token that the chat template writes after an answer, e.g. ``<|eot_id|>``, or end-of-sequence."""
     return _read(tokenizer).end

@@ -1,7 +1,8 @@
 """Turns records into rows: a table of the known forms of preference data, recognised by their keys.
 
-Texts are stripped. All names of roles are mapped to ``system``, ``user`` and ``assistant``. A tool call becomes text of
-the assistant, its result a user's turn, and the list of tools text of the system message.
+Texts are stripped, except those of step pairs, whose white space belongs to the steps. All names of roles are mapped
+to ``system``, ``user`` and ``assistant``. A tool call becomes text of the assistant, its result a user's turn, and the
+list of tools text of the system message.
 """
 
 import difflib
@@ -67,6 +68,7 @@ BAD_LABELS = frozenset({"0", "-1", "false", "down", "bad", "thumbs_down"})
 
 PROMPT_KEYS = ("prompt", "question", "instruction", "conversations", "messages")
 CHAT_KEYS = ("conversations", "messages")
+PREFIX_KEYS = ("prefix", "initial_reason_steps")
 RESPONSE_KEYS = ("response", "completion")
 LIST_KEYS = ("responses", "completions", "answers")
 TEXT_KEYS = ("text", "response", "content", "completion", "answer")
@@ -155,6 +157,11 @@ def detect(sample: Sequence[Content], *, source: str) -> str:
     if votes:
         return max(FORMS, key=lambda name: votes[name])  # for equal counts, the first of the table
     keys = list(dict.fromkeys(str(key)[:40] for content in sample for key in content))
+    if {"completions", "labels"} <= set(keys):
+        raise DataError(
+            f"{source}: rows of completions with labels, one a step, hold rejected steps only (the first false label); "
+            "a step pair needs prompt, prefix, chosen and rejected"
+        )
     forms = "".join(f"\n  {name}: {form.keys}" for name, form in FORMS.items())
     raise DataError(
         f"{source}: rows of no known form; keys found: {', '.join(keys[:20]) or 'none'}; rename them to those of a "
@@ -200,7 +207,8 @@ def _share(item: Row | Fault, seed: int) -> float:
 
 
 def _preference(content: Content) -> list[Row]:
-    return [_pair(content, _prompt(content, PROMPT_KEYS))]
+    prompt, prefix = _prompt(content, PROMPT_KEYS), _first(content, PREFIX_KEYS)
+    return [_pair(content, prompt) if prefix is None else _step_pair(content, prompt, prefix)]
 
 
 def _sharegpt(content: Content) -> list[Row]:
@@ -265,6 +273,10 @@ def _has_pair(content: Content) -> bool:
     return "chosen" in content and "rejected" in content
 
 
+def _is_step_pair(content: Content) -> bool:
+    return _has_pair(content) and any(key in content for key in PREFIX_KEYS)
+
+
 def _is_transcripts(content: Content) -> bool:
     texts = [content.get(key) for key in ("chosen", "rejected")]
     spoken = all(isinstance(text, str) and text.lstrip().startswith("Human:") for text in texts)
@@ -301,6 +313,11 @@ FORMS: dict[str, Form] = {
         _is_transcripts,
         _transcripts,
     ),
+    "step_pair": Form(
+        "prompt, prefix (the answer so far; or initial_reason_steps), chosen, rejected: two next steps",
+        _is_step_pair,
+        _preference,
+    ),
     "sharegpt": Form("conversations (from, value), chosen, rejected", _is_sharegpt, _sharegpt),
     "preference": Form("prompt, chosen, rejected: each a text or chat messages", _has_pair, _preference),
     "ranked": Form(
@@ -321,6 +338,16 @@ FORMS: dict[str, Form] = {
 def _pair(content: Content, prompt: Turns | None) -> Row:
     prompt, (chosen, rejected) = _apart(prompt, [_turns(content.get(key), key) for key in ("chosen", "rejected")])
     return _row(content, prompt, chosen, rejected, _margin(content))
+
+
+def _step_pair(content: Content, prompt: Turns | None, prefix: str) -> Row:
+    """Return two next steps after a prefix, with their white space: it says where a step begins."""
+    if prompt is None:
+        raise Unusable("prompt is missing")
+    for key in ("chosen", "rejected", *([prefix] if content[prefix] != "" else [])):
+        _text(content.get(key), key)
+    row = _row(content, prompt, content["chosen"], content["rejected"], _margin(content))
+    return replace(row, prefix=content[prefix])
 
 
 def _row(content: Content, prompt: Turns, chosen: str | None, rejected: str | None, margin: float) -> Row:

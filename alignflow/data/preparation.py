@@ -32,6 +32,11 @@ SURE_LANGUAGE = 0.9
 """Minimum probability of a language in the report."""
 MOST_TURNS = 8
 """Longer conversations are counted together."""
+WARNINGS = {
+    "control": "a control token is spelt in the text (it is encoded as text)",
+    "within_line": "the prefix of a step pair ends within a line (the step begins where the file says)",
+}
+"""What is said of rows that are kept, by the column that marks them."""
 EXCERPT = 160
 """Number of characters of a prompt in the report."""
 
@@ -147,7 +152,6 @@ def report(prepared: Preparation) -> dict[str, Any]:
     """Return the report on prepared data, ready for JSON."""
     columns, findings = prepared.survey.columns, prepared.findings()
     dropped = int((columns["reason"] != 0).sum())
-    control = np.flatnonzero(columns["control"] & (columns["reason"] == 0))
     return {
         "rows": prepared.total,
         "used": prepared.total - dropped - prepared.unused,
@@ -158,14 +162,14 @@ def report(prepared: Preparation) -> dict[str, Any]:
         ],
         "warnings": [
             {
-                "reason": "special_tokens",
-                "text": "a control token is spelt in the text (it is encoded as text)",
-                "rows": int(control.size),
-                "examples": [_name(prepared.survey, row) for row in control[:EXAMPLES].tolist()],
+                "reason": reason,
+                "text": text,
+                "rows": int(rows.size),
+                "examples": [_name(prepared.survey, row) for row in rows[:EXAMPLES].tolist()],
             }
-        ]
-        if control.size
-        else [],
+            for reason, text in WARNINGS.items()
+            if (rows := np.flatnonzero(columns[reason] & (columns["reason"] == 0))).size
+        ],
         "near_duplicates": [vars(pair) for pair in prepared.alike],
         "sides": {side.name.lower(): _contents(prepared, side) for side in Side},
         "longest_response": _longest(prepared),
@@ -277,7 +281,8 @@ def _contents(prepared: Preparation, side: Side) -> dict[str, int]:
     here, good, bad = prepared.used & (prepared.side == side), columns["has_chosen"], prepared.has_rejected
     return {
         "rows": int(here.sum()),
-        "pairs": int((here & good & bad).sum()),
+        "pairs": int((here & good & bad & ~columns["step"]).sum()),
+        "step_pairs": int((here & columns["step"]).sum()),
         "demonstrations": int((here & good & ~bad).sum()),
         "prompts_only": int((here & ~good).sum()),
         "prompts": int(np.unique(columns["prompt"][here]).size),

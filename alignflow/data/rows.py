@@ -32,6 +32,9 @@ class Row:
     """How much better the chosen answer is, if the data says so."""
     answer: str | None = None
     """The correct answer, for rules that need it."""
+    prefix: str | None = None
+    """Of a step pair, the answer so far, perhaps empty: ``chosen`` and ``rejected`` are its next step. None: whole
+    answers."""
     source: str = ""
     """File or data set of the row."""
     number: int = 0

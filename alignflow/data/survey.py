@@ -35,6 +35,8 @@ COLUMNS = np.dtype(
         ("has_rejected", "?"),
         ("control", "?"),  # a text contains the spelling of a control token
         ("system", "?"),
+        ("step", "?"),  # a step pair
+        ("within_line", "?"),  # its steps begin within a line
         ("turns", "u2"),
         ("prompt", "u8"),
         ("draw", "u8"),
@@ -159,7 +161,7 @@ def measure(batch: Sequence[Row | Fault], ruler: Ruler) -> Measured:
     wrong = [(reason_of(row), row.reason) if isinstance(row, Fault) else _wrong(row) for row in batch]
     sound = [row for row, fault in zip(batch, wrong, strict=True) if isinstance(row, Row) and fault == NO_FAULT]
     prompt_lengths = iter(ruler.prompt_lengths([row.messages for row in sound]))
-    lengths = iter(ruler.response_lengths([text for row in sound for text in (row.chosen, row.rejected) if text]))
+    lengths = iter(ruler.response_lengths([text for row in sound for text in _answers(row) if text]))
     offset = 0
     for row, fault, column in zip(batch, wrong, columns, strict=True):
         column["source"], column["number"] = _place(sources, row.source), row.number
@@ -195,6 +197,7 @@ def as_line(row: Row) -> bytes:
         "rejected": row.rejected,
         "margin": row.margin,
         "answer": row.answer,
+        "prefix": row.prefix,
         "source": row.source,
         "number": row.number,
     }
@@ -205,10 +208,19 @@ def _describe(column: Any, row: Row, ruler: Ruler) -> None:
     column["has_chosen"], column["has_rejected"] = row.chosen is not None, row.rejected is not None
     column["prompt"] = int(row.prompt_id, 16)
     column["draw"] = draw(row.opening, ruler.seed)
-    column["chosen"], column["rejected"] = _hash(row.chosen), _hash(row.rejected)
+    column["chosen"], column["rejected"] = map(_hash, _answers(row))
     column["turns"] = sum(m["role"] == "user" for m in row.messages)
     column["system"] = row.messages[0]["role"] == "system"
     column["control"] = ruler.spells_control(row.messages)
+    column["step"] = row.prefix is not None
+    column["within_line"] = bool(row.prefix) and not row.prefix.endswith("\n")
+
+
+def _answers(row: Row) -> tuple[str | None, str | None]:
+    """Return a row's answers; of a step pair, the two beginnings of an answer that end with its steps."""
+    if row.prefix is None or row.chosen is None or row.rejected is None:
+        return row.chosen, row.rejected
+    return row.prefix + row.chosen, row.prefix + row.rejected
 
 
 def _wrong(row: Row) -> tuple[str, str]:

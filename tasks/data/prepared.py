@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignflow.data.encoding import encode_prompt, encode_response
+from alignflow.data.encoding import encode_prompt, encode_response, encode_steps
 from alignflow.types import Example, Pair
 from tasks.paths import PREPARED
 
@@ -15,22 +15,27 @@ def read_prepared(side: str) -> list[dict[str, Any]]:
     return read_lines(PREPARED / f"{side}.jsonl")
 
 
+def whole_answers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that are no step pairs: only these say what a whole response is worth."""
+    return [row for row in rows if row.get("prefix") is None]
+
+
 def read_pairs(side: str) -> list[dict[str, Any]]:
-    """Return the prepared rows of a side that have a chosen and a rejected response.
+    """Return the prepared rows of a side that have a chosen and a rejected response, or two next steps of one.
 
     Raises:
         LacksRows: there is none.
     """
-    return _those(side, "pair of a chosen and a rejected response", ("chosen", "rejected"))
+    return _those(side, "pair of a chosen and a rejected response", ("chosen", "rejected"), steps=True)
 
 
 def read_demonstrations(side: str) -> list[dict[str, Any]]:
-    """Return the prepared rows of a side that have a chosen response, with or without a rejected one.
+    """Return the prepared rows of a side that have a whole chosen response, with or without a rejected one.
 
     Raises:
         LacksRows: there is none.
     """
-    return _those(side, "chosen response", ("chosen",))
+    return _those(side, "chosen response", ("chosen",), steps=False)
 
 
 def read_prompts(side: str) -> list[dict[str, Any]]:
@@ -41,16 +46,20 @@ def read_prompts(side: str) -> list[dict[str, Any]]:
     return list(first.values())
 
 
-def _those(side: str, what: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _those(side: str, what: str, keys: Sequence[str], *, steps: bool) -> list[dict[str, Any]]:
     rows = read_prepared(side)
-    found = [row for row in rows if all(row[key] is not None for key in keys)]
+    whole = whole_answers(rows)
+    found = [row for row in (rows if steps else whole) if all(row[key] is not None for key in keys)]
     if not found:
-        good = sum(row["chosen"] is not None for row in rows)
+        good = sum(row["chosen"] is not None for row in whole)
+        parts = (
+            f" and {len(rows) - len(whole)} step pairs, which are parts of responses" if len(whole) < len(rows) else ""
+        )
         can = ["ppo and grpo with rewards.rules and rewards.reward_model: 0"] if rows else []
         can = [*(["sft"] if good else []), *can] or ["nothing"]
         raise LacksRows(
             f"{PREPARED / f'{side}.jsonl'} has no {what}: it holds {len(rows)} rows, {good} of them with only a "
-            f"chosen response; with this data you can run: {', '.join(can)}"
+            f"chosen response{parts}; with this data you can run: {', '.join(can)}"
         )
     return found
 
@@ -66,16 +75,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def encode_pairs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[Pair]:
-    """Return rows of texts as rows of token ids."""
-    return [
-        Pair(
-            encode_prompt(tokenizer, row["messages"]),
-            encode_response(tokenizer, row["chosen"]),
-            encode_response(tokenizer, row["rejected"]),
-            row["margin"],
-        )
-        for row in rows
-    ]
+    """Return rows of texts as rows of token ids; a step pair's prefix belongs to its prompt."""
+    return [_encode_pair(tokenizer, row) for row in rows]
+
+
+def _encode_pair(tokenizer: Any, row: Mapping[str, Any]) -> Pair:
+    prompt, margin = encode_prompt(tokenizer, row["messages"]), row["margin"]
+    if row.get("prefix") is None:
+        return Pair(prompt, *(encode_response(tokenizer, row[key]) for key in ("chosen", "rejected")), margin)
+    (prefix, chosen), (_, rejected) = (
+        encode_steps(tokenizer, (row["prefix"], row[key])) for key in ("chosen", "rejected")
+    )
+    return Pair((*prompt, *prefix), chosen, rejected, margin)
 
 
 def encode_demonstrations(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[Example]:

@@ -76,7 +76,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
         "rows": float(report["rows"]),
         "dropped": float(report["dropped"]),
         "unused": float(report["unused"]),
-        "special_tokens": float(sum(warning["rows"] for warning in report["warnings"])),
+        "special_tokens": float(sum(w["rows"] for w in report["warnings"] if w["reason"] == "control")),
         **{key: float(rows) for key, rows in dropped.items()},
         **{
             f"{side}_{what}": float(contents[what])

@@ -10,7 +10,7 @@ from alignflow.loops.by_rows import by_rows
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.types import Example
-from tasks.data.prepared import read_lines, read_prepared
+from tasks.data.prepared import read_lines, read_prepared, whole_answers
 from tasks.params.sections import Evaluate
 
 
@@ -25,7 +25,7 @@ def capability(
     choices = [choice for question in questions for choice in encode_choices(tokenizer, question)]
     good = [
         Example(encode_prompt(tokenizer, row["messages"]), encode_response(tokenizer, row["chosen"]))
-        for row in read_prepared("validation")
+        for row in whole_answers(read_prepared("validation"))
         if row["chosen"] is not None
     ][: section.capability_texts]
     logps = by_rows(

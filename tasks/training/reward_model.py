@@ -20,7 +20,7 @@ from alignflow.models.adapters import AdapterShape
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Example
-from tasks.data.prepared import encode_pairs, read_prepared, read_prompts
+from tasks.data.prepared import encode_pairs, read_prepared, read_prompts, whole_answers
 from tasks.params.sections import RewardModel
 from tasks.paths import SFT
 from tasks.running.stage import Stage
@@ -68,8 +68,8 @@ def train_reward_model(
 
 
 def _pairs(side: str) -> list[dict[str, Any]]:
-    """Return the prepared rows that have both responses; there may be none."""
-    return [row for row in read_prepared(side) if None not in (row["chosen"], row["rejected"])]
+    """Return the prepared rows that have two whole responses; there may be none."""
+    return [row for row in whole_answers(read_prepared(side)) if None not in (row["chosen"], row["rejected"])]
 
 
 FIGURES = ("accuracy", "margin", "calibration_error", "length_correlation", "shorter_wins")

@@ -15,7 +15,7 @@ from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Example
-from tasks.data.prepared import LacksRows, read_lines, read_prepared
+from tasks.data.prepared import LacksRows, read_lines, read_prepared, whole_answers
 from tasks.params.sections import Kto
 from tasks.paths import PREPARED, UNPAIRED
 from tasks.running.stage import Stage
@@ -32,7 +32,7 @@ def read_labelled(tokenizer: Any) -> list[kto.Labelled]:
     Raises:
         LacksRows: there are fewer than two, and KTO compares each with another.
     """
-    rows = read_prepared("train") + read_lines(UNPAIRED)
+    rows = whole_answers(read_prepared("train")) + read_lines(UNPAIRED)
     found = [labelled for row in rows for labelled in _labelled(tokenizer, row)]
     if len(found) < 2:
         raise LacksRows(

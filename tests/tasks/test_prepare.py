@@ -84,7 +84,7 @@ def test_four_sides_hold_every_row_once_with_where_it_comes_from(place: Path):
     assert sorted(r["number"] for rows in sides.values() for r in rows) == list(range(1, 41))
     assert all(sides.values())
     assert sides["train"][0].keys() == {
-        "prompt_id", "messages", "prompt", "chosen", "rejected", "margin", "answer", "source", "number",
+        "prompt_id", "messages", "prompt", "chosen", "rejected", "margin", "answer", "prefix", "source", "number",
     }  # fmt: skip
     assert {name: len(rows) for name, rows in sides.items()} == {
         name: found[f"{name}_pairs"] for name in ("train", "judge", "validation", "test")
@@ -393,6 +393,62 @@ def test_readers_return_rows_by_what_they_hold(place: Path):
     assert set(kinds(read_pairs("train"))) == {(True, True)}
     assert set(kinds(read_demonstrations("train"))) == {(True, True), (True, False)}
     assert len(read_prompts("train")) == len(read_prepared("train")) == found["train_prompts"]
+
+
+def step_pairs() -> list[dict[str, Any]]:
+    """The second row of each prompt has the first one's steps at another place."""
+    return [
+        {"prompt": f"sum {i}?", "prefix": prefix, "chosen": "so it is\n", "rejected": "or not\n"}
+        for i in range(20)
+        for prefix in ("", "first\n")
+    ]
+
+
+def test_step_pairs_are_pairs_for_dpo_and_no_whole_answers(place: Path):
+    from tasks.data.prepared import encode_pairs, read_demonstrations, read_pairs, read_prompts
+    from tasks.training.models import open_models
+    from tasks.training.unpaired import read_labelled
+
+    write([*GOOD, *step_pairs(), {"prompt": "sum 50?", "prefix": "so: ", "chosen": "a", "rejected": "b"}])
+    found = stage("prepare")
+    assert (found["rows"], found["dropped"]) == (81, 0)
+    assert sum(contents["step_pairs"] for contents in report()["sides"].values()) == 41
+    (warning,) = report()["warnings"]
+    assert (warning["rows"], warning["examples"]) == (1, ["81"])
+    assert "ends within a line" in warning["text"]
+    train = read_pairs("train")
+    steps = [row for row in train if row["prefix"] is not None]
+    assert steps
+    assert {row["prefix"] for row in read_demonstrations("train")} == {None}
+    assert len(read_demonstrations("train")) == len(train) - len(steps)
+    assert {row["prompt"] for row in steps} < {row["prompt"] for row in read_prompts("train")}
+    tokenizer = open_models(load(Path("params.yaml"))).base.tokenizer
+    assert len(read_labelled(tokenizer)) == 2 * (len(train) - len(steps))
+    later = next(row for row in steps if row["prefix"])
+    (pair,) = encode_pairs(tokenizer, [later])
+    assert tokenizer.decode(pair.prompt).endswith(later["prefix"])
+    assert (tokenizer.decode(pair.chosen), tokenizer.decode(pair.rejected)) == (later["chosen"], later["rejected"])
+
+
+def test_step_pairs_are_as_long_as_the_answer_they_belong_to(place: Path):
+    """Prefix of 6 letters, longer step of 9, an end: 16; one token less drops the rows with a prefix."""
+    write([*GOOD, *step_pairs()])
+    for limit, dropped in ((16, []), (15, [("response_too_long", 20)])):
+        override(Path("params.yaml"), [f"data.max_response_length={limit}", "data.max_dropped_fraction=1"])
+        stage("prepare")
+        assert [(f["reason"], f["rows"]) for f in report()["findings"]] == dropped
+
+
+def test_step_pairs_alone_are_no_demonstrations(place: Path):
+    from tasks.data.prepared import LacksRows, read_demonstrations, read_pairs
+
+    write(step_pairs())
+    stage("prepare")
+    assert read_pairs("train")
+    with pytest.raises(
+        LacksRows, match=r"no chosen response: it holds (\d+) rows.* and \1 step pairs, which are parts of"
+    ):
+        read_demonstrations("train")
 
 
 def test_bad_answers_without_a_good_one_lie_apart_and_move_no_other_row(place: Path):

@@ -17,6 +17,7 @@ from alignflow.data.encoding import (
     encode_prompts,
     encode_response,
     encode_responses,
+    encode_steps,
     end_of_turn,
     template_notes,
 )
@@ -244,6 +245,23 @@ def test_prompt_and_answer_are_exact_in_every_shipped_template(letters: Path, na
     whole = tokenizer.apply_chat_template([*TALK, {"role": "assistant", "content": "So."}], return_dict=True)
     apart = [*encode_prompt(tokenizer, TALK), *encode_response(tokenizer, "So.")]
     assert whole["input_ids"][: len(apart)] == apart
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_steps_are_encoded_apart_without_an_end(letters: Path, name: str):
+    """Joined they are the text; a step that spells a control token is text."""
+    tokenizer = opened(letters, name=name)
+    prefix, step = encode_steps(tokenizer, ("a=1\n", f"b{END}=2\n"))
+    assert (tokenizer.decode(prefix), tokenizer.decode(step)) == ("a=1\n", f"b{END}=2\n")
+    assert control_ids(tokenizer, [*prefix, *step]) == []
+    assert encode_steps(tokenizer, ("", "b=2"))[0] == ()
+
+
+@pytest.mark.parametrize("name", ["zephyr", "plain"])
+def test_no_step_gets_a_space_of_the_tokenizer_s(spaced: Path, name: str):
+    tokenizer = opened(spaced, name=name)
+    steps = encode_steps(tokenizer, ("S", "o", " b"))
+    assert [tokenizer.convert_ids_to_tokens(step) for step in steps] == [["S"], ["o"], ["▁", "b"]]
 
 
 @pytest.mark.parametrize("name", ["zephyr", "plain"])

@@ -53,7 +53,7 @@ def parsed(form: str, content: Any, tmp_path: Path, pairs: Pairs = "all") -> lis
     return [
         item.reason
         if isinstance(item, Fault)
-        else Row(item.messages, item.chosen, item.rejected, item.margin, item.answer)
+        else Row(item.messages, item.chosen, item.rejected, item.margin, item.answer, item.prefix)
         for item in found
     ]
 
@@ -65,6 +65,19 @@ GOOD: list[tuple[str, dict[str, Any], Row]] = [
     ("preference", {"question": "p", **PAIR}, Row(said("p"), "good", "bad")),
     ("preference", {"instruction": "p", "input": "more", **PAIR}, Row(said("p\nmore"), "good", "bad")),
     ("preference", {"instruction": "p", "input": "", **PAIR}, Row(said("p"), "good", "bad")),
+    # the next step after a prefix, white space as it is written
+    (
+        "step_pair",
+        {"prompt": " p\n", "prefix": "so\n", "chosen": "good\n", "rejected": "bad ", "answer": 42, "margin": 1},
+        Row(said("p"), "good\n", "bad ", 1.0, "42", "so\n"),
+    ),
+    ("step_pair", {"question": "p", "prefix": "", **PAIR}, Row(said("p"), "good", "bad", prefix="")),
+    ("step_pair", {"prompt": "p", "prefix": None, **PAIR}, Row(said("p"), "good", "bad")),
+    (
+        "step_pair",
+        {"prompt": "p", "initial_reason_steps": "Step 1: a\nStep 2:", "chosen": " b", "rejected": " c", "dataset": "d"},
+        Row(said("p"), " b", " c", prefix="Step 1: a\nStep 2:"),
+    ),
     # what goes along
     ("preference", {"prompt": "p", **PAIR, "system": "s"}, Row(said("p", system="s"), "good", "bad")),
     ("preference", {"prompt": "p", **PAIR, "system": ""}, Row(said("p"), "good", "bad")),
@@ -402,6 +415,31 @@ def test_a_file_of_broken_rows_alone_has_no_form_and_gives_its_faults(tmp_path: 
     assert [fault.reason for fault in read_rows(source) if isinstance(fault, Fault)] == ["not an object"] * 2
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"prompt": None}, "prompt is missing"),
+        ({"prefix": 3}, "prefix is not a text"),
+        ({"prefix": " \n"}, "empty text"),
+        ({"chosen": "\n"}, "empty text"),
+        ({"rejected": None}, "rejected is missing"),
+        ({"prompt": chat("p", "a")}, "prompt does not end with the user's turn"),
+    ],
+)
+def test_a_step_pair_that_cannot_be_used_says_why(change: dict[str, Any], reason: str, tmp_path: Path):
+    content = {"prompt": "p", "prefix": "so\n", **PAIR}
+    assert parsed("step_pair", {**content, **change}, tmp_path) == [reason]
+
+
+def test_labels_of_single_steps_are_refused_with_what_is_missing(tmp_path: Path):
+    """TRL's stepwise form has no chosen step beside the first wrong one."""
+    content = {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}
+    with pytest.raises(
+        DataError, match=r"rejected steps only \(the first false label\); a step pair needs prompt, prefix"
+    ):
+        form_of(written(tmp_path / "a.jsonl", content))
+
+
 @pytest.mark.parametrize("content", [{"text": "p", "class": 3}, {"prompt": "p", "completion": "r"}, {}])
 def test_unknown_keys_are_told_with_the_forms(content: Any, tmp_path: Path):
     """A response without a judgement has no form; otherwise it would be ignored silently."""
@@ -420,7 +458,7 @@ def test_a_table_without_a_header_is_told(tmp_path: Path):
 def test_an_unknown_form_and_an_empty_file_are_told(tmp_path: Path):
     with pytest.raises(DataError, match=r"no form of data is called 'sharegtp'; did you mean 'sharegpt'\?"):
         list(read_rows(Source("a.jsonl"), form="sharegtp"))
-    with pytest.raises(DataError, match="known: auto, transcripts, sharegpt, preference"):
+    with pytest.raises(DataError, match="known: auto, transcripts, step_pair, sharegpt, preference"):
         list(read_rows(Source("a.jsonl"), form="zzz"))
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(DataError, match=r"a\.jsonl: no row in it"):
@@ -551,6 +589,7 @@ KEYS = st.sampled_from(
     [
         *("prompt", "chosen", "rejected", "margin", "answer", "system", "tools", "conversations", "messages"),
         *("responses", "scores", "response", "label", "instruction", "input", "score_chosen", "score_rejected"),
+        *("prefix", "completions", "labels"),
     ]
 )
 
