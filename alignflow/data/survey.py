@@ -213,7 +213,7 @@ def _describe(column: Any, row: Row, ruler: Ruler) -> None:
     column["system"] = row.messages[0]["role"] == "system"
     column["control"] = ruler.spells_control(row.messages)
     column["step"] = row.prefix is not None
-    column["within_line"] = bool(row.prefix) and not row.prefix.endswith("\n")
+    column["within_line"] = not (row.prefix or "\n").endswith("\n")
 
 
 def _answers(row: Row) -> tuple[str | None, str | None]:

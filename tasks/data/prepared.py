@@ -82,7 +82,8 @@ def encode_pairs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[Pair
 def _encode_pair(tokenizer: Any, row: Mapping[str, Any]) -> Pair:
     prompt, margin = encode_prompt(tokenizer, row["messages"]), row["margin"]
     if row.get("prefix") is None:
-        return Pair(prompt, *(encode_response(tokenizer, row[key]) for key in ("chosen", "rejected")), margin)
+        chosen, rejected = (encode_response(tokenizer, row[key]) for key in ("chosen", "rejected"))
+        return Pair(prompt, chosen, rejected, margin)
     (prefix, chosen), (_, rejected) = (
         encode_steps(tokenizer, (row["prefix"], row[key])) for key in ("chosen", "rejected")
     )
