@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import environment
 from flows.errors import UserError
 from tasks.params.names import suggest
 
@@ -64,7 +65,6 @@ def run(
 
     from rich.console import Console
 
-    from flows import environment
     from flows.display import watching
 
     # Prefect hands a SIGTERM on when the stages are gone; as an exit, so that its temporary server goes too
@@ -279,6 +279,7 @@ def prune(
 def main() -> None:
     """Run the command; an error that the user can correct is one message and exit status 1."""
     app.add_typer(data, name="data")
+    environment.past_proxies()
     try:
         app()
     except UserError as error:

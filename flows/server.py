@@ -1,23 +1,28 @@
-"""The Prefect server of a run that has none: a temporary one, which ends with this process, however that ends.
+"""The Prefect server of a run: the user's, or a temporary one, which ends with this process, however that ends.
 
-It runs below a supervisor, as stages do. So a Ctrl-C in the terminal does not reach it, and the run can still tell
-it how it ended; and when this process is killed, nothing is left of it.
+The temporary one runs below a supervisor, as stages do. So a Ctrl-C in the terminal does not reach it, and the run
+can still tell it how it ended; and when this process is killed, nothing is left of it.
 """
 
 import atexit
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 from flows import supervise
 from flows.errors import UserError
+from tasks.tracking.outbox import without_secrets
 
 APPLICATION = "prefect.server.api.server:create_app"
 HOST = "127.0.0.1"
+CLOUD = "https://api.prefect.cloud/"
+ANSWER_SECONDS = 10.0
 GRACE_SECONDS = 5
 START_SECONDS = 120.0  # a few on a free machine; a training may run beside it
 
@@ -49,6 +54,45 @@ def start(folder: Path) -> str:
             raise UserError(f"Prefect's temporary server does not start; {log} says why")
         time.sleep(0.1)
     return url
+
+
+def check(url: str, source: str, authorization: str) -> None:
+    """Make sure that a Prefect server answers.
+
+    Args:
+        url: its API address.
+        source: where the user set it.
+        authorization: header of the request; empty for none.
+
+    Raises:
+        UserError: it does not answer, refuses, or is no Prefect server.
+    """
+    shown = f"{without_secrets(url)} ({source})"
+    no_server = f"no Prefect server at {shown}: its address begins with http and ends in /api"
+    if not url.startswith(("http://", "https://")):
+        raise UserError(no_server)
+    try:
+        asked = urllib.request.Request(f"{url.rstrip('/')}/admin/version")  # a request that needs authorization
+        if authorization:
+            asked.add_header("Authorization", authorization)
+        with urllib.request.urlopen(asked, timeout=ANSWER_SECONDS) as answer:
+            json.load(answer)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise UserError(
+                f"the Prefect server at {shown} does not accept the password; "
+                "set PREFECT_API_AUTH_STRING=user:password, or PREFECT_API_KEY"
+            ) from None
+        if error.code >= 500:
+            raise UserError(f"the Prefect server at {shown} answers {error.code} {error.reason}") from None
+        if not url.startswith(CLOUD):
+            raise UserError(no_server) from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        instead = "start it, or remove the setting to use a temporary server"
+        raise UserError(f"no Prefect server answers at {shown}: {reason}; {instead}") from None
+    except ValueError:  # not JSON
+        raise UserError(no_server) from None
 
 
 def _healthy(url: str) -> bool:

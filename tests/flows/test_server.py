@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows import server
 from tests.flows.project import alive, until
 
 
@@ -32,6 +33,59 @@ def belonging_to(toy):
         if mark in given and process.pid != os.getpid() and alive(process.pid):
             found.append(process)
     return found
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://u:secret@127.0.0.1:9/api", "no Prefect server answers at http://127.0.0.1:9/api"),
+        ("127.0.0.1:4200/api", "no Prefect server at 127.0.0.1:4200/api"),
+    ],
+)
+def test_a_prefect_server_that_is_off_is_named_with_the_place_of_its_setting(cloned, address, expected):
+    done = cloned.alignflow("run", PREFECT_API_URL=address)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"alignflow: {expected} (PREFECT_API_URL in the environment)")
+    assert done.stderr.count("\n") == 1
+    assert "secret" not in done.stdout + done.stderr
+    profiles = cloned.root.parent / "profiles.toml"
+    profiles.write_text(f'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{address}"\n')
+    done = cloned.alignflow("run", PREFECT_PROFILES_PATH=str(profiles))
+    assert done.stderr.startswith(f"alignflow: {expected} (PREFECT_API_URL of profile team in {profiles})")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_broken_file_of_profiles_is_named(cloned):
+    profiles = cloned.root.parent / "profiles.toml"
+    profiles.write_text("active = team")
+    done = cloned.alignflow("run", PREFECT_PROFILES_PATH=str(profiles))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"alignflow: {profiles}, Prefect's file of profiles, cannot be read: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_server_that_needs_another_password_or_another_path_is_told(cloned, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "team:right")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    url = server.start(tmp_path)
+    for account in ({}, {"PREFECT_API_AUTH_STRING": "team:wrong"}):
+        done = cloned.alignflow("run", PREFECT_API_URL=url, **account)
+        assert done.returncode == 1
+        assert "set PREFECT_API_AUTH_STRING=user:password, or PREFECT_API_KEY\n" in done.stderr
+        assert done.stderr.count("\n") == 1
+    right = {"PREFECT_API_AUTH_STRING": "team:right"}
+    done = cloned.alignflow("run", "--only", "sft", PREFECT_API_URL=url, **right)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = cloned.alignflow("run", PREFECT_API_URL=url.removesuffix("/api"), **right)
+    assert done.stderr.count("\n") == 1
+    assert "ends in /api" in done.stderr
+
+
+def test_a_proxy_is_not_asked_for_this_machine(cloned):
+    dead = "http://127.0.0.1:9"
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"), dead)
+    done = cloned.alignflow("run", "--only", "sft", NO_PROXY="", no_proxy="", **proxies)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_ctrl_c_in_a_terminal_ends_the_run_with_one_line(cloned, held_run):
