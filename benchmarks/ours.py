@@ -209,7 +209,8 @@ def _train(
 ) -> dict[str, Any]:
     watch.begin()
     optimizer = _optimizer(models, (role,), config)
-    offline.train(batches, algorithm, optimizer, config, log=watch.log, announce=print, keep=_keep_nothing)
+    budget = Budget(config.micro_batch_tokens, print)
+    offline.train(batches, algorithm, optimizer, config, budget=budget, log=watch.log, keep=_keep_nothing)
     return watch.result
 
 
@@ -368,8 +369,8 @@ def _online(
         epochs=1,
         minibatches=1,
         target_kl=None,
+        budget=budget_of(setting),
         log=watch.log,
-        announce=print,
         keep=_keep_nothing,
     )
     return watch.result

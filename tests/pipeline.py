@@ -20,6 +20,7 @@ PLUMBING = {  # settings, progress, tracking, checkpoints: they cannot change a 
         "params.choice",
         "params.names",
         "running.stage",
+        "running.checkpoints",
         "running.advice",
         "running.processes",
         "running.progress",

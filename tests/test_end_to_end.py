@@ -279,7 +279,7 @@ def test_a_terminated_stage_continues_from_its_checkpoint(project: Project, tmp_
         running.send_signal(signal.SIGTERM)
         running.stdout.read()
     assert running.returncode == 143
-    assert len(list((copy.root / ".alignflow/checkpoints").rglob("state.pt"))) == 1
+    assert len(list((copy.root / ".alignflow/checkpoints").rglob("*.newest.pt"))) == 1
     with subprocess.Popen(command, cwd=copy.root, env=copy.env, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         first = running.stdout.readline()

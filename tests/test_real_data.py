@@ -167,8 +167,8 @@ def _train(
         algorithm,
         adamw(models, {role: config.learning_rate}, weight_decay=config.weight_decay, kind="adamw"),
         config,
+        budget=enough(config.micro_batch_tokens),
         log=lambda *_: None,
-        announce=print,
         keep=lambda _, state: None,
     )
     return Trained(config.steps, time.monotonic() - began)

@@ -56,6 +56,6 @@ def fit_head(
         MasterAdamW([(list(head.parameters()), config.learning_rate)], config.weight_decay, kind="adamw"),
         config,
         log=lambda *_: None,  # no learning curve of this short training
-        announce=lambda _: None,
+        budget=Budget(config.micro_batch_tokens, lambda _: None),
         keep=lambda *_: None,
     )

@@ -20,8 +20,8 @@ def train(
     optimizer: MasterAdamW,
     config: OptimisationConfig,
     *,
+    budget: Budget,
     log: Log,
-    announce: Callable[[str], None],
     keep: Keep,
     resume: State | None = None,
 ) -> None:
@@ -33,8 +33,8 @@ def train(
         algorithm: computes losses.
         optimizer: optimiser of the trained parameters.
         config: steps, learning-rate schedule and micro-batch size.
+        budget: most tokens of a micro-batch; halved when memory runs out, and then part of what the caller keeps.
         log: receives (step, metrics).
-        announce: receives a line when memory ran out and micro-batches became smaller.
         keep: called after every step with a function that returns the state to save.
         resume: a state to continue from.
 
@@ -42,7 +42,7 @@ def train(
         Diverged: a loss or gradient is not finite.
         DoesNotFit: the smallest micro-batch does not fit into memory.
     """
-    done, budget = 0, Budget(config.micro_batch_tokens, announce)
+    done = 0
     if resume is not None:
         optimizer.restore(resume["optimizer"])
         done = resume["step"]

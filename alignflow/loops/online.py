@@ -46,8 +46,8 @@ def train(
     epochs: int,
     minibatches: int,
     target_kl: float | None,
+    budget: Budget,
     log: Log,
-    announce: Callable[[str], None],
     keep: Keep,
     resume: State | None = None,
 ) -> None:
@@ -62,8 +62,8 @@ def train(
         minibatches: optimiser steps per pass.
         target_kl: updates on a rollout batch stop once the KL to the policy that sampled is above this, nats per
             token; None: never.
+        budget: most tokens of a micro-batch; halved when memory runs out, and then part of what the caller keeps.
         log: receives (step, metrics), once per rollout batch.
-        announce: receives a line when memory ran out and micro-batches became smaller.
         keep: called after every rollout batch with a function that returns the state to save.
         resume: a state to continue from.
 
@@ -72,7 +72,7 @@ def train(
             start from the policy that sampled.
         DoesNotFit: the smallest micro-batch does not fit into memory.
     """
-    done, carry, budget = 0, algorithm.start, Budget(config.micro_batch_tokens, announce)
+    done, carry = 0, algorithm.start
     if resume is not None:
         optimizer.restore(resume["optimizer"])
         done, carry = resume["step"], resume["carry"]

@@ -24,7 +24,7 @@ from tasks.paths import SFT
 from tasks.policies import REFERENCE, adapter_of
 from tasks.running.stage import Stage
 from tasks.training.models import open_models
-from tasks.training.sampling import decode, sampler
+from tasks.training.sampling import decode, sampler, settle
 
 
 def open_reference(params: Params) -> SharedBase:
@@ -56,7 +56,7 @@ def answer_as(
         The answers of the final policy, then those of each earlier snapshot in order.
     """
     params, section = stage.params, stage.params.evaluate
-    budget = Budget(params.reward_model.micro_batch_tokens, stage.announce)
+    budget = stage.budget("passes", params.reward_model.micro_batch_tokens)
     asked = rows_to_answer(params, side)
     first = asked[: section.samples_per_prompt * section.trajectory_prompts]
     trajectory = trajectory_of(policy, params)
@@ -99,6 +99,7 @@ def answer(
     at_reference: bool = False,
 ) -> PolicyAnswers:
     """Sample an answer to each row, the same random numbers for every role, and measure the KL to the reference."""
+    settle(stage, models)
     params, section = stage.params, stage.params.evaluate
     prompts = [encode_prompt(models.base.tokenizer, row["messages"]) for row in rows]
     blocks = cut(by_length(prompts), params.sampling.rows * distributed.world())

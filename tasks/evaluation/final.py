@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from alignflow import distributed
-from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from tasks.evaluation.answer_files import ANSWERS, read_figures, write_answers
 from tasks.evaluation.answers import add_policy, answer, open_reference, rows_to_answer
@@ -58,7 +57,7 @@ def _open(stage: Stage) -> dict[str, Any]:
 def _answer(stage: Stage, kept: Kept, models: SharedBase, policy: str) -> None:
     """Let a policy answer the test side; what it still knows was measured before, on other texts."""
     params = stage.params
-    budget = Budget(params.reward_model.micro_batch_tokens, stage.announce)
+    budget = stage.budget("passes", params.reward_model.micro_batch_tokens)
     role, rows = add_policy(models, policy, adapter_of(policy, params)), rows_to_answer(params, SIDE)
     answers = answer(stage, kept, models, policy, role, rows, budget, at_reference=policy == REFERENCE)
     if distributed.is_main():

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from alignflow.data.encoding import encode_prompt
-from alignflow.memory import Budget
 from alignflow.models.adapters import saved_shape
 from alignflow.models.roles import SharedBase
 from alignflow.types import Example
@@ -67,7 +66,7 @@ def judge(
         for one in answers
         for row, tokens in zip(one.rows, one.tokens, strict=True)
     ]
-    budget = Budget(params.reward_model.micro_batch_tokens, stage.announce)
+    budget = stage.budget("passes", params.reward_model.micro_batch_tokens)
     learned_values: dict[str, list[float]] = {}
     for role in models.heads:
 

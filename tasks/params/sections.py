@@ -85,6 +85,14 @@ class Memory(Section):
     results slightly. ``paged_`` lets a full GPU move those of large tensors to host memory; no effect on a CPU."""
 
 
+class Checkpoint(Section):
+    """How a stage that stopped or was killed continues; changes no result."""
+
+    seconds: NonNegative
+    """A killed stage loses at most this much work, or one step where that takes longer; 0 saves after every step.
+    Usual: 60; more where a checkpoint takes seconds to write."""
+
+
 class DataSource(Section):
     """One of several sources of data."""
 
@@ -585,6 +593,7 @@ class Params(Section):
     base: Base
     lora: Lora
     memory: Memory
+    checkpoint: Checkpoint
     data: Data
     sampling: Sampling
     rewards: Rewards

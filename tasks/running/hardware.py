@@ -20,6 +20,15 @@ def describe() -> str:
     return f"{os.cpu_count()} cores, {_processor()}"
 
 
+def kind() -> str:
+    """Return what decides the last digits of a result: the name of the GPU, or the instructions of the processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
 def peak_memory_gib() -> float:
     """Return the peak memory in GiB: of the allocator on a GPU, else of the process (RSS).
 

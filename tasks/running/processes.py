@@ -69,7 +69,8 @@ def join(*, shared: bool) -> bool:
 def launch(stage: str, count: int) -> int:
     """Start a stage's program as several processes with ``accelerate launch`` and return its exit code.
 
-    A SIGTERM or Ctrl-C is sent to each of them once; they save and stop at the same step.
+    A SIGTERM or Ctrl-C is sent to each of them once, as SIGTERM: they save and stop at the same step. A SIGUSR1 is sent
+    on as it is: they save and go on.
 
     Args:
         stage: as dvc.yaml names it.
@@ -84,6 +85,7 @@ def launch(stage: str, count: int) -> int:
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGHUP"  # torchrun would kill after 30 s and forget the exit codes
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _hand_on)
+    signal.signal(signal.SIGUSR1, _hand_on_once)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
     options = {
         "--num_processes": str(count),
@@ -159,6 +161,14 @@ def _hand_on(*_: int | FrameType | None) -> None:
             time.sleep(LOOK_SECONDS)
 
     threading.Thread(target=send, daemon=True).start()
+
+
+def _hand_on_once(number: int, _: FrameType | None) -> None:
+    """Send a signal to every process that this one has started."""
+    import psutil
+
+    for child in psutil.Process().children():
+        child.send_signal(number)
 
 
 def _end_with(launcher: int) -> None:

@@ -4,21 +4,49 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+
+from ruamel.yaml import YAML
 
 from tasks.paths import IDENTITY, TEST, VALIDATION
 
+CODE = Path(__file__).resolve().parents[2]
+RULES_IN_USE = "artifacts/rules"
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 MADE = ("artifacts", "answers", "evaluations", "metrics", "plots", "dvc.lock")  # by other stages, so not data sets
 
 
-def fingerprint(name: str, used: object, inputs: Sequence[str]) -> str:
-    """Return a short hash of everything that a checkpoint depends on, so that other settings never resume from it."""
-    digest = hashlib.sha256(json.dumps([name, used], sort_keys=True, default=str).encode())
-    for path in map(Path, inputs):
-        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-            digest.update(file.as_posix().encode())
-            digest.update(bytes.fromhex(sha256(file)))
-    return digest.hexdigest()[:16]
+def hashes(paths: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of every file, and of those inside folders, by path."""
+    return {file.as_posix(): sha256(file) for path in map(Path, paths) for file in _files(path)}
+
+
+def code(stage: str) -> dict[str, str]:
+    """Return the SHA-256 of the code and the rules that a stage depends on, by path: those that dvc.yaml lists.
+
+    The stage ``test``, which DVC does not know, depends on all code.
+    """
+    stages = YAML(typ="safe").load(CODE / "dvc.yaml")["stages"]
+    body = stages.get(stage, {"deps": ["alignflow", "tasks", RULES_IN_USE]})
+    found: dict[str, str] = {}
+    for dep in map(Path, body.get("do", body)["deps"]):
+        if dep.parts[0] in {"alignflow", "tasks"}:
+            files = [file for file in _files(CODE / dep) if file.parent.name != "__pycache__"]
+            found |= {file.relative_to(CODE).as_posix(): sha256(file) for file in files}
+        elif dep.is_relative_to(RULES_IN_USE) and dep.exists():
+            found |= hashes([dep.as_posix()])
+    return found
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries that compute."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _files(path: Path) -> list[Path]:
+    """Return a file, or the files of a folder in order."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def sha256(path: Path) -> str:
@@ -29,8 +57,7 @@ def sha256(path: Path) -> str:
 
 def datasets(inputs: Sequence[str]) -> list[dict[str, str]]:
     """Return the data files among the inputs, in the form that tracking takes."""
-    found = [Path(p) for p in inputs if not p.startswith(MADE)]
-    files = [file for p in found for file in (sorted(p.rglob("*")) if p.is_dir() else [p]) if file.is_file()]
+    files = [file for p in inputs if not p.startswith(MADE) for file in _files(Path(p)) if file.is_file()]
     return [
         {
             "name": f.as_posix(),

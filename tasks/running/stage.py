@@ -7,29 +7,40 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
-from alignflow import checkpoint, distributed
+import torch
+
+from alignflow import distributed
+from alignflow.checkpoint import State
 from alignflow.loops.update import Diverged
+from alignflow.memory import Budget
 from tasks.params.sections import Params
-from tasks.paths import home, stage_file
+from tasks.paths import stage_file
 from tasks.running import processes, progress
+from tasks.running.checkpoints import Checkpoints, checkpoints_of
 from tasks.running.checks import is_users, tell
 from tasks.running.hardware import describe, peak_memory_gib
-from tasks.running.provenance import base_tag, commit, datasets, fingerprint
+from tasks.running.provenance import base_tag, commit, datasets
 from tasks.stages import StageEntry, settings_of
 from tasks.tracking import recorder as tracking
 
-SAVE_SECONDS = 60.0  # at most this much work is lost by a kill, none by SIGTERM
+Result = TypeVar("Result")
 TELL_SECONDS = 5.0  # between two lines that say how far a long piece of work is
-INTERRUPTED = 143  # what a shell reports for SIGTERM
+KILLED = 128  # plus the number of the signal: what a shell reports
 
 
 class Interrupted(Exception):
     """The stage was asked to stop; its state is saved."""
+
+    def __init__(self, text: str, signal: int) -> None:
+        super().__init__(text)
+        self.signal = signal
 
 
 @dataclass
@@ -39,13 +50,42 @@ class Stage:
     name: str
     params: Params
     record: tracking.Recorder | tracking.Silent
-    checkpoint: Path
-    resume: dict[str, Any] | None
+    checkpoints: Checkpoints
+    restored: State | None = None
+    """What the last checkpoint holds."""
+    resume: State | None = None
+    """The part of it that the training gave to ``keep``; None: it has no step yet."""
     history: list[dict[str, float]] = field(default_factory=list)
     total_steps: int = 0
     began: float = field(default_factory=time.monotonic)
     _saved: float = field(default_factory=time.monotonic)
-    _stop: bool = False
+    _chance: float = field(default_factory=time.monotonic)
+    """When it could last save."""
+    _stop: int = 0
+    """The signal that asked for a stop."""
+    _save: bool = False
+    """A signal asked for a checkpoint."""
+    step: int = 0
+    """The last one that ended."""
+    _state: Callable[[], State] | None = None
+    """Of the training after that step."""
+    _kept: dict[str, Any] = field(default_factory=dict)
+    """Results and decisions that hold for the whole stage, resumed ones too."""
+    _budgets: dict[str, Budget] = field(default_factory=dict)
+    _sizes: dict[str, int] = field(default_factory=dict)
+    """Of the budgets of the run that is resumed."""
+
+    def __post_init__(self) -> None:
+        """Take over what the checkpoint holds."""
+        if self.restored is None:
+            return
+        self.resume, self._kept, self.history = (self.restored[name] for name in ("training", "kept", "history"))
+        self._sizes = self.restored["budgets"][distributed.rank()]
+        self.began -= self.restored["seconds"]
+        if self.resume is not None:
+            self.step, self._state = self.resume["step"], lambda: self.resume or {}
+        if not torch.cuda.is_available():
+            torch.set_num_threads(self.restored["threads"])  # sums depend on it
 
     def say(self, text: str) -> None:
         """Print a line of this stage."""
@@ -84,21 +124,73 @@ class Stage:
 
         return tell
 
-    def keep(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """Save the training state every ``SAVE_SECONDS`` and before stopping; all processes stop together."""
-        stop = distributed.agree(self._stop)
-        if not stop and time.monotonic() - self._saved < SAVE_SECONDS:
-            return
-        if distributed.is_main():
-            elapsed = time.monotonic() - self.began
-            checkpoint.save(self.checkpoint, {**state(), "history": self.history, "seconds": elapsed})
-        self._saved = time.monotonic()
-        if stop:
-            raise Interrupted(f"stopped after step {step}; the same command continues there")
+    def once(self, name: str, work: Callable[[], Result]) -> Result:
+        """Do a part of the work, unless an earlier run of the stage did: its result holds for resumed runs, too.
 
-    def stop(self, *_: object) -> None:
-        """Ask for a stop at the end of the running step."""
-        self._stop = True
+        For what decides later bytes and a resumed run might do otherwise, such as sampled pairs. All processes ask for
+        the same parts in the same order.
+
+        Args:
+            name: of the part.
+            work: returns tensors, numbers, texts, and lists and mappings of them, the same in all processes; runs
+                before, between or after steps.
+        """
+        if name not in self._kept:
+            self._kept[name] = work()
+            self._checkpoint()
+        found: Result = self._kept[name]
+        return found
+
+    def budget(self, name: str, size: int) -> Budget:
+        """Return the budget of some passes, as small as memory has made it, in resumed runs, too.
+
+        Args:
+            name: of the passes; one name has one budget.
+            size: at first.
+        """
+        if name not in self._budgets:
+            self._budgets[name] = Budget(self._sizes.get(name, size), self.announce)
+        return self._budgets[name]
+
+    def keep(self, step: int, state: Callable[[], State]) -> None:
+        """Save the training state after a step where it is time, and before stopping; all processes stop together."""
+        self.step, self._state = step, state
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Save where the next chance, as far away as the last, may come after ``checkpoint.seconds``, or if asked."""
+        now = time.monotonic()
+        due = 2 * now - self._saved - self._chance >= self.params.checkpoint.seconds
+        self._chance = now
+        asked = distributed.gather((self._stop, due or self._save))
+        stop = max(number for number, _ in asked)
+        if stop or any(save for _, save in asked):
+            self._write_checkpoint()
+        if stop:
+            raise Interrupted(f"stopped after step {self.step}; the same command continues there", stop)
+
+    def _write_checkpoint(self) -> None:
+        state = {
+            "training": self._state() if self._state else None,
+            "kept": self._kept,
+            "budgets": distributed.gather({**self._sizes, **{n: budget.size for n, budget in self._budgets.items()}}),
+            "history": self.history,
+            "seconds": time.monotonic() - self.began,
+            "threads": torch.get_num_threads(),
+        }
+        if distributed.is_main():
+            self.checkpoints.save(state)
+        self._saved, self._save = time.monotonic(), False
+
+    def stop(self, number: int = signal.SIGTERM, _: FrameType | None = None) -> None:
+        """Ask for a stop at the end of the running step; a second Ctrl-C stops at once."""
+        if self._stop == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._stop = number
+
+    def save(self, _: int = signal.SIGUSR1, __: FrameType | None = None) -> None:
+        """Ask for a checkpoint at the end of the running step."""
+        self._save = True
 
     def write(self, metrics: Mapping[str, float], folder: str) -> None:
         """Write the stage's metrics file."""
@@ -129,7 +221,7 @@ class Stage:
 
 
 def run(name: str, work: Callable[[Stage], Mapping[str, float]], params: Params, entry: StageEntry) -> None:
-    """Run a stage as a program: exit code 0, 1 with one clear message, or 143 when interrupted.
+    """Run a stage as a program: exit code 0, 1 with one clear message, or 143 or 130 when SIGTERM or Ctrl-C stopped it.
 
     Args:
         name: the stage's name, with its item: ``evaluate@dpo``.
@@ -137,55 +229,74 @@ def run(name: str, work: Callable[[Stage], Mapping[str, float]], params: Params,
         params: all settings.
         entry: from the table of stages, with its paths filled in.
     """
-    used = settings_of(entry, params)
-    key = f"{name}-{fingerprint(name, used, entry.inputs)}"
-    stage = _open(name, key, params, used, entry.inputs)
-    previous = signal.signal(signal.SIGTERM, stage.stop)
-    try:
-        distributed.barrier()  # all have read the checkpoint
-        if stage.resume is None and distributed.is_main():
-            for out in entry.outs:
-                shutil.rmtree(out, ignore_errors=True)
-        metrics = dict(work(stage))
-    except Interrupted as stopped:
-        stage.say(str(stopped))
-        stage.record.finish("KILLED", {})
-        distributed.barrier()  # once one process ends, the launcher ends the others
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        stage.record.finish("FAILED", {})
-        if isinstance(error, distributed.PeerLost) or not processes.tells():
-            sys.exit(1)
-        if stage.checkpoint.exists():
-            kept = (
-                "the last good state is kept; the same command continues there, other settings start from the beginning"
-            )
-            print(f"[{name}] {kept}", flush=True)
-        if not (is_users(error) or isinstance(error, Diverged)):
+    stage = _open(name, params, settings_of(entry, params), entry.inputs)
+    with _heeding_signals(stage):
+        try:
+            distributed.barrier()  # all have read the checkpoint
+            if stage.restored is None and distributed.is_main():
+                for out in entry.outs:
+                    shutil.rmtree(out, ignore_errors=True)
+            metrics = dict(work(stage))
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            _stopped(stage, stopped)
+        except Exception as error:
+            _failed(stage, error)
             raise
-        tell(name, error)
-    finally:
-        if distributed.world() == 1:  # one of several must not be ended by a late signal while it writes or reports
-            signal.signal(signal.SIGTERM, previous)
     if distributed.is_main():
         stage.write(metrics, entry.metrics)
         stage.record.finish("FINISHED", {f"final/{k}": v for k, v in metrics.items()})
-        shutil.rmtree(stage.checkpoint.parent, ignore_errors=True)
+        stage.checkpoints.remove()
 
 
-def _open(
-    name: str, key: str, params: Params, used: Mapping[str, Mapping[str, object]], inputs: Sequence[str]
-) -> Stage:
-    path = home() / "checkpoints" / key / "state.pt"
-    resume = checkpoint.load(path)
-    record = _record(name, key, used, inputs) if distributed.is_main() else tracking.Silent()
-    stage = Stage(name, params, record, path, resume)
+@contextmanager
+def _heeding_signals(stage: Stage) -> Iterator[None]:
+    """Save and stop on SIGTERM and Ctrl-C, save and go on with SIGUSR1."""
+    handlers: dict[int, Callable[[int, FrameType | None], None]] = {
+        signal.SIGTERM: stage.stop,
+        signal.SIGINT: stage.stop,
+        signal.SIGUSR1: stage.save,
+    }
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        if distributed.world() == 1:  # one of several must not be ended by a late signal while it writes or reports
+            for number, earlier in previous.items():
+                signal.signal(number, earlier)
+
+
+def _stopped(stage: Stage, stopped: Interrupted | KeyboardInterrupt) -> NoReturn:
+    stage.record.finish("KILLED", {})
+    if isinstance(stopped, KeyboardInterrupt):
+        sys.exit(KILLED + signal.SIGINT)
+    stage.say(str(stopped))
+    distributed.barrier()  # once one process ends, the launcher ends the others
+    sys.exit(KILLED + stopped.signal)
+
+
+def _failed(stage: Stage, error: Exception) -> None:
+    """Report an error in one line and end the process, unless a traceback has to show where it is."""
+    stage.record.finish("FAILED", {})
+    if isinstance(error, distributed.PeerLost) or not processes.tells():
+        sys.exit(1)
+    if stage.checkpoints.exist():
+        kept = "the last good state is kept; the same command continues there, other settings start from the beginning"
+        print(f"[{stage.name}] {kept}", flush=True)
+    if is_users(error) or isinstance(error, Diverged):
+        tell(stage.name, error)
+
+
+def _open(name: str, params: Params, used: Mapping[str, Mapping[str, object]], inputs: Sequence[str]) -> Stage:
+    checkpoints = checkpoints_of(name, used, inputs)
+    restored, said = checkpoints.load()
+    record = _record(name, checkpoints.key, used, inputs) if distributed.is_main() else tracking.Silent()
+    stage = Stage(name, params, record, checkpoints, restored)
     if distributed.world() > 1:
         stage.say(f"works in {distributed.world()} processes")
-    if resume is not None:
-        stage.history = list(resume["history"])
-        stage.began -= resume["seconds"]
-        stage.say(f"continues after step {resume['step']}")
+    if said:
+        stage.say(said)
+    if restored is not None:
+        stage.say(f"continues after step {stage.step}")
     return stage
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from alignflow import distributed
-from alignflow.checkpoint import Keep, State
+from alignflow.checkpoint import Keep, State, sync_tree
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.base import load_identity, verify
 from alignflow.models.checkpointing import checkpoint_layers
@@ -59,20 +59,22 @@ def snapshot_steps(total: int, count: int) -> list[int]:
 def keep_snapshots(stage: Stage, models: SharedBase, count: int) -> Keep:
     """Return the stage's ``keep``, which then also saves the policy at equally spaced steps.
 
-    Snapshots lie beside the checkpoint until ``finish``: DVC removes a stage's outputs before a stopped run continues.
+    Snapshots lie beside the checkpoints until ``finish``: DVC removes a stage's outputs before a stopped run continues.
     """
     wanted = snapshot_steps(stage.total_steps, count)
 
     def keep(step: int, state: Callable[[], State]) -> None:
         if step in wanted and distributed.is_main():
-            models.save_adapter("policy", _snapshots(stage) / f"step-{step}")
+            folder = _snapshots(stage) / f"step-{step}"
+            models.save_adapter("policy", folder)
+            sync_tree(folder)  # a later checkpoint does not write it again
         stage.keep(step, state)
 
     return keep
 
 
 def _snapshots(stage: Stage) -> Path:
-    return stage.checkpoint.parent / "snapshots"
+    return stage.checkpoints.folder / "snapshots"
 
 
 def finish(

@@ -44,7 +44,7 @@ def train_offline(
         optimizer,
         config,
         log=stage.log,
-        announce=stage.announce,
+        budget=stage.budget("updates", config.micro_batch_tokens),
         keep=keep or stage.keep,
         resume=stage.resume,
     )

@@ -50,8 +50,11 @@ def train_dpo(
     ref_logps = torch.zeros(2, len(pairs), device=models.base.device)
     wins = torch.tensor([pair.wins for pair in pairs], device=models.base.device).T
     if loss.uses_reference:  # once for all steps, and for all runs that differ in nothing that it depends on
-        budget = Budget(config.micro_batch_tokens, stage.announce)
-        ref_logps = reference_logps(models, _examples(pairs), budget, say=stage.say).view(2, len(pairs))
+        budget = stage.budget("passes", config.micro_batch_tokens)
+        found = stage.once(
+            "reference log-probs", lambda: reference_logps(models, _examples(pairs), budget, say=stage.say)
+        )
+        ref_logps = found.to(models.base.device).view(2, len(pairs))
 
     def batches(step: int, budget: int) -> list[dpo.PairBatch]:
         return [

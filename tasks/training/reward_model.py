@@ -15,7 +15,6 @@ from alignflow.evaluation import reliability
 from alignflow.loops.by_rows import by_rows
 from alignflow.loops.head import fit_head, last_states
 from alignflow.loops.order import pair_batches
-from alignflow.memory import Budget
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
@@ -28,6 +27,7 @@ from tasks.training import sampling
 from tasks.training.ends import ended_as_in_data
 from tasks.training.models import config_of, finish, open_models
 from tasks.training.offline import train_offline
+from tasks.training.sampling import settle
 
 ROLE = "reward_model"  # whichever stage trains it: one process holds one
 LEAST_SPREAD = 1e-6  # of raw scores; below it normalised scores would be rounding errors
@@ -61,8 +61,10 @@ def train_reward_model(
     models.add_head(ROLE, seed=section.seed)
     frozen = {"reference": models.fingerprint("reference")}
     _train(stage, models, section, rows)
-    report = _held_out(stage, models, section)
-    beside = {"normalization.json": _normalization(stage, models, section), "report.json": report}
+    settle(stage, models)
+    report = stage.once("report", lambda: _held_out(stage, models, section))
+    scale = stage.once("normalization", lambda: _normalization(stage, models, section))
+    beside = {"normalization.json": scale, "report.json": report}
     metrics = finish(stage, models, ROLE, frozen=frozen, beside=beside)
     return {**metrics, **{f"validation/{key}": report[key] for key in FIGURES if report.get(key) is not None}}
 
@@ -85,11 +87,17 @@ def _train(stage: Stage, models: SharedBase, section: RewardModel, rows: Sequenc
         seed=section.seed,
     )
     margins = torch.tensor([pair.margin for pair in pairs], device=models.base.device)
-    if stage.resume is None and section.head_steps:
+    head = models.heads[ROLE]
+
+    def head_first() -> dict[str, torch.Tensor]:
         stage.say(f"fits the head alone for {section.head_steps} steps")
-        states = last_states(models, ROLE, pairs, Budget(section.micro_batch_tokens, stage.announce))
+        states = last_states(models, ROLE, pairs, stage.budget("passes", section.micro_batch_tokens))
         alone = replace(config, steps=section.head_steps, learning_rate=section.head_learning_rate)
-        fit_head(models.heads[ROLE], states, margins, alone, loss)
+        fit_head(head, states, margins, alone, loss)
+        return {name: tensor.clone() for name, tensor in head.state_dict().items()}
+
+    if section.head_steps:
+        head.load_state_dict(stage.once("head", head_first))
 
     def batches(step: int, budget: int) -> list[reward_model.RewardBatch]:
         return [
@@ -118,7 +126,7 @@ def _held_out(stage: Stage, models: SharedBase, section: RewardModel) -> dict[st
         return _report([], [], [])
     pairs = encode_pairs(models.base.tokenizer, rows)
     sequences = collate_pairs(pairs)
-    budget = Budget(section.micro_batch_tokens, stage.announce)
+    budget = stage.budget("passes", section.micro_batch_tokens)
     scores = by_rows(lambda batch: models.scores(ROLE, batch), sequences, budget)
     report = _report(scores.tolist(), [len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs])
     stage.say(
@@ -166,7 +174,7 @@ def _normalization(stage: Stage, models: SharedBase, section: RewardModel) -> di
     responses, texts = sampling.sample(models, "reference", prompts, stage.params, seed=section.seed)
     examples = [Example(p, r.tokens) for p, r in zip(prompts, responses, strict=True)]
     examples = ended_as_in_data(models, examples)
-    budget = Budget(section.micro_batch_tokens, stage.announce)
+    budget = stage.budget("passes", section.micro_batch_tokens)
     raw = by_rows(lambda batch: models.scores(ROLE, batch), collate(examples), budget).tolist()
     mean, std = statistics.fmean(raw), statistics.stdev(raw)
     if not std > LEAST_SPREAD:

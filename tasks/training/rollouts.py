@@ -23,6 +23,7 @@ from tasks.training import sampling
 from tasks.training.models import config_of, finish, keep_snapshots, open_models
 from tasks.training.rewards import check_sources, means, within_groups
 from tasks.training.samples import Sample, sample
+from tasks.training.sampling import settle
 
 Config = TypeVar("Config")
 
@@ -71,7 +72,8 @@ def train_online(
     """
     config = config_of(section, OptimisationConfig)
     sampled = config_of(stage.params.sampling, SamplingConfig)
-    budget = Budget(section.micro_batch_tokens, stage.announce)
+    settle(stage, models)
+    budget = stage.budget("passes", section.micro_batch_tokens)
     frozen = {role: models.fingerprint(role) for role in ("reference", "reward_model")}
     passes = RowPasses(models, sampled.temperature, budget)
     algorithm = build(models, passes, config_of(section, keys), sampled)
@@ -85,7 +87,7 @@ def train_online(
         minibatches=section.minibatches,
         target_kl=section.target_kl,
         log=stage.log,
-        announce=stage.announce,
+        budget=stage.budget("updates", config.micro_batch_tokens),
         keep=keep_snapshots(stage, models, section.snapshots),
         resume=stage.resume,
     )

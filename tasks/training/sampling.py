@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
+from alignflow import distributed
 from alignflow.models.adapters import dense_bytes
 from alignflow.models.load import default_device
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response, generate
 from tasks.params.sections import Params
 from tasks.running.hardware import free_memory
+from tasks.running.stage import Stage
 from tasks.training.ends import eos_ids
 
 
@@ -89,6 +91,15 @@ def sampler(
             yield lambda prompts, streams=None, tell=None: generate(
                 model, prompts, streams=streams, tell=tell, **settings
             )
+
+
+def settle(stage: Stage, models: SharedBase) -> None:
+    """Decide what ``sampling.merged: auto`` means for the whole stage, resumed runs of it too: memory changes."""
+    settings = stage.params
+    if settings.sampling.merged == "auto":
+        plain = stage.once("sampling.merged", lambda: not distributed.agree(not _plain(models, "auto")))
+        sampling = settings.sampling.model_copy(update={"merged": plain})
+        stage.params = settings.model_copy(update={"sampling": sampling})
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 from alignflow import distributed
 from alignflow.algorithms.iterative_dpo import choose_pair, shard_of
 from alignflow.data.encoding import encode_prompt
-from alignflow.memory import Budget
 from alignflow.models.base import load_identity
 from alignflow.models.roles import SharedBase
 from alignflow.preferences import preferences, win_rates
@@ -18,15 +17,16 @@ from tasks.paths import IDENTITY
 from tasks.running.stage import Stage
 from tasks.training.rewards import check_sources, within_groups
 from tasks.training.samples import sample
+from tasks.training.sampling import settle
 
 
 def make_pairs(stage: Stage, models: SharedBase) -> tuple[list[Pair], dict[str, float]]:
     """Make the round's pairs and write them with their lineage.
 
-    A resumed stage samples them again and gets the same: they depend on the start policy and the seed alone.
+    They are part of the checkpoint: a resumed stage, which may have another budget of memory, must not sample others.
     """
     path = Path("artifacts") / stage.name.replace("@", "/") / "pairs.jsonl"
-    lineage = _sample_pairs(stage, models)
+    lineage = stage.once("pairs", lambda: _sample_pairs(stage, models))
     if distributed.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lineage))
@@ -71,7 +71,8 @@ def _sample_pairs(stage: Stage, models: SharedBase) -> list[dict[str, Any]]:
     rows = [train[i] for i in shard]
     stage.say(f"samples {k} answers to each of {len(rows)} prompts")
     seed = section.seed * 1000 + turn.shard
-    budget = Budget(section.micro_batch_tokens, stage.announce)
+    settle(stage, models)
+    budget = stage.budget("passes", section.micro_batch_tokens)
     samples = sample(models, stage.params, rows, k, seed=seed, budget=budget)
     origin = {
         "round": stage.name.partition("@")[2],

@@ -66,13 +66,15 @@ def train_kto(
         NotAtReference: policy and reference differ before the first update.
     """
     config, device = config_of(section, OptimisationConfig), models.base.device
-    budget = Budget(config.micro_batch_tokens, stage.announce)
+    budget = stage.budget("passes", config.micro_batch_tokens)
     frozen = {"reference": models.fingerprint("reference")}
     steps = [[rows[i] for i in rows_of_step(len(rows), config, step)] for step in range(max(1, config.steps))]
     pairs = [kto.mismatched(taken) for taken in steps]
     examples = list(dict.fromkeys(example for taken in (*map(_examples, steps), *pairs) for example in taken))
     check_start(models, examples[:1], Budget(1, stage.announce))
-    ref_logps = reference_logps(models, examples, budget, say=stage.say)  # once for all steps
+    ref_logps = stage.once(  # for all steps
+        "reference log-probs", lambda: reference_logps(models, examples, budget, say=stage.say)
+    ).to(device)
     places = {example: place for place, example in enumerate(examples)}
 
     def reference(of: Sequence[Example]) -> Tensor:

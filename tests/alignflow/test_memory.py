@@ -66,8 +66,8 @@ def _offline(
         replace(sft.build(models), step=step) if step else sft.build(models),
         MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
         replace(CONFIG, micro_batch_tokens=budget),
+        budget=Budget(budget, said.append),
         log=lambda step, metrics: log.append(dict(metrics)),
-        announce=said.append,
         keep=lambda step, state: None,
     )
     return log
@@ -93,8 +93,8 @@ def _online(models: Bigram, said: list[str]) -> list[dict[str, float]]:
         epochs=2,
         minibatches=2,
         target_kl=None,
+        budget=Budget(CONFIG.micro_batch_tokens, said.append),
         log=lambda step, metrics: log.append(dict(metrics)),
-        announce=said.append,
         keep=lambda step, state: None,
     )
     return log

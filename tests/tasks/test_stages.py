@@ -111,13 +111,13 @@ def test_sft_stops_on_request_and_the_resumed_run_gives_the_same_adapter(place: 
         with pytest.raises(SystemExit) as stopped:
             stage("sft")
     assert stopped.value.code == 143
-    assert len(list((place / "home/checkpoints").glob("sft-*/state.pt"))) == 1
+    assert len(list((place / "home/checkpoints").glob("sft-*/*/*.pt"))) == 1
     again = stage("sft")
     for name, tensor in weights("artifacts/sft").items():
         close(tensor, expected[name], EXACT)
     assert (again["steps"], again["loss"]) == (3, whole["loss"])
     assert len(Path("plots/sft.csv").read_text().splitlines()) == 4
-    assert not list((place / "home/checkpoints").glob("sft-*/state.pt"))
+    assert not list((place / "home/checkpoints").glob("sft-*/*/*.pt"))
 
 
 def test_the_reward_model_brings_its_scale(place: Path):
@@ -468,14 +468,13 @@ def test_what_was_computed_before_a_rule_raised_is_not_lost(
     settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """The rule fails in the second rollout batch of four prompts; mended, the stage continues after the first."""
-    settings("rewards.rules.brevity=1")
+    settings("rewards.rules.brevity=1", "checkpoint.seconds=0")
     calls: list[str] = []
 
     def failing(prompt: str, response: str, answer: str | None) -> float:
         calls.append(prompt)
         return 0.0 if len(calls) <= 4 else {}[prompt]
 
-    monkeypatch.setattr("tasks.running.stage.SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr("alignflow.rules.brevity.brevity", failing)
         with pytest.raises(SystemExit):

@@ -131,9 +131,9 @@ def test_a_stage_that_goes_on_from_its_checkpoint_opens_nothing_again(
     with working_in(tmp_path):
         shutil.copytree(place, tmp_path, dirs_exist_ok=True)
         shutil.rmtree(FINAL, ignore_errors=True)
+        override(Path("params.yaml"), ["checkpoint.seconds=0"])
         with monkeypatch.context() as patch:
-            patch.setattr("tasks.running.stage.SAVE_SECONDS", 0.0)
             patch.setattr("tasks.evaluation.final._judge", stop)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(SystemExit):
                 stage("test")
         assert stage("test")["openings"] == 1

@@ -16,7 +16,7 @@ from alignflow.loops.update import Diverged
 from alignflow.optim import MasterAdamW
 from alignflow.types import Carry, OnlineAlgorithm, Rollouts, Sequences
 from tests.close import EXACT, close
-from tests.toy import CONFIG, Bigram, rollouts, rows
+from tests.toy import CONFIG, Bigram, enough, rollouts, rows
 
 
 def never(step: int, state: Callable[[], dict[str, Any]]) -> None:
@@ -50,7 +50,7 @@ def _offline(models: Bigram, **given: Any) -> list[tuple[int, float]]:
         MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
         CONFIG,
         log=lambda step, metrics: log.append((step, metrics["loss"])),
-        announce=pytest.fail,
+        budget=enough(CONFIG.micro_batch_tokens),
         keep=given.pop("keep", never),
         **given,
     )
@@ -59,7 +59,7 @@ def _offline(models: Bigram, **given: Any) -> list[tuple[int, float]]:
 
 def _online(models: Bigram, **given: Any) -> list[tuple[int, float, float]]:
     keys = grpo.GRPOConfig(0.1, 0.2, 0.2, 2, "dapo", 0.01, given.pop("zero_variance", "keep"), 1, mask_truncated=False)
-    alike, updates = given.pop("alike", False), given.pop("updates", 2)
+    alike, updates, config = given.pop("alike", False), given.pop("updates", 2), given.pop("config", CONFIG)
     log: list[tuple[int, float, float]] = []
 
     def collect(step: int) -> tuple[Rollouts, dict[str, float]]:
@@ -85,12 +85,12 @@ def _online(models: Bigram, **given: Any) -> list[tuple[int, float, float]]:
         ),
         collect,
         MasterAdamW([([models.table], CONFIG.learning_rate)], CONFIG.weight_decay, kind="adamw"),
-        given.pop("config", CONFIG),
+        config,
         epochs=updates,
         minibatches=updates,
         target_kl=given.pop("target_kl", None),
+        budget=enough(config.micro_batch_tokens),
         log=lambda step, metrics: log.append((step, metrics.get("loss", 0.0), metrics["updates"])),
-        announce=pytest.fail,
         keep=given.pop("keep", never),
         **given,
     )

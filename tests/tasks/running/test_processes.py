@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from alignflow.checkpoint import load
+from alignflow.checkpoint import read
 from tasks.params.edit import override
 from tasks.running import processes
 from tests.close import close
@@ -201,11 +201,13 @@ def prepared(place: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_stop_saves_once_and_one_process_goes_on_to_the_same_end(place: Path, tmp_path: Path):
-    """The state of two processes serves one: their number is no part of what a checkpoint depends on."""
+def test_a_stop_saves_once_and_two_processes_go_on_to_the_same_bytes_which_one_would_not(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Gradients of one process are summed in another order: its last digits differ."""
     folders = [prepared(place, tmp_path / name) for name in ("whole", "stopped")]
     for folder in folders:
-        override(folder / "params.yaml", ["sft.steps=100", "sft.learning_rate=1e-6"])
+        override(folder / "params.yaml", ["sft.steps=30", "sft.learning_rate=1e-6"])
     whole, stopped = folders
     with started(stopped, environment(stopped)) as process:
         assert process.stdout is not None
@@ -219,15 +221,23 @@ def test_a_stop_saves_once_and_one_process_goes_on_to_the_same_end(place: Path, 
         told = process.stderr.read()
     assert told == ""
     assert sum("the same command continues there" in line for line in said) == 1
-    (state,) = (stopped / "home/checkpoints").glob("sft-*/state.pt")
-    done = int(load(state)["step"])
-    assert 3 <= done < 100
+    (state,) = (stopped / "home/checkpoints").glob("sft-*/*/*.newest.pt")
+    assert 3 <= read(state)["training"]["step"] < 30
+    alone = prepared(place, tmp_path / "alone")
+    shutil.copy(stopped / "params.yaml", alone)
+    shutil.copytree(stopped / "home", alone / "home")
+    with working_in(alone):
+        stage("sft")
+    assert "another number of processes (2, now 1)" in capsys.readouterr().out
     for folder in folders:
-        with working_in(folder):
-            stage("sft")
+        with started(folder, environment(folder)) as process:
+            assert "sft" in process.communicate(timeout=300)[0]
+            assert process.returncode == 0
     assert not state.exists()
-    assert [row["step"] for row in curve(stopped, "sft")] == list(range(1, 101))
-    check_alike(whole, stopped, "sft")
+    assert [row["step"] for row in curve(stopped, "sft")] == list(range(1, 31))
+    adapters = [(folder / "artifacts/sft/adapter_model.safetensors").read_bytes() for folder in folders]
+    assert adapters[0] == adapters[1]
+    check_alike(whole, alone, "sft")
 
 
 def test_a_loss_that_is_not_finite_in_one_process_ends_both_and_is_told_once(place: Path, tmp_path: Path):

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from alignflow import checkpoint
 from alignflow.algorithms.kto import Labelled
 from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
@@ -17,6 +16,7 @@ from tasks.data.prepared import LacksRows
 from tasks.params.read import load
 from tasks.params.sections import Kto
 from tasks.paths import home
+from tasks.running.checkpoints import Checkpoints
 from tasks.running.stage import Interrupted, Stage
 from tasks.tracking.recorder import Silent
 from tasks.training.reference_logps import NotAtReference, summed_logps
@@ -26,6 +26,7 @@ from tests.tasks.small_project import weights
 from tests.tiny import disturb, open_base
 
 FILE = Path(__file__).resolve().parents[3] / "params.yaml"
+CHECKPOINTS = Checkpoints("kto", {}, {})
 SECTION = Kto(
     beta=0.3,
     desirable_weight=1.0,
@@ -65,10 +66,7 @@ class Trained:
         models = open_base(tiny)
         models.add("reference")
         models.add("policy", trained=True)
-        path = Path("checkpoints/state.pt")
-        stage = Stage("kto", load(FILE), Silent(), path, checkpoint.load(path))
-        if stage.resume is not None:
-            stage.history = list(stage.resume["history"])
+        stage = Stage("kto", load(FILE), Silent(), CHECKPOINTS, CHECKPOINTS.load()[0])
         original = stage.log
 
         def log(step: int, metrics: Mapping[str, float]) -> None:
@@ -197,6 +195,6 @@ def test_a_policy_that_starts_elsewhere_is_noticed(place: Path, tiny: Path):
     for role in ("reference", "policy"):
         models.add(role, trained=role == "policy")
     disturb(models, "policy")
-    stage = Stage("kto", load(FILE), Silent(), Path("checkpoints/state.pt"), None)
+    stage = Stage("kto", load(FILE), Silent(), CHECKPOINTS)
     with pytest.raises(NotAtReference):
         train_kto(stage, models, ROWS, SECTION, snapshots=0)
