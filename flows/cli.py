@@ -415,7 +415,7 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
     """Show the result of a run and the commands that come next."""
     from flows import summary
     from tasks.comparison.wording import VALIDATION_SIDE
-    from tasks.paths import home
+    from tasks.tracking.outbox import destination, without_secrets
 
     console.print(f"\n{_counted(result)}")
     if result.left_out:
@@ -425,8 +425,7 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
     elif result.comparison:
         _show(console, result.comparison, result.verdict, VALIDATION_SIDE)
     best = summary.best(result.comparison) if result.comparison else ""
-    database = f"sqlite:///{home() / 'mlflow.db'}"
-    tracking = os.environ.get("MLFLOW_TRACKING_URI", database)
+    tracking = without_secrets(destination())
     here = result.in_checkout
     steps = [
         (f"dvc exp apply {result.experiment}", "brings the result into your files, which are unchanged")
@@ -440,7 +439,7 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
         else None,
         ("dvc exp show", "experiments, their parameters and metrics"),
         (f"mlflow ui --backend-store-uri {tracking}", "curves, completions, models")
-        if tracking == database
+        if tracking.startswith("sqlite:")
         else (tracking, "MLflow: curves, completions, models"),
     ]
     console.print("\nnext:")

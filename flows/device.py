@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
 
-from tasks.paths import home
+from tasks.paths import home, make_home
+from tasks.tracking.outbox import private
 
 LIMIT = "device-slot"
 """Name of the Prefect global concurrency limit that counts slots across machines."""
@@ -43,7 +44,7 @@ def slot(stop: Event, *, server: bool, waiting: Callable[[], None]) -> Iterator[
 
 
 def _take_any(slots: int, held: ExitStack, stop: Event, waiting: Callable[[], None]) -> int:
-    home().mkdir(parents=True, exist_ok=True)
+    make_home()
     told = False
     while True:
         for number in range(slots):
@@ -57,7 +58,7 @@ def _take_any(slots: int, held: ExitStack, stop: Event, waiting: Callable[[], No
 
 
 def _take(path: Path, held: ExitStack) -> bool:
-    file = path.open("w")
+    file = os.fdopen(private(str(path), os.O_WRONLY | os.O_CREAT), "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

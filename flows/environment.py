@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows import server
 from flows.errors import UserError
-from tasks.paths import home
+from tasks.paths import make_home
 
 QUIET = {
     # stage lines go to the run's page and to our own display; Prefect's console would repeat them
@@ -36,8 +36,8 @@ def prepare() -> None:
     if url:
         server.check(url, source, _authorization())
         return
-    folder = home() / "prefect"
-    folder.mkdir(parents=True, exist_ok=True)  # Prefect makes the last level only
+    folder = make_home() / "prefect"
+    folder.mkdir(exist_ok=True)
     _default(OWN_SERVER | {"PREFECT_HOME": str(folder)})
     os.environ["PREFECT_API_URL"] = server.start(folder)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flows import supervise
 from flows.errors import UserError
-from tasks.tracking.outbox import without_secrets
+from tasks.tracking.outbox import private, without_secrets
 
 APPLICATION = "prefect.server.api.server:create_app"
 HOST = "127.0.0.1"
@@ -34,7 +34,7 @@ def start(folder: Path) -> str:
         UserError: it does not start.
     """
     log = folder / "server.log"
-    with socket.create_server((HOST, 0)) as listening, log.open("w") as lines:
+    with socket.create_server((HOST, 0)) as listening, open(log, "w", opener=private) as lines:
         url = f"http://{HOST}:{listening.getsockname()[1]}/api"
         handle = str(listening.fileno())
         options = ["--fd", handle, "--log-level", "error", "--timeout-graceful-shutdown", "1"]
@@ -46,6 +46,7 @@ def start(folder: Path) -> str:
             env={**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"},
             pass_fds=[listening.fileno()],
             start_new_session=True,
+            umask=0o077,  # its database holds what stages print
         )
     atexit.register(_end, process)
     deadline = time.monotonic() + START_SECONDS

@@ -22,6 +22,7 @@ from flows.graph import Node
 from tasks.paths import home
 from tasks.running import progress
 from tasks.running.progress import StepProgress
+from tasks.tracking.outbox import masked
 
 GRACE_SECONDS = 20  # for a checkpoint after SIGTERM; Prefect kills a cancelled flow after 30
 TAIL = 12  # last lines of a failed stage that its error shows
@@ -210,7 +211,7 @@ def _follow(name: str, command: Sequence[str], root: Path, say: Say, stop: Stop,
         reader = progress.Reader(Path(file.name))
         with _supervised(command, root, stop, {**env, progress.VARIABLE: file.name}) as process:
             assert process.stdout is not None
-            for line in map(str.rstrip, process.stdout):
+            for line in (masked(line.rstrip()) for line in process.stdout):
                 if line and not line.startswith(_NOISE):
                     tail.append(line)
                     say(RUNNING, line, reader.new())

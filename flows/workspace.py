@@ -19,7 +19,8 @@ from pathlib import Path
 
 from flows.errors import UserError
 from flows.git import git, tree_of
-from tasks.paths import LOCK, RULES, home
+from tasks.paths import LOCK, RULES, home, make_home
+from tasks.tracking.outbox import private
 
 KEPT = ("evaluations", "judgements", "reports", "params.yaml", str(RULES))
 """What the comparison over seeds reads of each seed's run."""
@@ -59,7 +60,8 @@ def create(run: str, checkout: Path, overrides: Sequence[str], name: str, series
         return _load(record)
     check_name(checkout, name, series)
     discard(checkout, run)  # what is left of an attempt that died while creating it
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_home()
+    folder.parent.mkdir(exist_ok=True)
     tree = tree_of(checkout)
     git(checkout, "worktree", "add", "--quiet", "--detach", "--no-checkout", str(folder), "HEAD")
     git(folder, "read-tree", "--reset", "-u", tree)
@@ -70,7 +72,8 @@ def create(run: str, checkout: Path, overrides: Sequence[str], name: str, series
         override(folder / "params.yaml", overrides)
     _restore_known_outputs(folder)
     made = Workspace(str(folder), str(checkout), name, tuple(overrides), tree, tree_of(folder), series)
-    record.write_text(json.dumps(asdict(made)))  # last: a complete workspace has a record
+    with open(record, "w", opener=private) as file:
+        file.write(json.dumps(asdict(made)))  # last: a complete workspace has a record
     return made
 
 
@@ -245,8 +248,9 @@ def _last_line(text: str) -> str:
 
 @contextmanager
 def _exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    make_home()
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", opener=private) as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 

@@ -45,6 +45,12 @@ def home() -> Path:
     return checkout / ".alignflow"
 
 
+def make_home() -> Path:
+    """Return that folder after making it where it is missing; nobody else can look into it."""
+    home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    return home()
+
+
 def stage_file(folder: str, stage: str, suffix: str) -> Path:
     """Return e.g. ``plots/iterative_dpo/round-1.csv`` for stage ``iterative_dpo@round-1``."""
     return Path(folder) / f"{stage.replace('@', '/')}{suffix}"

@@ -554,6 +554,13 @@ class LlmJudge(Section):
     """Wait before the first retry; doubled for each further one."""
     timeout_seconds: Positive
 
+    @field_validator("url", mode="after")
+    @classmethod
+    def _a_url_has_no_password(cls, url: str | None) -> str | None:
+        if url and ("@" in url or "?" in url):
+            raise ValueError("no user name, password or query here, for git keeps it; LLM_JUDGE_API_KEY holds the key")
+        return url
+
     @model_validator(mode="after")
     def _a_url_has_a_model(self) -> Self:
         if self.url is not None and not self.model:

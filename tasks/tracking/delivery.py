@@ -11,7 +11,9 @@ from tasks.tracking.outbox import (
     children,
     exclusive,
     has_ended,
+    masked,
     pending_records,
+    private,
     title,
     undelivered,
     uri_of,
@@ -79,7 +81,8 @@ def _attempt(folder: Path, send: Callable[[Path], None], *, wait: float) -> str:
             send(folder)
     except Exception as error:  # whatever went wrong, the record stays and the next attempt may succeed
         if not isinstance(error, BlockingIOError):  # the other process reports its result
-            note.write_text(reason_of(error))
+            with open(note, "w", opener=private) as file:
+                file.write(reason_of(error))
         return reason_of(error)
     note.unlink(missing_ok=True)
     return ""
@@ -102,7 +105,7 @@ def reason_of(error: BaseException) -> str:
         if isinstance(cause, TimeoutError):
             return "no answer"
         cause = cause.__cause__ or cause.__context__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return masked((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
 
 
 def is_refused(error: Exception) -> bool:

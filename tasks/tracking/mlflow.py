@@ -32,6 +32,7 @@ from tasks.tracking.outbox import (
     pending,
     undelivered,
     uri_of,
+    without_secrets,
 )
 from tasks.tracking.recorder import Recorder, link_ran, link_reused, start, start_pipeline
 
@@ -75,7 +76,7 @@ def _deliver(folder: Path) -> None:
 def _open_run(client: "MlflowClient", folder: Path) -> Delivered:
     """Find the run of a record or create it, its parent's before it; return the state with its id."""
     uri, state, entries = uri_of(folder), delivered(folder), journal(folder)
-    if state.run_id and state.uri == uri:
+    if state.run_id and state.uri == without_secrets(uri):
         return state
     first, newest = entries[0], last_start(entries)
     experiment = _experiment(client, uri, newest["experiment"], folder)
@@ -86,7 +87,7 @@ def _open_run(client: "MlflowClient", folder: Path) -> Delivered:
         tags = {RECORD_TAG: first["record"], "mlflow.user": first["user"], **_parent_tag(client, newest)}
         run = client.create_run(experiment, start_time=first["time"], tags=tags, run_name=newest["name"])
         run_id = run.info.run_id
-    return Delivered(uri=uri, run_id=run_id).save(folder)
+    return Delivered(uri=without_secrets(uri), run_id=run_id).save(folder)
 
 
 def _parent_tag(client: "MlflowClient", entry: Entry) -> dict[str, str]:

@@ -37,7 +37,8 @@ class Delivered:
     def save(self, folder: Path) -> "Delivered":
         """Replace the record's state in one step, so that a kill leaves the old one or the new one."""
         draft = folder / "delivered.tmp"
-        draft.write_text(json.dumps(asdict(self)))
+        with open(draft, "w", opener=private) as file:
+            file.write(json.dumps(asdict(self)))
         draft.replace(folder / "delivered.json")
         return self
 
@@ -158,7 +159,7 @@ def problem(folder: Path) -> str:
 @contextmanager
 def exclusive(folder: Path, seconds: float) -> Iterator[None]:
     """Hold the record's delivery lock, which ends with its process; BlockingIOError if another process keeps it."""
-    with (folder / "lock").open("w") as file:
+    with open(folder / "lock", "w", opener=private) as file:
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -183,15 +184,26 @@ def destination() -> str:
 
 
 def uri_of(folder: Path) -> str:
-    """Return the tracking URI of a record: the one that the user sets now, or the one at its start."""
+    """Return the tracking URI of a record: the one that the user sets now, or the one at its start without secrets."""
     return destination() if os.environ.get("MLFLOW_TRACKING_URI") else str(last_start(journal(folder))["uri"])
 
 
 def without_secrets(uri: str) -> str:
-    """Return the URI without user name and password."""
+    """Return the URI without user name, password and query, which may hold a password too."""
     scheme, separator, rest = uri.partition("://")
-    account, at, place = rest.partition("@")
-    return f"{scheme}{separator}{place if at and '/' not in account else rest}"
+    if not separator or rest.startswith("/"):  # a file
+        return uri.partition("?")[0]
+    return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}"
+
+
+def masked(text: str) -> str:
+    """Return the text with its URLs' user names and passwords left out."""
+    return re.sub(r"://[^/\s@'\"]*@", "://", text)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that only this user can read; for ``open(..., opener=private)``."""
+    return os.open(path, flags, 0o600)
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -218,7 +230,7 @@ def in_batches(items: Sequence[T], size: int) -> Iterator[list[T]]:
 
 def append(file: Path, line: Entry) -> None:
     """Append one complete line; readers wait for its newline."""
-    with file.open("ab") as out:
+    with open(file, "ab", opener=private) as out:
         out.write(json.dumps(line).encode() + b"\n")
 
 

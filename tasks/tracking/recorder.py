@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from getpass import getuser
 from pathlib import Path
 
-from tasks.paths import home
+from tasks.paths import home, make_home
 from tasks.tracking.outbox import (
     append,
     children,
@@ -28,6 +28,7 @@ from tasks.tracking.outbox import (
     journal,
     last_start,
     mend,
+    private,
     problem,
     undelivered_tree,
     without_secrets,
@@ -85,7 +86,7 @@ class Recorder:
             reason = problem(self.folder) or late
             print(
                 f"[{start['tags'].get('stage', start['name'])}] not delivered to MLflow at "
-                f"{without_secrets(start['uri'])}: {left} ({reason}). "
+                f"{start['uri']}: {left} ({reason}). "
                 "It is kept on disk; `alignflow deliver` sends it.",
                 flush=True,
             )
@@ -209,7 +210,7 @@ def _open(
     datasets: Sequence[Mapping[str, str]] = (),
     parent: Path | None = None,
 ) -> Recorder:
-    recorder = Recorder(home() / "outbox" / file_name(key))
+    recorder = Recorder(make_home() / "outbox" / file_name(key))
     recorder.folder.mkdir(parents=True, exist_ok=True)
     for file in ("history.jsonl", "journal.jsonl"):
         mend(recorder.folder / file)
@@ -227,7 +228,7 @@ def _open(
         tags={tag: str(value) for tag, value in tags.items()},
         datasets=[dict(dataset) for dataset in datasets],
         parent=str(parent) if parent else "",
-        uri=destination(),
+        uri=without_secrets(destination()),
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "alignflow",
     )
     return recorder
@@ -242,7 +243,7 @@ def _spawn_delivery(folder: Path) -> "subprocess.Popen[bytes] | None":
     code = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     try:
-        with (folder / "delivery.log").open("ab") as log:
+        with open(folder / "delivery.log", "ab", opener=private) as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "tasks.tracking.mlflow", "follow", str(folder)],
                 stdin=subprocess.PIPE,
@@ -251,6 +252,7 @@ def _spawn_delivery(folder: Path) -> "subprocess.Popen[bytes] | None":
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": path, "ALIGNFLOW_HOME": str(home())},
                 start_new_session=True,
+                umask=0o077,  # also for a local database
             )
     except OSError:  # no memory for a process now: the record is there for `alignflow deliver`
         return None

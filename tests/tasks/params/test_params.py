@@ -137,6 +137,11 @@ def test_no_number_has_a_default():
         (r"  snapshots: \d", "  snapshots: -1", r"dpo\.snapshots: .*greater than or equal to 0"),
         (r"  url: \S+", "  url: localhost", r"llm_judge\.url: .*pattern"),
         (r"  url: \S+", "  url: http://localhost:8000/v1", r"llm_judge: url needs a model"),
+        (
+            r"  url: \S+",
+            "  url: http://me:secret@localhost:8000/v1",
+            r"llm_judge\.url: .*LLM_JUDGE_API_KEY holds the key",
+        ),
         (r"  reward_model: \d.*\n  rules: .*", "  reward_model: 0.0\n  rules: {}", r"rewards: no source has a weight"),
         (r"base:", "base: [", r"not valid YAML"),
         (r"  format: auto", "  format: rankd", r"data\.format: no format 'rankd'; did you mean ranked"),

@@ -23,7 +23,7 @@ from mlflow.entities import Run
 
 from tasks.paths import home
 from tasks.tracking import mlflow as tracking
-from tasks.tracking.outbox import delivered, destination, exclusive, history, undelivered
+from tasks.tracking.outbox import delivered, destination, exclusive, history, undelivered, without_secrets
 
 ADAPTER = {"adapter_config.json": '{"peft_type": "LORA"}', "adapter_model.safetensors": "weights"}
 ROWS = [
@@ -502,3 +502,32 @@ def test_a_relative_database_lies_beside_home_whatever_the_folder(
     monkeypatch.chdir(tmp_path / "worktree")
     with at_home(tmp_path / "checkout" / ".alignflow", "sqlite:///runs.db"):
         assert destination() == f"sqlite:///{tmp_path}/checkout/runs.db"
+
+
+def test_user_and_password_of_the_server_are_used_and_stored_nowhere(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with at_home(tmp_path, server.replace("://", "://planted:pass@")) as outbox:
+        recorder = start("a-stage")
+        recorder.log(1, {"loss": 0.5})
+        recorder.finish("FINISHED", {})
+        until(lambda: not undelivered(recorder.folder))
+        assert delivered(recorder.folder).uri == server
+        left = [path for path in outbox.rglob("*") if path.is_file()]
+        assert recorder.folder / "journal.jsonl" in left
+        assert [path for path in left if b"planted" in path.read_bytes() or b"pass@" in path.read_bytes()] == []
+        assert [path for path in left if path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://u:p@host:5000/mlflow", "http://host:5000/mlflow"),
+        ("http://u:p/w@x@host", "http://host"),
+        ("postgresql://host/db?user=u&password=p", "postgresql://host/db"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_an_address_loses_everything_that_may_be_secret(uri: str, expected: str) -> None:
+    assert without_secrets(uri) == expected
