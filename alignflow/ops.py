@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from alignflow.matmul import matmul, product
 
 ROWS = 8  # of a chunk whose float32 logits a CPU computes together, so that they stay in its caches
 
@@ -105,13 +106,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
         softcap: float,
         chunk: int,
         entropy: bool,
+        compute: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
+        wide = weight.to(compute)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropies = torch.zeros_like(logprobs)
         normalizers = torch.empty_like(logprobs)
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # ∂ log p_y / ∂ hidden
         for part in _parts(len(targets), chunk):
-            whole = F.linear(hidden[part], weight, bias)
+            whole = product(hidden[part], wide, bias, compute)
             for rows, products in _few(part, whole):
                 logits, bend = _logits(products, scale, softcap)
                 peak = logits.amax(-1, keepdim=True)
@@ -127,9 +130,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
                     share.scatter_add_(1, targets[rows, None], torch.ones_like(total))
                     products.copy_(share.mul_(bend))
             if slopes is not None:
-                slopes[part] = whole @ weight
+                slopes[part] = matmul(whole, wide, compute, whole.dtype)
         ctx.save_for_backward(hidden, weight, normalizers, entropies, slopes)
-        ctx.bias, ctx.scale, ctx.softcap, ctx.chunk = bias, scale, softcap, chunk
+        ctx.bias, ctx.scale, ctx.softcap, ctx.chunk, ctx.compute = bias, scale, softcap, chunk, compute
         ctx.set_materialize_grads(False)  # entropies are mostly metrics only: their gradient is then None
         if not entropy:
             ctx.mark_non_differentiable(entropies)
@@ -141,17 +144,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
         pull = torch.zeros_like(normalizers) if grad_logprobs is None else grad_logprobs
         grad_hidden = (slopes * pull[:, None]).to(hidden.dtype)
         if grad_entropies is None:
-            return grad_hidden, None, None, None, None, None, None, None
+            return grad_hidden, None, None, None, None, None, None, None, None
+        wide = weight.to(ctx.compute)
         for part in _parts(len(normalizers), ctx.chunk):
-            whole = F.linear(hidden[part], weight, ctx.bias)
+            whole = product(hidden[part], wide, ctx.bias, ctx.compute)
             for rows, products in _few(part, whole):
                 logits, bend = _logits(products, ctx.scale, ctx.softcap)
                 # ∂ H / ∂ logit_v = −p_v·(log p_v + H)
                 logp = logits.sub_(normalizers[rows, None])
                 share = (logp + entropies[rows, None]).mul_(-grad_entropies[rows, None])
                 products.copy_(logp.exp_().mul_(share).mul_(bend))
-            grad_hidden[part] += whole @ weight
-        return grad_hidden, None, None, None, None, None, None, None
+            grad_hidden[part] += matmul(whole, wide, ctx.compute, whole.dtype)
+        return grad_hidden, None, None, None, None, None, None, None, None
 
 
 def _parts(total: int, chunk: int) -> list[slice]:
@@ -187,6 +191,7 @@ def token_logprobs(
     softcap: float = 0.0,
     chunk: int = 128,
     entropy: bool = False,
+    compute: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log π(target) at each position, and the entropy of π there (zeros if ``entropy`` is False).
 
@@ -204,11 +209,12 @@ def token_logprobs(
         softcap: c of c·tanh(logits / c), which some models apply; 0 for none.
         chunk: number of positions whose logits are in memory together.
         entropy: whether to compute entropies.
+        compute: dtype in which the products are computed; None: that of the states.
 
     Returns:
         Log-probs and entropies in nats, float32. (N,), (N,)
     """
     result: tuple[Tensor, Tensor] = _ChunkedLogprobs.apply(  # type: ignore[no-untyped-call]  # torch gives none
-        hidden, weight, bias, targets, 1.0 / temperature, softcap, chunk, entropy
+        hidden, weight, bias, targets, 1.0 / temperature, softcap, chunk, entropy, compute or hidden.dtype
     )
     return result

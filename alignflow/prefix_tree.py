@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignflow.matmul import matmul
+
 # of one row in a block: bounds the attention scores in memory, and the share of them that is masked
 QUERIES = 256
 
@@ -84,48 +86,52 @@ class _TreeAttention(torch.autograd.Function):
     """Attention of every prefix to itself and its earlier prefixes; the backward pass recomputes the probabilities."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: PrefixTree, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: PrefixTree, scale: float, compute: torch.dtype
+    ) -> Tensor:
         out = torch.empty_like(query)
         future = _future(query)
         for branch in tree.branches:
-            keys, values = (_of_row(x, tree, branch) for x in (key, value))
+            keys, values = (_of_row(x, tree, branch).to(compute) for x in (key, value))
             for block, seen in _blocks(branch):
-                queries = _grouped(query[block], key)
+                queries = _grouped(query[block], key).to(compute)
                 weights = _weights(queries, keys[:, :seen], future, scale, tokens=block.stop - block.start)
-                out[block] = _ungrouped(weights @ values[:, :seen], query)
+                out[block] = _ungrouped(matmul(weights, values[:, :seen], compute, query.dtype), query)
         ctx.save_for_backward(query, key, value)
-        ctx.tree, ctx.scale = tree, scale
+        ctx.tree, ctx.scale, ctx.compute = tree, scale, compute
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        tree, scale = ctx.tree, ctx.scale
+        tree, scale, compute = ctx.tree, ctx.scale, ctx.compute
         grad_query = torch.empty_like(query)
         # the gradient of a prefix that many rows share is a sum of many small parts
         wide = torch.promote_types(key.dtype, torch.float32)
         grad_key, grad_value = (torch.zeros_like(x, dtype=wide) for x in (key, value))
         future = _future(query)
         for branch in tree.branches:
-            keys, values = (_of_row(x, tree, branch) for x in (key, value))
+            keys, values = (_of_row(x, tree, branch).to(compute) for x in (key, value))
             row_key, row_value = (torch.zeros_like(x, dtype=wide) for x in (keys, values))
             for block, seen in _blocks(branch):
-                queries, pull = _grouped(query[block], key), _grouped(grad[block], key)
+                queries, pull = (_grouped(x[block], key).to(compute) for x in (query, grad))
                 weights = _weights(queries, keys[:, :seen], future, scale, tokens=block.stop - block.start)
-                row_value[:, :seen] += weights.mT @ pull
+                row_value[:, :seen] += matmul(weights.mT, pull, compute, query.dtype)
                 # ∂L/∂s = p ⊙ (∂L/∂p − Σ p·∂L/∂p)
-                pulled = pull @ values[:, :seen].mT
+                pulled = matmul(pull, values[:, :seen].mT, compute, query.dtype)
                 scores = torch.ops.aten._softmax_backward_data(pulled, weights, -1, weights.dtype) * scale
-                grad_query[block] = _ungrouped(scores @ keys[:, :seen], query)
-                row_key[:, :seen] += scores.mT @ queries
+                grad_query[block] = _ungrouped(matmul(scores, keys[:, :seen], compute, query.dtype), query)
+                row_key[:, :seen] += matmul(scores.mT, queries, compute, query.dtype)
             shared = tree.rows[branch.row, : branch.depth]
             for whole, row in ((grad_key, row_key.transpose(0, 1)), (grad_value, row_value.transpose(0, 1))):
                 whole.index_add_(0, shared, row[: branch.depth])
                 whole[branch.start : branch.stop] += row[branch.depth :]
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
 
 
-def tree_attention(tree: PrefixTree, query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
+def tree_attention(
+    tree: PrefixTree, query: Tensor, key: Tensor, value: Tensor, *, scale: float, compute: torch.dtype | None = None
+) -> Tensor:
     """Return softmax(scale · q kᵀ) v of each prefix over the prefixes of its row up to and including itself.
 
     A loop over rows whose products have few masked entries. Meant for CPUs, where products cost more than calls.
@@ -136,11 +142,14 @@ def tree_attention(tree: PrefixTree, query: Tensor, key: Tensor, value: Tensor, 
         key: (N, groups, D), heads a multiple of groups
         value: (N, groups, D)
         scale: scale of the scores.
+        compute: dtype in which the products are computed; None: that of the queries.
 
     Returns:
         (N, heads, D)
     """
-    out: Tensor = _TreeAttention.apply(query, key, value, tree, scale)  # type: ignore[no-untyped-call]  # torch gives none
+    out: Tensor = _TreeAttention.apply(  # type: ignore[no-untyped-call]  # torch gives none
+        query, key, value, tree, scale, compute or query.dtype
+    )
     return out
 
 
@@ -180,6 +189,6 @@ def _future(query: Tensor) -> Tensor:
 
 def _weights(queries: Tensor, keys: Tensor, future: Tensor, scale: float, *, tokens: int) -> Tensor:
     """Return the attention of a block's queries to the row's tokens up to the block's end. (groups, ·tokens, seen)"""
-    scores = (queries @ keys.mT).mul_(scale)
+    scores = matmul(queries, keys.mT, queries.dtype, future.dtype).mul_(scale)
     scores.view(len(scores), -1, tokens, scores.shape[2])[..., -tokens:].add_(future[:tokens, :tokens])
     return torch.softmax(scores, -1)

@@ -87,14 +87,18 @@ def write_tokenizer(folder: Path, pad: str | None = PAD) -> Any:
     return tokenizer
 
 
-def open_base(folder: Path, quantization: str = "none", dtype: str = "float32") -> SharedBase:
-    base = load_base(identify(str(folder), None, converted=folder), quantization=quantization, dtype=dtype)
-    return SharedBase(base, SHAPE)
+def open_base(
+    folder: Path, quantization: str = "none", dtype: str = "float32", compute: torch.dtype | None = None
+) -> SharedBase:
+    identity = identify(str(folder), None, converted=folder)
+    return SharedBase(load_base(identity, quantization=quantization, dtype=dtype, compute=compute), SHAPE)
 
 
-def four_roles(folder: Path, quantization: str = "none", dtype: str = "float32") -> SharedBase:
+def four_roles(
+    folder: Path, quantization: str = "none", dtype: str = "float32", compute: torch.dtype | None = None
+) -> SharedBase:
     """Open a model with the four roles of PPO, all different; the critic's head has a bias."""
-    models = open_base(folder, quantization, dtype)
+    models = open_base(folder, quantization, dtype, compute)
     for seed, role in enumerate(("policy", "reference", "reward_model", "critic")):
         models.add(role, trained=role in {"policy", "critic"})
         disturb(models, role, seed)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from alignflow.models.base import BaseIdentity
+from alignflow.models.linear import frozen_linear
 from alignflow.models.sharing import weight_of
 
 HEAD = "score"  # name of a sequence classifier's scalar head in transformers
 HEAD_KEY = f"base_model.model.{HEAD}."
-PACKED_ROWS = 32  # rows of a decode step, for which a weight's layout is optimised; it works for other numbers, too
 
 
 @dataclass(frozen=True)
@@ -101,35 +101,13 @@ def lora_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-class PackedLinear(nn.Module):
-    """A linear layer without gradients for a CPU, with its weight in the memory layout of oneDNN's kernels."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Pack a weight. (N, H)"""
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_ROWS)
-        self.bias = bias
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Return states · weightᵀ + bias. (…, H) -> (…, N)"""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
-        return product
-
-
-def packable(weight: Tensor) -> bool:
-    """Return whether oneDNN has kernels for a weight on its device."""
-    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
-        return False
-    bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and bfloat16)
-
-
-def dense(layer: Any, name: str) -> nn.Module | None:
+def dense(layer: Any, name: str, compute: torch.dtype) -> nn.Module | None:
     """Return an adapted layer as one plain linear layer, or None for a kind of layer that has no plain form.
 
     Args:
         layer: a PEFT layer.
         name: adapter to merge; if the layer has none of this name, the result is the base layer.
+        compute: dtype of its products, in which the plain layer holds its weight.
     """
     import bitsandbytes as bnb
 
@@ -142,26 +120,13 @@ def dense(layer: Any, name: str) -> nn.Module | None:
         return None
     if name in layer.lora_A:
         weight = (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
-    if packable(weight):
-        return PackedLinear(weight, base.bias)
-    plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    if base.bias is not None:
-        plain.bias = base.bias
-    return plain
+    return frozen_linear(weight, base.bias, compute)
 
 
-def dense_bytes(model: Any) -> int:
-    """Return the size of the plain forms of all adapted layers, in bytes."""
-    import bitsandbytes as bnb
-
-    total = 0
-    for base in (layer.get_base_layer() for layer in lora_layers(model)):
-        if isinstance(base, bnb.nn.Linear4bit):
-            total += base.in_features * base.out_features * base.weight.quant_state.dtype.itemsize
-        elif isinstance(base, nn.Linear):
-            total += base.weight.numel() * base.weight.itemsize
-    return total
+def dense_bytes(model: Any, compute: torch.dtype) -> int:
+    """Return the size of the plain forms of all adapted layers, in bytes; their weights are of the given dtype."""
+    bases = [layer.get_base_layer() for layer in lora_layers(model)]
+    return sum(base.in_features * base.out_features for base in bases if isinstance(base, nn.Linear)) * compute.itemsize
 
 
 def save(model: Any, name: str, folder: Path, *, identity: BaseIdentity, head: nn.Linear | None) -> None:

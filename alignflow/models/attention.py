@@ -31,17 +31,25 @@ class _Mask:
     """The mask of the wrapped attention for rows; None for plain causal attention, which needs none."""
 
 
-def attend_over_trees(model: Any) -> None:
-    """Prepare a model's attention for ``tree_states``, permanently."""
+def attend_over_trees(model: Any, compute: torch.dtype | None = None) -> None:
+    """Prepare a model's attention for ``tree_states``, permanently.
+
+    Args:
+        model: a causal language model.
+        compute: dtype in which attention is computed; None: that of the queries.
+    """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     own = model.config._attn_implementation
     if own.startswith(PREFIX):
         return
-    ALL_ATTENTION_FUNCTIONS.register(PREFIX + own, partial(_attention, own=own))
-    ALL_MASK_ATTENTION_FUNCTIONS.register(PREFIX + own, partial(_mask, own=ALL_MASK_ATTENTION_FUNCTIONS[own]))
-    model.set_attn_implementation(PREFIX + own)
+    wide = compute if compute != model.dtype else None
+    name = PREFIX + (f"{wide}_" if wide else "") + own
+    ALL_ATTENTION_FUNCTIONS.register(name, partial(_attention, own=own, compute=wide))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, partial(_mask, own=ALL_MASK_ATTENTION_FUNCTIONS[own]))
+    model.set_attn_implementation(name)
+    model.attention_dtype = wide
 
 
 def tree_states(decoder: Any, tree: PrefixTree) -> Tensor:
@@ -79,20 +87,41 @@ def _mask(batch_size: int, q_length: int, kv_length: int, *, own: Any, **rest: A
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *, own: str, **rest: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    own: str,
+    compute: torch.dtype | None,
+    **rest: Any,
 ) -> tuple[Tensor, Any]:
     """Attend with the wrapped attention or over a tree. (1, heads, N, D) -> (1, N, heads, D)"""
     attend = _wrapped(own, module)
+    if compute is not None:
+        attend = partial(_attend_in, attend, torch.promote_types(query.dtype, compute))
     if not isinstance(attention_mask, _Mask):
         found: tuple[Tensor, Any] = attend(module, query, key, value, attention_mask, **rest)
         return found
     tree, flat = attention_mask.tree, [x[0].transpose(0, 1).contiguous() for x in (query, key, value)]
     if query.device.type == "cpu" and own == "sdpa" and attention_mask.rows is None:
         scale = rest.get("scaling")
-        return tree_attention(tree, *flat, scale=query.shape[-1] ** -0.5 if scale is None else scale)[None], None
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return tree_attention(tree, *flat, scale=scale, compute=compute)[None], None
     rows = [at_rows(x, tree.rows).transpose(1, 2) for x in flat]
     out = attend(module, *rows, attention_mask.rows, **rest)[0]  # (B, L, heads, D)
     return out.flatten(0, 1).index_select(0, tree.owners)[None], None
+
+
+def _attend_in(
+    attend: Any, compute: torch.dtype, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **rest: Any
+) -> tuple[Tensor, Any]:
+    """Attend in a dtype: all of it, only the result is rounded, as the library's kernels keep scores in float32."""
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(compute)
+    found, weights = attend(module, query.to(compute), key.to(compute), value.to(compute), mask, **rest)
+    return found.to(query.dtype), weights
 
 
 def _wrapped(own: str, module: Any) -> Any:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignflow.matmul import matmul_dtype
 from alignflow.models.base import BaseIdentity, template_names
+from alignflow.models.linear import compute_in
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class LoadedBase:
     quantization: str
     device: torch.device
     dtype: torch.dtype
+    compute: torch.dtype
+    """Dtype in which products of matrices are computed; their operands and results are of ``dtype``."""
 
 
 class UnsupportedModel(ValueError):
@@ -81,30 +85,35 @@ def default_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> LoadedBase:
+def load_base(
+    identity: BaseIdentity, *, quantization: str, dtype: str, compute: torch.dtype | None = None
+) -> LoadedBase:
     """Load the frozen base on the default device.
 
     Args:
         identity: identity of the model.
         quantization: ``nf4`` (4-bit, double quantisation; Dettmers et al. 2023, arXiv:2305.14314) or ``none``.
         dtype: dtype of activations and unquantised weights, e.g. ``bfloat16``.
+        compute: dtype in which products are computed, at least as exact as ``dtype``; None: the one that is fastest
+            on the device.
 
     Raises:
         UnsupportedModel: its logits are not head(hidden states) in a form that this project supports.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    device, compute = default_device(), getattr(torch, dtype)
+    device, kept = default_device(), getattr(torch, dtype)
+    compute = compute or matmul_dtype(kept, device)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_compute_dtype=kept,
     )
     model = AutoModelForCausalLM.from_pretrained(
         identity.load_from,
         revision=identity.revision,
-        dtype=compute,
+        dtype=kept,
         device_map={"": device},
         quantization_config=nf4 if quantization == "nf4" else None,
     )
@@ -112,7 +121,9 @@ def load_base(identity: BaseIdentity, *, quantization: str, dtype: str) -> Loade
     model.requires_grad_(False)
     if quantization == "nf4":
         _keep_trainable_layout(model)
-    base = LoadedBase(model, load_tokenizer(identity), identity, quantization, device, compute)
+    if compute != kept:
+        compute_in(model, compute)
+    base = LoadedBase(model, load_tokenizer(identity), identity, quantization, device, kept, compute)
     _check_logits(base)
     return base
 

@@ -17,6 +17,7 @@ from alignflow.models import adapters
 from alignflow.models.adapters import AdapterShape
 from alignflow.models.attention import at_rows, attend_over_trees, shares_prefixes, tree_states
 from alignflow.models.heads import last_response_index, scalar_head
+from alignflow.models.linear import compute_in, frozen_linear
 from alignflow.models.load import LoadedBase, check_length, decoder_of, learned_positions, position_ids, softcap_of
 from alignflow.ops import token_logprobs
 from alignflow.prefix_tree import prefix_tree
@@ -34,7 +35,7 @@ class SharedBase:
         self.shape = shape
         self.heads: dict[str, nn.Linear] = {}
         self._longest = learned_positions(base.model)
-        attend_over_trees(base.model)
+        attend_over_trees(base.model, base.compute)
         self.shares_prefixes = shares_prefixes(base.model, decoder_of(base.model))
         """Whether rows are computed as a prefix tree; otherwise they are padded."""
         self._peft: Any = None
@@ -75,6 +76,8 @@ class SharedBase:
                 self.add_head(role, weight=head.weight, bias=head.bias)
         for parameter in self.parameters(role, heads=False):
             parameter.data = parameter.data.to(self.base.dtype)
+        if self.base.compute != self.base.dtype:
+            compute_in(self._peft, self.base.compute)
         if trained:
             self._trained.add(role)
         self._switch(self._active)
@@ -112,18 +115,17 @@ class SharedBase:
     def merged(self, name: str) -> Iterator[Any]:
         """Make the model compute as a role with plain layers W = dequantised(W₀) + (α/r)·B·A, for sampling.
 
-        Faster than 4-bit layers with adapters, but takes 2 bytes per weight inside the context. W is rounded to the
-        compute dtype, so log-probs for training always come from the adapted layers. No gradient flows through plain
-        layers. On a CPU the output embedding gets a packed copy, too.
+        Faster than 4-bit layers with adapters, but inside the context each weight takes 2 bytes, or 4 where products
+        are computed in float32. W is rounded to the base's dtype, so log-probs for training always come from the
+        adapted layers. No gradient flows through plain layers. On a CPU the output embedding gets a packed copy, too.
         """
         replaced: list[tuple[Any, str, Any]] = []
         head = self.base.model.get_output_embeddings()
         with self.role(name), torch.no_grad():
             try:
-                if adapters.packable(head.weight):
-                    self.base.model.set_output_embeddings(adapters.PackedLinear(head.weight, head.bias))
+                self.base.model.set_output_embeddings(frozen_linear(head.weight, head.bias, self.base.compute))
                 for path, module in list(self.base.model.named_modules()):
-                    dense = adapters.dense(module, name) if module in self._layers else None
+                    dense = adapters.dense(module, name, self.base.compute) if module in self._layers else None
                     if dense is not None:
                         parent, _, child = path.rpartition(".")
                         owner = self.base.model.get_submodule(parent)
@@ -200,6 +202,7 @@ class SharedBase:
             temperature=temperature,
             softcap=softcap_of(self.base.model),
             entropy=entropy,
+            compute=self.base.compute,
         )
         zeros = torch.zeros(mask.shape, device=mask.device)
         return zeros.masked_scatter(mask, logprobs), zeros.masked_scatter(mask, entropies) if entropy else None

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -12,16 +13,16 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
     The library's cache copies all earlier keys and values at each step and layer.
     """
 
-    def __init__(self, filled: DynamicLayer, rows: Tensor, room: int) -> None:
-        """Copy a filled layer to rows, with space for ``room`` more tokens."""
+    def __init__(self, filled: DynamicLayer, rows: Tensor, room: int, dtype: torch.dtype | None) -> None:
+        """Copy a filled layer to rows, with space for ``room`` more tokens, in a dtype or its own."""
         super().__init__()
         self.window: int | None = getattr(filled, "sliding_window", None)
         self.is_sliding = self.window is not None
         self.seen: int = filled.get_seq_length()
         self.end: int = filled.keys.shape[2]  # end of the written part; a window has dropped earlier tokens
         self.room = room
-        self.dtype, self.device, self.is_initialized = filled.dtype, filled.device, True
-        self.keys, self.values = filled.keys, filled.values
+        self.dtype, self.device, self.is_initialized = dtype or filled.dtype, filled.device, True
+        self.keys, self.values = filled.keys.to(self.dtype), filled.values.to(self.dtype)
         self.batch_select_indices(rows)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -52,16 +53,17 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         return wider
 
 
-def spread(cache: Any, rows: Tensor, room: int) -> None:
+def spread(cache: Any, rows: Tensor, room: int, dtype: torch.dtype | None = None) -> None:
     """Copy a prefilled cache to rows, with space for ``room`` more tokens; other kinds of layers stay as they are.
 
     Args:
         cache: a cache of transformers, filled with one row per prompt; changed in place.
         rows: prompt of each row that is decoded. (B,)
         room: number of new tokens.
+        dtype: of keys and values, if attention computes in another than their own.
     """
     for place, layer in enumerate(cache.layers):
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.get_seq_length():
-            cache.layers[place] = RoomyLayer(layer, rows, room)
+            cache.layers[place] = RoomyLayer(layer, rows, room, dtype)
         else:
             layer.batch_select_indices(rows)

@@ -120,7 +120,7 @@ def _sample(
     kinds = {prompt: kind for kind, prompt in enumerate(dict.fromkeys(prompts))}
     logits, mask, cache = _prefill(model, list(kinds))
     rows = torch.tensor([kinds[prompt] for prompt in prompts], device=device)
-    spread(cache, rows, draws.shape[1] - 1)
+    spread(cache, rows, draws.shape[1] - 1, getattr(model, "attention_dtype", None))
     logits, mask = logits[rows], mask[rows]
     positions = mask.sum(1, keepdim=True)
     tokens: list[list[int]] = [[] for _ in prompts]

@@ -29,6 +29,11 @@ def kind() -> str:
     return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
+def without_bfloat16() -> str:
+    """Return how this processor multiplies bfloat16 numbers if it has no instructions for them."""
+    return "computed in float32 and rounded, because this processor has no bfloat16 instructions"
+
+
 def peak_memory_gib() -> float:
     """Return the peak memory in GiB: of the allocator on a GPU, else of the process (RSS).
 

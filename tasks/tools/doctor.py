@@ -45,10 +45,13 @@ def _packages() -> tuple[bool, str]:
 def _hardware() -> tuple[bool, str]:
     import torch
 
-    from tasks.running.hardware import describe
+    from alignflow.matmul import has_bfloat16
+    from tasks.running.hardware import describe, without_bfloat16
 
-    where = "training runs on the GPU" if torch.cuda.is_available() else "no GPU: training runs on the CPU"
-    return True, f"{describe()}; {where}"
+    if torch.cuda.is_available():
+        return True, f"{describe()}; training runs on the GPU"
+    products = "computed by its own instructions" if has_bfloat16() else without_bfloat16()
+    return True, f"{describe()}; no GPU: training runs on the CPU; products of bfloat16 numbers are {products}"
 
 
 def _memory() -> tuple[bool, str]:

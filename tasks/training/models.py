@@ -17,6 +17,7 @@ from alignflow.models.roles import SharedBase
 from alignflow.models.sharing import share_base
 from tasks.params.sections import Params, Rank
 from tasks.paths import CONVERTED, IDENTITY
+from tasks.running.hardware import without_bfloat16
 from tasks.running.stage import Stage
 
 Config = TypeVar("Config")
@@ -36,6 +37,8 @@ def open_models(params: Params) -> SharedBase:
         share_base(base.model)
     if params.memory.gradient_checkpointing:
         checkpoint_layers(base.model)
+    if base.compute != base.dtype and distributed.is_main():
+        print(f"products of {params.base.dtype} numbers are {without_bfloat16()}", flush=True)
     models = SharedBase(base, adapter_shape(params, params.lora))
     if not models.shares_prefixes and distributed.is_main():
         print(

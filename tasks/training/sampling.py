@@ -112,7 +112,7 @@ def answering(models: SharedBase, role: str, merged: str | bool) -> Iterator[Any
 def _plain(models: SharedBase, merged: str | bool) -> bool:
     if isinstance(merged, bool):
         return merged
-    needed, free = dense_bytes(models.base.model), free_memory(models.base.device)
+    needed, free = dense_bytes(models.base.model, models.base.compute), free_memory(models.base.device)
     if free is None or needed <= free / 2:  # the other half is for the cache of keys and values
         return True
     _announce(
