@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from alignflow.matmul import matmul
 from alignflow.models.base import BaseIdentity
 from alignflow.models.linear import frozen_linear
 from alignflow.models.sharing import weight_of
@@ -119,8 +120,16 @@ def dense(layer: Any, name: str, compute: torch.dtype) -> nn.Module | None:
     else:
         return None
     if name in layer.lora_A:
-        weight = (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
+        weight = (weight.float() + _delta(layer, name, weight.dtype, compute).float()).to(weight.dtype)
     return frozen_linear(weight, base.bias, compute)
+
+
+def _delta(layer: Any, name: str, dtype: torch.dtype, compute: torch.dtype) -> Tensor:
+    """Return (α/r)·B·A, as PEFT computes it; it knows no other dtype for the product than that of the weights."""
+    if compute == dtype:
+        delta: Tensor = layer.get_delta_weight(name)
+        return delta
+    return matmul(layer.lora_B[name].weight, layer.lora_A[name].weight, compute, dtype) * layer.scaling[name]
 
 
 def dense_bytes(model: Any, compute: torch.dtype) -> int:
