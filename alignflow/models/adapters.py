@@ -126,10 +126,12 @@ def dense(layer: Any, name: str, compute: torch.dtype) -> nn.Module | None:
 
 def _delta(layer: Any, name: str, dtype: torch.dtype, compute: torch.dtype) -> Tensor:
     """Return (α/r)·B·A, as PEFT computes it; it knows no other dtype for the product than that of the weights."""
+    delta: Tensor
     if compute == dtype:
-        delta: Tensor = layer.get_delta_weight(name)
-        return delta
-    return matmul(layer.lora_B[name].weight, layer.lora_A[name].weight, compute, dtype) * layer.scaling[name]
+        delta = layer.get_delta_weight(name)
+    else:
+        delta = matmul(layer.lora_B[name].weight, layer.lora_A[name].weight, compute, dtype) * layer.scaling[name]
+    return delta
 
 
 def dense_bytes(model: Any, compute: torch.dtype) -> int:

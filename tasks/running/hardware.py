@@ -24,9 +24,11 @@ def kind() -> str:
     """Return what decides the last digits of a result: the name of the GPU, or the instructions of the processor."""
     import torch
 
+    from alignflow.matmul import has_bfloat16
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+    return f"CPU with {torch.backends.cpu.get_cpu_capability()}{' and bfloat16' if has_bfloat16() else ''}"
 
 
 def without_bfloat16() -> str:
