@@ -214,6 +214,10 @@ def check(
     format_: Annotated[str, typer.Option("--format", help="The form of its rows, if detected wrongly.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Split of a data set that has several.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a data set of the Hub.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=COLUMN", help="What a column holds, as in data.columns; repeatable."),
+    ] = None,
 ) -> None:
     """Show what a file of preferences holds, what would be dropped and why; exit status 1 if it cannot be used."""
     if not file.strip():
@@ -226,7 +230,8 @@ def check(
 
         settings = load(PARAMS).data
         one = {"path": name, "revision": revision, "split": split, "weight": 1}
-        changes = {"path": name, "sources": [one] if split or revision else [], "format": format_}
+        columns = _columns(column or []) or (settings.columns if name == settings.path else {})
+        changes = {"path": name, "sources": [one] if split or revision else [], "format": format_, "columns": columns}
         chosen = type(settings).model_validate({**settings.model_dump(), **changes})
     from rich.console import Console
 
@@ -241,6 +246,17 @@ def check(
         console.print(f"to use it: {taken}", style="dim", soft_wrap=True, highlight=False, markup=False)
     if found.problems:
         raise typer.Exit(1)
+
+
+def _columns(told: list[str]) -> dict[str, list[str]]:
+    """Return the columns of each role from ROLE=COLUMN or ROLE=[COLUMN,COLUMN]."""
+    columns: dict[str, list[str]] = {}
+    for text in told:
+        role, sign, paths = text.partition("=")
+        if not (role and sign and paths):
+            raise UserError(f"--column {text}: write ROLE=COLUMN, e.g. --column chosen=reply.best")
+        columns.setdefault(role, []).extend(path.strip() for path in paths.strip("[]").split(","))
+    return columns
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tasks.data.check import FIRST, Checked
 from tasks.data.limits import ADVICE
-from tasks.data.settings import form_in_words
+from tasks.data.settings import in_words
 
 CONTENTS = {
     "pairs": "pairs",
@@ -34,11 +34,13 @@ def view(checked: Checked) -> RenderableType:
     report, statistics = checked.report, checked.report["statistics"]
     seen = "" if checked.whole else f" (the first {FIRST}; the stage checks all)"
     facts = Table(box=None, pad_edge=False, show_header=False)
-    for path, form in checked.forms.items():
-        facts.add_row("form", Text(f"{path}: {form_in_words(form)}"))
+    for path, layout in checked.layouts.items():
+        facts.add_row("form", Text(f"{path}: {in_words(layout)}"))
+        for line in layout.lines() if layout else ():
+            facts.add_row("columns", Text(line))
     facts.add_row("rows", f"{report['rows']}{seen}: {report['used']} used, {report['dropped']} dropped")
-    if report["unused"]:
-        facts.add_row("", f"{report['unused']} bad answers have no good answer to the same prompt; only kto uses them")
+    if report["unpaired"]:
+        facts.add_row("kto", f"{report['unpaired']} bad answers without a good one, which kto alone trains on")
     for side, contents in report["sides"].items():
         facts.add_row(side, ", ".join(_contents(contents)))
     facts.add_row("user turns", _counts(statistics["turns"]))
@@ -136,6 +138,8 @@ def command(name: str, checked: Checked, chosen: "Data", present: "Data") -> str
         settings.append(f"data.sources={json.dumps(sources)}")
     if chosen.format != present.format:
         settings.append(f"data.format={chosen.format}")
+    if chosen.columns != present.columns:
+        settings.append(f"data.columns={json.dumps(chosen.columns)}")
     return shlex.join(["alignflow", "set", *settings, *limits])
 
 

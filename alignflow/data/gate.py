@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignflow.data import formats, sources
+from alignflow.data import documents, sources
+from alignflow.data.forms import faults
 from alignflow.data.sources import Fault
 
 REASONS: Mapping[str, str] = {
@@ -21,6 +22,9 @@ REASONS: Mapping[str, str] = {
     "response_too_long": "response does not fit",
     "contradictory": "the same answers judged both ways",
     "duplicate": "repeated row",
+    "tie": "no answer is better",
+    "answer": "one of several answers is left out",
+    "media": "images, sound or video",
     "both_sides": "same words as a prompt of the evaluation side",
     "near_duplicate": "almost a prompt of the evaluation side",
 }
@@ -28,11 +32,16 @@ REASONS: Mapping[str, str] = {
 
 UNREADABLE = {
     **dict.fromkeys((sources.BROKEN_JSON, sources.BROKEN_CSV, sources.CELLS, sources.NOT_UTF8), "broken"),
-    **dict.fromkeys((sources.NOT_AN_OBJECT, formats.HALF_CHARACTER), "broken"),
-    formats.EMPTY: "empty",
-    **dict.fromkeys((formats.ORDER, formats.PROMPT_END, formats.NOT_AN_ANSWER, formats.UNKNOWN_ROLE), "role_order"),
+    **dict.fromkeys((sources.NOT_AN_OBJECT, documents.CUT_CELLS, faults.HALF_CHARACTER, faults.CUT_CHAT), "broken"),
+    faults.EMPTY: "empty",
+    **dict.fromkeys((faults.ORDER, faults.PROMPT_END, faults.NOT_AN_ANSWER, faults.UNKNOWN_ROLE), "role_order"),
+    **dict.fromkeys((faults.TIE, faults.ALL_TIED, faults.NO_RANKED_REPLIES), "tie"),
+    faults.MEDIA: "media",
 }
 """Reason of each fault found while reading; faults that are not listed here are of a wrong type."""
+
+NO_DAMAGE = ("duplicate", "tie", "answer")
+"""Reasons that never make too many rows unusable: what is dropped says nothing, or is in the data another time."""
 
 EXAMPLES = 3
 """Number of example rows that a finding names."""
@@ -66,7 +75,7 @@ class Limits:
 
 def reason_of(fault: Fault) -> str:
     """Return the key of a fault that was found while reading."""
-    return UNREADABLE.get(fault.reason, "wrong_type")
+    return "answer" if fault.reason.startswith(faults.LEFT_OUT) else UNREADABLE.get(fault.reason, "wrong_type")
 
 
 class Excess(NamedTuple):
@@ -80,11 +89,12 @@ class Excess(NamedTuple):
 
 
 def exceeded(total: int, findings: Sequence[Finding], limits: Limits) -> list[Excess]:
-    """Return the limits that are exceeded, that of all dropped rows first. Dropping every row exceeds any limit."""
+    """Return the limits that are exceeded, that of all damaged rows first. Dropping every row exceeds any limit."""
+    damaged = sum(f.rows for f in findings if f.reason not in NO_DAMAGE)
     dropped = sum(f.rows for f in findings)
     found = []
-    if dropped == total or dropped > limits.overall * total:
-        found.append(Excess(dropped, None, limits.overall))
+    if dropped == total or damaged > limits.overall * total:
+        found.append(Excess(dropped if dropped == total else damaged, None, limits.overall))
     for reason, most in limits.by_reason.items():
         rows = sum(f.rows for f in findings if f.reason == reason)
         if rows > most * total:

@@ -72,9 +72,9 @@ class Preparation:
     partner: NDArray[np.int64]
     """Row with the bad answer that was paired with this row's good answer; -1 for none. (N,)"""
     used: NDArray[np.bool_]
-    """Which rows are written; rows that became part of another row's pair are not. (N,)"""
+    """Which rows are written on a side; rows that became part of another row's pair are not. (N,)"""
     unpaired: NDArray[np.bool_]
-    """Bad answers to prompts without a good answer. (N,)"""
+    """Bad answers without a good one, to prompts to train on: they are written apart. (N,)"""
     alike: list[Alike]
     ruler: Ruler
 
@@ -82,11 +82,6 @@ class Preparation:
     def total(self) -> int:
         """Rows read."""
         return len(self.side)
-
-    @property
-    def unused(self) -> int:
-        """Number of bad answers to prompts without a good answer; they are on no side."""
-        return int(self.unpaired.sum())
 
     @property
     def has_rejected(self) -> NDArray[np.bool_]:
@@ -112,8 +107,8 @@ class Preparation:
             yield line if partner < 0 else _with_rejected(line, self.survey.line(int(partner)))
 
     def unpaired_lines(self) -> Iterator[bytes]:
-        """Yield the bad answers without a good one whose prompts are of the training side."""
-        return self.survey.lines(np.flatnonzero(self.unpaired & (self.side == Side.TRAIN)))
+        """Yield the bad answers without a good one, to prompts of the training side."""
+        return self.survey.lines(np.flatnonzero(self.unpaired))
 
 
 def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path, *, workers: int) -> Preparation:
@@ -136,11 +131,11 @@ def prepare(rows: Iterable[Row | Fault], ruler: Ruler, plan: Plan, folder: Path,
         test_fraction=plan.test_fraction,
     )
     partner = _partners(columns)
-    used = (columns["reason"] == 0) & (columns["has_chosen"] | ~columns["has_rejected"])
-    merged = np.zeros(len(columns), bool)
-    merged[partner[partner >= 0]] = True
-    unpaired = (columns["reason"] == 0) & ~used & ~merged
-    alike = _separate(seen, side, used | (unpaired & (side == Side.TRAIN)), plan.near_duplicate_threshold)
+    used = columns["reason"] == 0
+    used[partner[partner >= 0]] = False
+    unpaired = used & (side == Side.TRAIN) & ~columns["has_chosen"] & columns["has_rejected"]
+    alike = _separate(seen, side, used, plan.near_duplicate_threshold)
+    used &= ~unpaired
     # a bad answer is dropped together with the good one that it was paired with
     columns["reason"][partner[partner >= 0]] = columns["reason"][partner >= 0]
     used &= columns["reason"] == 0
@@ -154,9 +149,9 @@ def report(prepared: Preparation) -> dict[str, Any]:
     dropped = int((columns["reason"] != 0).sum())
     return {
         "rows": prepared.total,
-        "used": prepared.total - dropped - prepared.unused,
+        "used": prepared.total - dropped,
         "dropped": dropped,
-        "unused": prepared.unused,
+        "unpaired": int(prepared.unpaired.sum()),
         "findings": [
             {"reason": f.reason, "text": f.text, "rows": f.rows, "examples": list(f.examples)} for f in findings
         ],
@@ -295,7 +290,7 @@ def _sources(prepared: Preparation) -> list[dict[str, Any]]:
         {
             "source": name,
             "rows": int((columns["source"] == place).sum()),
-            "used": int(((columns["source"] == place) & prepared.used).sum()),
+            "used": int(((columns["source"] == place) & (prepared.used | prepared.unpaired)).sum()),
         }
         for place, name in enumerate(prepared.survey.sources)
     ]

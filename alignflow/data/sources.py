@@ -1,7 +1,8 @@
 """Streams raw records from files, folders and data sets of the Hub, in any of the known containers.
 
 Containers are recognised by content: compression, Parquet and Arrow by their first bytes, a JSON document or JSON lines
-by their beginning. The file ending matters only for CSV and TSV. Memory does not grow with the number of rows.
+by their beginning. The file ending matters only for CSV and TSV. Memory does not grow with the number of rows, except
+for a JSON document that is one table, as pandas writes it.
 """
 
 import csv
@@ -11,10 +12,11 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from alignflow.data.documents import CUT_CELLS, row_of, table_of
 from alignflow.data.rows import DataError
 
 BROKEN_JSON = "broken JSON"
@@ -25,9 +27,6 @@ NOT_AN_OBJECT = "not an object"
 
 WRAPPERS = ("data", "rows", "examples", "instances", "records")
 """Keys of a JSON document that may hold its list of rows."""
-
-LISTS = ("conversations", "messages", "responses", "completions", "answers", "scores", "ratings", "ranks")
-"""Columns of a CSV file that hold a JSON list; other cells are parsed as JSON only if they are chat messages."""
 
 GZIP, ZSTD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 ARROW_FILE, ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
@@ -59,6 +58,8 @@ class Source:
     """Hub or folder: the split; needed if there are several."""
     weight: float = 1.0
     """Sampling share relative to the source with the greatest weight; see ``formats.mix``."""
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Paths of columns by their role, where names do not tell it; see ``alignflow.data.forms``."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,24 @@ def _json(path: Path, head: bytes, ending: str) -> Iterator[Record | Fault]:
     if not start.lstrip().startswith(("{", "[")) and head.strip() and ending not in JSON_ENDINGS:
         raise DataError(f"{path}: unknown kind of file; known endings: {_endings()}")
     at = _list_start(start, complete=len(head) < SNIFF)
+    rows = _table_of(path, start) if at is None or start[_after_space(start, at) :][:1] == "[" else None
+    if rows is not None:
+        yield from (_record(str(path), number, row) for number, row in enumerate(rows, start=1))
+        return
     with _open(path) as stream:
         yield from _lines(str(path), stream) if at is None else _document(str(path), stream, at)
+
+
+def _table_of(path: Path, start: str) -> list[Any] | None:
+    """Return the rows of a document that is one table, which is read whole; None for JSON lines and other documents."""
+    first, _, rest = start.lstrip().partition("\n")
+    if not first.startswith("{") or (_whole(first) and rest.strip()):
+        return None
+    try:
+        with _open(path) as stream:
+            return table_of(json.loads(stream.read().decode("utf-8-sig")))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _lines(name: str, stream: IO[bytes]) -> Iterator[Record | Fault]:
@@ -209,7 +226,10 @@ def _lines(name: str, stream: IO[bytes]) -> Iterator[Record | Fault]:
 
 
 def _record(name: str, number: int, content: Any) -> Record | Fault:
-    return Record(name, number, content) if isinstance(content, dict) else Fault(name, number, NOT_AN_OBJECT)
+    if not isinstance(content, dict):
+        return Fault(name, number, NOT_AN_OBJECT)
+    row = row_of(content)
+    return Fault(name, number, CUT_CELLS) if row is None else Record(name, number, row)
 
 
 def _list_start(start: str, *, complete: bool) -> int | None:
@@ -345,7 +365,7 @@ def _table(path: Path, delimiter: str) -> Iterator[Record | Fault]:
             elif not _is_utf8(cells):
                 yield Fault(name, number, NOT_UTF8)
             else:
-                yield Record(name, number, {k: _cell(k, c) for k, c in zip(header, cells, strict=True)})
+                yield Record(name, number, {k: c or None for k, c in zip(header, cells, strict=True)})
 
 
 def _cells(name: str, rows: Iterator[list[str]]) -> Iterator[list[str] | None]:
@@ -380,18 +400,6 @@ def _is_utf8(cells: list[str]) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _cell(key: str, text: str) -> Any:
-    if text[:1] not in {"[", "{"}:
-        return text or None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    turns = value if isinstance(value, list) else [value]
-    chat = bool(turns) and all(isinstance(t, dict) and ("role" in t or "from" in t) for t in turns)
-    return value if chat or (key in LISTS and isinstance(value, list)) else text
 
 
 def _parquet(path: Path) -> Iterator[Record]:

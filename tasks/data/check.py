@@ -1,13 +1,16 @@
 """What `alignflow data check` and `alignflow doctor` find in data, in seconds, without training or writing anything."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.params.sections import Data
+
+if TYPE_CHECKING:
+    from alignflow.data.forms.layout import Layout
 
 FIRST = 10_000
 """Number of rows that are checked; more would take minutes. The stage itself checks all rows."""
@@ -17,8 +20,8 @@ FIRST = 10_000
 class Checked:
     """Data as the stage ``prepare`` would find it."""
 
-    forms: dict[str, str]
-    """Form of each source by its path: a name in alignflow/data/formats.py."""
+    layouts: Mapping[str, "Layout | None"]
+    """What the columns of each source are, by its path; None if none of its rows can be read."""
     report: dict[str, Any]
     """As ``alignflow.data.preparation.report`` returns it."""
     problems: list[str]
@@ -33,16 +36,16 @@ def check(data: Data) -> Checked:
     Without the base model's tokenizer (artifacts/base, which the stage ``base`` makes) lengths are in words.
 
     Raises:
-        DataError: the data cannot be read, or is of no known form.
+        DataError: the data cannot be read, no form fits it, or nothing would read one of its columns.
     """
     from alignflow.data import preparation
     from alignflow.data.formats import mix
     from tasks.data import limits
     from tasks.data.report import empty_sides
-    from tasks.data.settings import forms_of, limits_of, plan_of, ruler_of, sources_of
+    from tasks.data.settings import layouts_of, limits_of, plan_of, ruler_of, sources_of
 
     sources = sources_of(data)
-    forms = forms_of(data, sources)
+    layouts = layouts_of(data, sources)
     rows = mix(sources, seed=data.seed, form=data.format, pairs=data.pairs)
     ruler = ruler_of(data, _tokenizer())
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +53,7 @@ def check(data: Data) -> Checked:
         found = preparation.prepare(islice(rows, FIRST), ruler, plan, Path(folder), workers=1)
         problems = limits.problems(found.total, found.findings(), limits_of(data))
         report = preparation.report(found)
-        return Checked(forms, report, [*problems, *empty_sides(report, data)], _ended(rows))
+        return Checked(layouts, report, [*problems, *empty_sides(report, data)], _ended(rows))
 
 
 def _ended(rows: Iterator[object]) -> bool:

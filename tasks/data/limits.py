@@ -1,5 +1,6 @@
 """What stops a run because too many rows cannot be used, and what their owner can do."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from alignflow.data.gate import REASONS, Finding, Limits, exceeded
@@ -7,7 +8,7 @@ from alignflow.data.rows import DataError
 
 ADVICE: Mapping[str, str] = {
     "broken": "repair or delete these rows; text has to be UTF-8",
-    "wrong_type": "repair these rows, or set their form (data.format); files of several forms go into data.sources",
+    "wrong_type": "repair these rows, or set data.columns; files of several forms go into data.sources",
     "empty": "fill in or delete these rows",
     "role_order": "let user and assistant alternate, and end with a user message",
     "refused": "take another base.chat_template, e.g. plain",
@@ -15,7 +16,10 @@ ADVICE: Mapping[str, str] = {
     "prompt_too_long": "raise data.max_prompt_length, at most to the model's limit",
     "response_too_long": "raise data.max_response_length, at most to the model's limit",
     "contradictory": "delete the judgements that are wrong",
-    "duplicate": "delete the copies",
+    "duplicate": "nothing: one of each is kept",
+    "tie": "nothing: no preference can be learned from them",
+    "answer": "nothing: the other answers are kept",
+    "media": "train on text alone: take these rows out",
     "both_sides": "delete one of the two spellings",
     "near_duplicate": "delete one of the two, or raise data.near_duplicate_threshold if they are not similar",
 }
@@ -35,7 +39,10 @@ def problems(total: int, findings: Sequence[Finding], limits: Limits) -> list[st
             continue
         else:
             key, what = "data.max_dropped_fraction", f"{rows} of {total} rows cannot be used"
-        said.append(f"{what}, more than {key} ({limit:g}) allows")
+        enough = math.ceil(100 * rows / total) / 100
+        said.append(
+            f"{what}, more than {key} ({limit:g}) allows; to go on without them: alignflow set {key}={enough:g}"
+        )
     return said
 
 
@@ -50,5 +57,5 @@ def check(name: str, total: int, findings: Sequence[Finding], limits: Limits) ->
         return
     table = "".join(f"\n{finding.line}" for finding in findings)
     advice = "".join(f"\n  {REASONS[reason]}: {ADVICE[reason]}" for reason in dict.fromkeys(f.reason for f in findings))
-    allow = "\nor raise the limit in params.yaml; `alignflow data check` shows all details" if findings else ""
+    allow = "\n`alignflow data check` shows all details" if findings else ""
     raise DataError(f"{name}: {'; '.join(said)}{':' if table else ''}{table}{advice}{allow}")

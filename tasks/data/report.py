@@ -14,8 +14,8 @@ def summary(report: Mapping[str, Any]) -> str:
     parts = [f"{sides['train']['rows']} to train", f"{sides['judge']['rows']} for the judge model",
              f"{sides['validation']['rows']} for validation", f"{sides['test']['rows']} for the test",
              f"{report['dropped']} dropped"]  # fmt: skip
-    if report["unused"]:
-        parts.append(f"{report['unused']} bad answers without a good one")
+    if report["unpaired"]:
+        parts.append(f"{report['unpaired']} bad answers without a good one for kto to train on")
     return f"{report['rows']} rows: {', '.join(parts)}"
 
 
@@ -75,7 +75,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
     return {
         "rows": float(report["rows"]),
         "dropped": float(report["dropped"]),
-        "unused": float(report["unused"]),
+        "unpaired": float(report["unpaired"]),
         "special_tokens": float(sum(w["rows"] for w in report["warnings"] if w["reason"] == "control")),
         **{key: float(rows) for key, rows in dropped.items()},
         **{

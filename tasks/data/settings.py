@@ -1,11 +1,13 @@
 """Settings and files of the stage ``prepare``, as the stage itself and `alignflow data check` use them."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignflow.data.formats import FORMS, form_of
+from alignflow.data.formats import layout_of
+from alignflow.data.forms.layout import Layout
+from alignflow.data.forms.table import FORMS
 from alignflow.data.gate import Limits
 from alignflow.data.preparation import Plan
 from alignflow.data.sources import Source
@@ -16,30 +18,37 @@ from tasks.running.provenance import sha256
 Item = TypeVar("Item")
 
 SAY_SECONDS = 10.0  # between two lines of progress
-UNKNOWN = "unknown"
-"""The form of a source if none of its rows can be read."""
 
 
 def sources_of(data: Data) -> list[Source]:
-    """Return the sources to read: those of ``data.sources``, or ``data.path`` alone."""
+    """Return the sources to read, those of ``data.sources`` or ``data.path`` alone, with the roles of their columns."""
     if not data.sources:
-        return [Source(data.path)]
-    return [Source(s.path, s.subset, s.revision, s.split, s.weight) for s in data.sources]
+        return [Source(data.path, columns=paths_of(data.columns))]
+    return [
+        Source(
+            s.path, s.subset, s.revision, s.split, s.weight, paths_of(data.columns if s.columns is None else s.columns)
+        )
+        for s in data.sources
+    ]
 
 
-def forms_of(data: Data, sources: Iterable[Source]) -> dict[str, str]:
-    """Return the form of each source by its path: data.format, or the one detected from its rows.
+def paths_of(columns: Mapping[str, str | list[str]]) -> dict[str, tuple[str, ...]]:
+    """Return the paths of each role's columns."""
+    return {role: (found,) if isinstance(found, str) else tuple(found) for role, found in columns.items()}
+
+
+def layouts_of(data: Data, sources: Iterable[Source]) -> dict[str, Layout | None]:
+    """Return what the columns of each source are, by its path; None if none of its rows can be read.
 
     Raises:
-        DataError: a source cannot be read or is of no known form.
+        DataError: a source cannot be read, no form fits it, or nothing would read one of its columns.
     """
-    told = {s.path: data.format if data.format != "auto" else form_of(s) for s in sources}
-    return {path: form or UNKNOWN for path, form in told.items()}
+    return {source.path: layout_of(source, data.format) for source in sources}
 
 
-def form_in_words(form: str) -> str:
-    """Return a form's name and what its rows hold."""
-    return f"{form} ({FORMS[form].keys})" if form in FORMS else f"{form} (no row can be read)"
+def in_words(layout: Layout | None) -> str:
+    """Return a source's form and what its rows hold."""
+    return "no row can be read" if layout is None else f"{layout.form} ({FORMS[layout.form].keys})"
 
 
 def plan_of(data: Data) -> Plan:

@@ -14,7 +14,7 @@ from alignflow.data.split import Side
 from tasks.data import page
 from tasks.data.limits import check
 from tasks.data.report import cut_answers, empty_sides
-from tasks.data.settings import counted, digests, form_in_words, forms_of, limits_of, plan_of, ruler_of, sources_of
+from tasks.data.settings import counted, digests, in_words, layouts_of, limits_of, plan_of, ruler_of, sources_of
 from tasks.params.sections import Data
 from tasks.paths import PREPARED, UNPAIRED
 
@@ -33,9 +33,11 @@ def write(data: Data, tokenizer: Any, say: Callable[[str], None], *, limit: int)
             longer than the limit.
     """
     sources, limits = sources_of(data), limits_of(data)
-    forms = {path: form_in_words(form) for path, form in forms_of(data, sources).items()}
-    for path, form in forms.items():
-        say(f"{path}: read as {form}")
+    layouts = layouts_of(data, sources)
+    for path, layout in layouts.items():
+        say(f"{path}: read as {in_words(layout)}")
+        for line in layout.lines() if layout else ():
+            say(f"{path}: {line}")
     PREPARED.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=PREPARED.parent) as folder:
         rows = counted(mix(sources, seed=data.seed, form=data.format, pairs=data.pairs), say)
@@ -44,7 +46,10 @@ def write(data: Data, tokenizer: Any, say: Callable[[str], None], *, limit: int)
         check(data.path, found.total, found.findings(), limits)
         report = {
             "data": list(digests(sources)),
-            "forms": [{"name": path, "form": form} for path, form in forms.items()],
+            "forms": [
+                {"name": path, "form": in_words(layout), "columns": [*layout.lines()] if layout else []}
+                for path, layout in layouts.items()
+            ],
             **preparation.report(found),
             "limits": {"max_dropped_fraction": limits.overall, "max_fraction": dict(limits.by_reason)},
         }

@@ -122,7 +122,7 @@ def _assign(tree: Any, assignment: str) -> None:
     for part in parents:
         node = node[_known(part, node, seen)]
         seen = f"{seen}{part}."
-    open_map = seen in {"rewards.rules.", "data.max_fraction."}  # sections whose keys the user names
+    open_map = seen in {"rewards.rules.", "data.max_fraction.", "data.columns."}  # sections whose keys the user names
     node[leaf if open_map else _known(leaf, node, seen)] = _value(text)
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from alignflow.data.formats import FORMS
+from alignflow.data.forms.table import FORMS, IGNORE, READ_BY_NAME
 from alignflow.data.gate import REASONS
 from alignflow.data.split import judged_until
 from alignflow.rewards import numbers_of, rule_file, rule_names
@@ -93,6 +93,16 @@ class Checkpoint(Section):
     Usual: 60; more where a checkpoint takes seconds to write."""
 
 
+def _known_roles(columns: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+    for role in columns:
+        if role not in (known := (*READ_BY_NAME, IGNORE)):
+            raise ValueError(f"no role {role!r}{suggest(role, known)}; known: {', '.join(known)}")
+    return columns
+
+
+Columns = Annotated[dict[str, str | list[str]], AfterValidator(_known_roles)]
+
+
 class DataSource(Section):
     """One of several sources of data."""
 
@@ -106,6 +116,8 @@ class DataSource(Section):
     """The split to read, where the data set of the Hub or the folder has several."""
     weight: Positive
     """The source with the greatest weight is read whole; of another, the share weight / greatest weight of prompts."""
+    columns: Columns | None
+    """As data.columns, for this source; null takes those."""
 
 
 class Data(Section):
@@ -116,7 +128,10 @@ class Data(Section):
     sources: list[DataSource]
     """Several sources that are mixed by weight; empty reads all of data.path."""
     format: str
-    """``auto`` or a name in alignflow/data/formats.py."""
+    """``auto`` or a name in alignflow/data/forms/table.py."""
+    columns: Columns
+    """What columns hold where their names do not tell it: a column, or a list of columns, by its role, e.g. {chosen:
+    reply.best, ignore: [notes]}; dots lead into objects. Roles are listed in alignflow/data/forms/table.py."""
     pairs: Literal["all", "best_worst"]
     """Pairs from scored responses: all with different scores, or only the best with the worst."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
@@ -145,7 +160,7 @@ class Data(Section):
     def _what_is_not_named_is_null(cls, sources: Any) -> Any:
         if not isinstance(sources, list):
             return sources
-        blank = {"subset": None, "revision": None, "split": None}
+        blank = {"subset": None, "revision": None, "split": None, "columns": None}
         return [{**blank, **source} if isinstance(source, dict) else source for source in sources]
 
     @model_validator(mode="after")

@@ -104,7 +104,8 @@ def _data() -> tuple[bool, str]:
     found = check(data)
     seen = "" if found.whole else f" of the first {FIRST}"
     said = "; ".join(found.problems) or summary(found.report)
-    return not found.problems, f"{data.path} ({', '.join(dict.fromkeys(found.forms.values()))}){seen}: {said}"
+    forms = ", ".join(dict.fromkeys(layout.form for layout in found.layouts.values() if layout))
+    return not found.problems, f"{data.path} ({forms}){seen}: {said}"
 
 
 def _tracking() -> tuple[bool, str]:
