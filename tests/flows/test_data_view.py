@@ -27,7 +27,7 @@ def found(prompt: tuple[int, int], chosen: tuple[int, int], *, broken: int = 0, 
     statistics = {"unit": "tokens", **{name: {"99%": most, "max": all_} for name, (most, all_) in lengths.items()}}
     findings = [{"reason": "broken", "rows": broken}] if broken else []
     report = {"rows": 1000, "findings": findings, "statistics": statistics}
-    return Checked({"mine.jsonl": "preference"}, report, ["too many"] if problem else [], True)
+    return Checked({"mine.jsonl": None}, report, ["too many"] if problem else [], True)
 
 
 def test_data_that_fits_is_taken_over_by_its_path_alone(present: Data):

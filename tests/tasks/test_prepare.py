@@ -16,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tasks.data import page
-from tasks.data.check import check
+from tasks.data.check import Checked, check
 from tasks.params.edit import override
 from tasks.params.read import load
 from tests.tasks.small_project import ROOT, stage, working_in
@@ -173,7 +173,8 @@ def test_a_gate_that_stops_loses_nothing(place: Path, capsys: pytest.CaptureFixt
         ("data.path=owner/name", r"owner/name is missing; .* goes into data.sources: \[{path: owner/name, revision"),
         ("data.validation_fraction=0.0001", "no prompt is left to evaluate on; change data.validation_fraction"),
         ("data.test_fraction=0.0001", "no prompt is left to test on; change data.test_fraction"),
-        ("data.format=ranked", "no usable row|none of 40 rows can be used"),
+        ("data.format=ranked", r"rows do not have the form ranked; keys found: prompt .*, chosen .*\n  ranked: prompt"),
+        ("data.columns.chosen=good", r"data.columns.chosen: no column good; .*columns: prompt, chosen, rejected"),
     ],
 )
 def test_a_setting_that_does_not_fit_is_told(
@@ -292,9 +293,13 @@ def test_what_is_found_goes_into_the_record(place: Path):
     assert report()["data"][0]["digest"].startswith(digests["data/preferences.jsonl"])
 
 
+def forms(found: Checked) -> dict[str, str]:
+    return {path: layout.form for path, layout in found.layouts.items() if layout}
+
+
 REAL: dict[str, tuple[Callable[[bytes], int], str]] = {
-    "hh-rlhf/harmless-base.jsonl.gz": (lambda raw: len(gzip.decompress(raw).splitlines()), "transcripts"),
-    "sharegpt-dpo/dpo_en.json": (lambda raw: len(json.loads(raw)), "sharegpt"),
+    "hh-rlhf/harmless-base.jsonl.gz": (lambda raw: len(gzip.decompress(raw).splitlines()), "preference"),
+    "sharegpt-dpo/dpo_en.json": (lambda raw: len(json.loads(raw)), "preference"),
     "gsm8k/train.jsonl": (lambda raw: len(raw.splitlines()), "prompt_answer"),
 }
 
@@ -320,7 +325,7 @@ def test_real_data_is_counted_to_the_last_row(place: Path, name: str):
         for s in ("train", "judge", "validation", "test")
     ]
     assert sum(map(len, openings)) == len(set().union(*openings))
-    assert list(check(load(Path("params.yaml")).data).forms.values()) == [form]
+    assert forms(check(load(Path("params.yaml")).data)) == {str(DATA / name): form}
 
 
 def test_a_check_works_without_a_base_model_and_says_what_it_measured(place: Path):
@@ -331,7 +336,7 @@ def test_a_check_works_without_a_base_model_and_says_what_it_measured(place: Pat
     assert time.monotonic() - began < 20
     assert found.report["statistics"]["unit"] == "words"
     assert found.report["dropped"] == 0
-    assert (found.forms, found.problems, found.whole) == ({"data/preferences.jsonl": "preference"}, [], True)
+    assert (forms(found), found.problems, found.whole) == ({"data/preferences.jsonl": "preference"}, [], True)
 
 
 def test_a_check_finds_a_side_that_is_left_without_prompts_as_the_stage_does(
@@ -354,7 +359,7 @@ def test_the_report_says_as_what_each_source_was_read(place: Path):
     stage("prepare")
     forms = [(form["name"], form["form"].partition(" ")[0]) for form in report()["forms"]]
     assert forms == [("data/mix/a.jsonl", "preference"), ("data/mix/b.jsonl", "prompt_answer")]
-    assert "prompt_answer (prompt (or question), answer)" in Path("data/prepared/report.html").read_text()
+    assert "prompt: question, answer: answer" in Path("data/prepared/report.html").read_text()
 
 
 def test_a_check_of_a_huge_file_looks_at_its_first_rows(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -389,7 +394,7 @@ def test_readers_return_rows_by_what_they_hold(place: Path):
     write(thumbs)
     found = stage("prepare")
     assert found["rows"] == 60
-    assert found["unused"] == found["dropped"] == 0
+    assert found["unpaired"] == found["dropped"] == 0
     assert set(kinds(read_pairs("train"))) == {(True, True)}
     assert set(kinds(read_demonstrations("train"))) == {(True, True), (True, False)}
     assert len(read_prompts("train")) == len(read_prepared("train")) == found["train_prompts"]
@@ -451,26 +456,28 @@ def test_step_pairs_alone_are_no_demonstrations(place: Path):
         read_demonstrations("train")
 
 
-def test_bad_answers_without_a_good_one_lie_apart_and_move_no_other_row(place: Path):
-    """Thumbs down to prompts of their own: of the 40, those of the training side."""
+def test_bad_answers_without_a_good_one_lie_apart_or_their_prompts_are_held_out(place: Path):
+    """Thumbs down to 40 prompts of their own: kto trains on those of the training side; none is left over."""
     thumbs = [{"prompt": f"say {i}", "response": "yes", "label": True} for i in range(40)]
     write(thumbs)
     stage("prepare")
-    files = [Path(f"data/prepared/{side}.jsonl") for side in ("train", "judge", "validation", "test")]
     unpaired = Path("data/prepared/unpaired.jsonl")
     assert unpaired.read_bytes() == b""
-    before = [file.read_bytes() for file in files]
+    before = {name: side(name) for name in ("train", "judge", "validation", "test")}
     write([*thumbs, *({"prompt": f"tell {i}", "response": "no", "label": False} for i in range(40))])
     found = stage("prepare")
-    assert (found["rows"], found["unused"], found["dropped"]) == (80, 40, 0)
-    assert [file.read_bytes() for file in files] == before
+    assert (found["rows"], found["dropped"]) == (80, 0)
+    assert side("train") == before["train"]
     rows = [json.loads(line) for line in unpaired.read_text().splitlines()]
     assert set(kinds(rows)) == {(False, True)}
-    assert 5 < len(rows) < 25
+    assert 5 < len(rows) == found["unpaired"] < 25
+    held_out = [row for name in before for row in side(name) if row not in before[name]]
+    assert set(kinds(held_out)) == {(False, True)}
+    assert {row["prompt"] for row in (*rows, *held_out)} == {f"tell {i}" for i in range(40)}
     for i, row in enumerate(rows):  # with a good answer each, they are rows to train on
         thumbs.append({"prompt": row["prompt"], "response": f"so {i}", "label": True})
     write(thumbs)
-    assert stage("prepare")["train_rows"] == len(before[0].splitlines()) + len(rows)
+    assert stage("prepare")["train_rows"] == len(before["train"]) + len(rows)
 
 
 def test_a_stage_that_needs_pairs_and_finds_none_says_what_can_be_run(place: Path):

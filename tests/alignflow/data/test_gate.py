@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignflow.data import formats, sources
+from alignflow.data import sources
+from alignflow.data.forms import faults
 from alignflow.data.gate import (
     Finding,
     Limits,
@@ -24,13 +25,24 @@ def hashes(*values):
 
 
 DUPLICATES = Finding("duplicate", "repeated row", 3, ("4", "7", "9"))
+CONTRARY = Finding("contradictory", "the same answers judged both ways", 3, ("4", "7", "9"))
 BROKEN = Finding("broken", "broken JSON", 1, ("2",))
 
 
 def test_nothing_exceeds_at_the_limit_and_something_above_it():
     """4 of 10 rows are dropped."""
-    assert exceeded(10, [DUPLICATES, BROKEN], Limits(0.4, {})) == []
-    assert exceeded(10, [DUPLICATES, BROKEN], Limits(0.39, {})) == [(4, None, 0.39)]
+    assert exceeded(10, [CONTRARY, BROKEN], Limits(0.4, {})) == []
+    assert exceeded(10, [CONTRARY, BROKEN], Limits(0.39, {})) == [(4, None, 0.39)]
+
+
+@pytest.mark.parametrize("reason", ["duplicate", "tie", "answer"])
+def test_what_is_dropped_without_damage_counts_towards_its_own_limit_alone(reason: str):
+    """Of 10 rows 7 say nothing new and 1 is broken."""
+    findings = [Finding(reason, "-", 7, ("1",)), BROKEN]
+    assert exceeded(10, findings, Limits(0.1, {})) == []
+    assert exceeded(10, findings, Limits(0.09, {})) == [(1, None, 0.09)]
+    assert exceeded(10, findings, Limits(0.1, {reason: 0.6})) == [(7, reason, 0.6)]
+    assert exceeded(8, findings, Limits(1.0, {})) == [(8, None, 1.0)]
 
 
 def test_a_single_reason_has_its_own_limit():
@@ -54,9 +66,13 @@ def test_no_usable_row_is_too_few_whatever_the_limits():
         (sources.BROKEN_JSON, "broken"),
         (sources.NOT_UTF8, "broken"),
         ("chosen is not a text", "wrong_type"),
-        (formats.BAD_MARGIN, "wrong_type"),
-        (formats.EMPTY, "empty"),
-        (formats.ORDER, "role_order"),
+        (faults.BAD_MARGIN, "wrong_type"),
+        (faults.EMPTY, "empty"),
+        (faults.ORDER, "role_order"),
+        (faults.CUT_CHAT, "broken"),
+        (faults.TIE, "tie"),
+        (faults.MEDIA, "media"),
+        (faults.LEFT_OUT + faults.EMPTY, "answer"),
     ],
 )
 def test_a_fault_of_reading_has_its_reason(said: str, reason: str):

@@ -78,14 +78,11 @@ def test_no_prompt_and_no_opening_is_on_two_sides(rows: list[Row | Fault]):
 @given(ROWS)
 def test_every_row_that_was_read_is_accounted_for(rows: list[Row | Fault]):
     sides, said = prepared(rows)
-    assert said["rows"] == len(rows) == said["used"] + said["dropped"] + said["unused"]
+    assert said["rows"] == len(rows) == said["used"] + said["dropped"]
     assert said["dropped"] == sum(f["rows"] for f in said["findings"])
-    joined = sum(r["chosen"] is not None and r["rejected"] is not None for r in everything(sides)) - sum(
-        (one["prompt_id"], one["chosen"], one["rejected"]) in {
-            (r.prompt_id, r.chosen, r.rejected) for r in rows if isinstance(r, Row)
-        } for one in everything(sides) if one["rejected"] is not None
-    )  # fmt: skip
-    assert said["used"] == len(everything(sides)) + joined  # two rows went into each joined pair
+    given = {(r.prompt_id, r.chosen, r.rejected) for r in rows if isinstance(r, Row)}
+    joined = sum((one["prompt_id"], one["chosen"], one["rejected"]) not in given for one in everything(sides))
+    assert said["used"] == len(everything(sides)) + joined + said["unpaired"]  # two rows went into each joined pair
 
 
 def content(sides: dict[str, list[dict[str, Any]]]) -> dict[str, list[tuple[str, ...]]]:
@@ -157,9 +154,9 @@ def test_thumbs_are_paired_by_prompt_and_what_is_left_over_is_told():
             row("two", None, "b", 4),
         ]
     )
-    found = {(r["chosen"], r["rejected"]) for r in everything(sides)}
+    found = {(r["chosen"], r["rejected"]) for r in everything(sides) if r["prompt"] == "one"}
     assert found in ({("good", "bad"), ("better", None)}, {("good", None), ("better", "bad")})
-    assert (said["used"], said["unused"], said["dropped"]) == (3, 1, 0)
+    assert (said["used"], said["dropped"]) == (4, 0)
     assert (
         sum(c["pairs"] for c in said["sides"].values()) == sum(c["demonstrations"] for c in said["sides"].values()) == 1
     )
@@ -188,16 +185,19 @@ def test_a_training_prompt_that_is_almost_held_out_is_dropped_with_all_its_rows_
     assert (pair["row"], pair["held_out_row"], pair["held_out_prompt"]) == ("1", "2", held_out)
 
 
-def test_a_bad_answer_alone_is_dropped_for_a_held_out_prompt_and_holds_none_out():
-    """It is trained on and never tested with: it drops where it is near, and drops none where it is held out."""
+def test_a_bad_answer_alone_is_trained_on_or_its_prompt_is_held_out():
+    """None is without use: on the training side it waits for kto, on another side its prompt is one to answer."""
     (held_out,) = openings("validation", 1)
     near = next(text for i in range(99) if prepared([row(text := f"{held_out}, please{' now' * i}")])[0]["train"])
     _, said = prepared([row(near, None, "b", 1), row(held_out, "a", "b", 2)])
     assert reasons(said) == {"near_duplicate": (1, ["1"])}
-    assert said["unused"] == 0
+    assert said["unpaired"] == 0
     sides, said = prepared([row(near, "a", "b", 1), row(held_out, None, "b", 2)])
-    assert [r["number"] for r in sides["train"]] == [1]
-    assert (said["unused"], said["dropped"]) == (1, 0)
+    assert [r["number"] for r in sides["validation"]] == [2]
+    assert reasons(said) == {"near_duplicate": (1, ["1"])}
+    sides, said = prepared([row(near, None, "b", 1)])
+    assert everything(sides) == []
+    assert (said["used"], said["unpaired"], said["dropped"]) == (1, 1, 0)
 
 
 def test_the_same_words_on_both_sides_are_told_as_such():

@@ -132,65 +132,58 @@ def test_a_compressed_table_is_read(tmp_path: Path):
     assert contents(tmp_path / "a.csv.gz") == [{"prompt": "hi", "chosen": "yes"}]
 
 
-def test_a_cell_is_json_only_where_it_holds_chat_or_a_list_that_is_one_by_its_name(tmp_path: Path):
-    turns = [{"role": "user", "content": "hi"}]
-    cells = {
-        "prompt": json.dumps(turns),
-        "chosen": '{"role": "assistant", "content": "x"}',
-        "rejected": '{"a": 1}',
-        "responses": '["a", "b"]',
-        "scores": "[broken",
-        "empty": "",
-    }
+def test_a_cell_is_a_text_whatever_it_spells_and_an_empty_one_is_missing(tmp_path: Path):
+    """What a column means by it, the forms find out."""
+    cells = {"prompt": '[{"role": "user", "content": "hi"}]', "scores": "[1, 2]", "margin": "3", "empty": ""}
     with (tmp_path / "a.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, cells)
         writer.writeheader()
         writer.writerow(cells)
-    assert contents(tmp_path / "a.csv") == [
-        {
-            "prompt": turns,
-            "chosen": {"role": "assistant", "content": "x"},
-            "rejected": '{"a": 1}',
-            "responses": ["a", "b"],
-            "scores": "[broken",
-            "empty": None,
-        }
-    ]
+    assert contents(tmp_path / "a.csv") == [{**cells, "empty": None}]
 
 
-def test_broken_lines_are_named_by_their_number_and_stop_nothing(tmp_path: Path):
-    path = tmp_path / "a.jsonl"
-    deep, digits = b"[" * 100_000, b'{"a": ' + b"1" * 5000 + b"}"
-    path.write_bytes(
-        b"\n".join([b'{"a": 1}', b"", b"{broken", b"[1]", b'{"a": "\xff"}', b" \t", deep, digits, b'{"a": 2}'])
-    )
-    assert list(records(Source(str(path)))) == [
-        Record(str(path), 1, {"a": 1}),
-        Fault(str(path), 3, "broken JSON"),
-        Fault(str(path), 4, "not an object"),
-        Fault(str(path), 5, "not UTF-8"),
-        Fault(str(path), 7, "broken JSON"),
-        Fault(str(path), 8, "broken JSON"),
-        Record(str(path), 9, {"a": 2}),
-    ]
+PAIRS = [{"prompt": "p", "chosen": "a"}, {"prompt": "q", "chosen": "b"}]
+TABLES = {
+    "pandas columns": {"prompt": {"0": "p", "1": "q"}, "chosen": {"0": "a", "1": "b"}},
+    "pandas index": {"0": PAIRS[0], "1": PAIRS[1]},
+    "pandas split": {"columns": ["prompt", "chosen"], "index": [0, 1], "data": [["p", "a"], ["q", "b"]]},
+    "pandas table": {"schema": {"fields": []}, "data": PAIRS},
+    "pandas records": PAIRS,
+    "lists of a column": {"prompt": ["p", "q"], "chosen": ["a", "b"]},
+    "viewer": {
+        "features": [{"name": "prompt"}],
+        "rows": [{"row_idx": i, "row": row, "truncated_cells": []} for i, row in enumerate(PAIRS)],
+        "num_rows_total": 2,
+    },
+}
 
 
-def test_only_a_line_feed_ends_a_line(tmp_path: Path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes('{"a": "\u2028\x85\u2029"}\n{"a": "b"}\r\n'.encode())
-    assert contents(path) == [{"a": "\u2028\x85\u2029"}, {"a": "b"}]
-
-
-def test_elements_of_a_list_that_are_no_objects_are_faults(tmp_path: Path):
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_document_that_is_a_table_gives_its_rows(name: str, indent: int | None, tmp_path: Path):
     path = tmp_path / "a.json"
-    path.write_text('[{"a": 1}, 2, null, {"a": 3}]')
-    assert contents(path) == [{"a": 1}, "not an object", "not an object", {"a": 3}]
+    path.write_text(json.dumps(TABLES[name], indent=indent))
+    assert contents(path) == PAIRS
+    assert numbers(path) == [1, 2]
 
 
-def test_an_empty_list_has_no_records(tmp_path: Path):
-    path = tmp_path / "a.json"
-    path.write_text(" [ ] ")
-    assert contents(path) == []
+def test_a_single_record_is_no_table(tmp_path: Path):
+    """One line may be the whole file: lists of equal length, and objects, are its values."""
+    turns = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]
+    for record in (
+        {"chosen": turns, "rejected": turns},
+        {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]},
+        {"prompt": {"role": "user", "content": "p"}, "chosen": turns[1]},
+    ):
+        (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+        assert contents(tmp_path / "a.jsonl") == [record]
+
+
+def test_rows_that_the_viewer_cut_off_are_faults(tmp_path: Path):
+    rows = [{"row_idx": 0, "row": PAIRS[0], "truncated_cells": ["chosen"]}, {"row_idx": 1, "row": PAIRS[1]}]
+    (tmp_path / "a.json").write_text(json.dumps({"rows": rows}))
+    found = list(records(Source(str(tmp_path / "a.json"))))
+    assert [getattr(one, "reason", None) for one in found] == ["cells cut off by the data set viewer", None]
 
 
 @pytest.mark.parametrize("size", [1, 65_530, 65_536, 200_000, 1_100_000])

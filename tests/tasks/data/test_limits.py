@@ -6,16 +6,25 @@ from alignflow.data.gate import REASONS, Finding, Limits
 from alignflow.data.rows import DataError
 from tasks.data.limits import ADVICE, check, problems
 
-DUPLICATES = Finding("duplicate", "repeated row", 3, ("4", "7", "9"))
+EMPTY = Finding("empty", "empty text", 3, ("4", "7", "9"))
 BROKEN = Finding("broken", "broken JSON", 1, ("2",))
 
 
 def test_a_limit_that_is_exceeded_is_named_with_its_key():
-    assert problems(10, [DUPLICATES, BROKEN], Limits(0.39, {"duplicate": 0.29, "broken": 0.1})) == [
-        "4 of 10 rows cannot be used, more than data.max_dropped_fraction (0.39) allows",
-        "3 of 10 rows: repeated row, more than data.max_fraction.duplicate (0.29) allows",
+    assert problems(10, [EMPTY, BROKEN], Limits(0.39, {"empty": 0.29, "broken": 0.1})) == [
+        "4 of 10 rows cannot be used, more than data.max_dropped_fraction (0.39) allows; to go on without them: "
+        "alignflow set data.max_dropped_fraction=0.4",
+        "3 of 10 rows: empty text, more than data.max_fraction.empty (0.29) allows; to go on without them: "
+        "alignflow set data.max_fraction.empty=0.3",
     ]
-    assert problems(10, [DUPLICATES, BROKEN], Limits(0.4, {})) == []
+    assert problems(10, [EMPTY, BROKEN], Limits(0.4, {})) == []
+
+
+def test_the_command_allows_enough():
+    """1 of 333 is 0.3003 %; and nothing is asked of a reason below its limit."""
+    (said,) = problems(333, [BROKEN], Limits(0.001, {"broken": 0.5}))
+    assert said.endswith("alignflow set data.max_dropped_fraction=0.01")
+    assert problems(333, [BROKEN], Limits(0.01, {})) == []
 
 
 def test_no_row_and_no_usable_row_stop_whatever_the_limits():
@@ -25,9 +34,9 @@ def test_no_row_and_no_usable_row_stop_whatever_the_limits():
 
 def test_the_message_names_data_rows_and_what_to_do():
     with pytest.raises(DataError) as stopped:
-        check("some.jsonl", 10, [DUPLICATES, BROKEN], Limits(0.1, {}))
+        check("some.jsonl", 10, [EMPTY, BROKEN], Limits(0.1, {}))
     said = str(stopped.value)
-    for part in ("some.jsonl", "rows 4, 7, 9", "rows 2", "delete the copies", "text has to be UTF-8"):
+    for part in ("some.jsonl", "rows 4, 7, 9", "rows 2", "fill in or delete", "text has to be UTF-8"):
         assert part in said
 
 
