@@ -33,6 +33,7 @@ def read_rows(source: Source, *, form: str = "auto", pairs: Pairs = "all") -> It
     Raises:
         DataError: the source cannot be read, no form fits it, or nothing would read one of its columns.
     """
+    _check_form(form, source)
     sample, found = _begin(source)
     layout = _layout(sample, form, source)
     if layout is None:
@@ -58,7 +59,7 @@ def _rows(record: Record, layout: Layout, pairs: Pairs) -> Iterator[Row | Fault]
         yield Fault(record.source, record.number, str(error))
         return
     if pairs == "best_worst":  # the first pair of each prompt has the largest margin
-        rows = list({row.messages: row for row in reversed(rows)}.values())[::-1]
+        rows = list({row.prompt_id: row for row in reversed(rows)}.values())[::-1]
     for row in rows:
         yield replace(row, source=record.source, number=record.number)
     for reason in fields.left_out:
@@ -71,6 +72,7 @@ def layout_of(source: Source, form: str = "auto") -> Layout | None:
     Raises:
         DataError: the source cannot be read, is empty, no form fits it, or nothing would read one of its columns.
     """
+    _check_form(form, source)
     return _layout(_begin(source)[0], form, source)
 
 
@@ -90,11 +92,14 @@ def _begin(source: Source) -> tuple[list[Mapping[str, Any]], Iterator[Record | F
     return sample, chain(read, found)
 
 
-def _layout(sample: Sequence[Mapping[str, Any]], form: str, source: Source) -> Layout | None:
+def _check_form(form: str, source: Source) -> None:
     if form != "auto" and form not in FORMS:
         near = difflib.get_close_matches(form, FORMS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: auto, {', '.join(FORMS)}"
         raise DataError(f"{source.path}: no form of data is called {form!r}; {hint}")
+
+
+def _layout(sample: Sequence[Mapping[str, Any]], form: str, source: Source) -> Layout | None:
     return understand(sample, form=form, columns=source.columns, source=source.path) if sample else None
 
 

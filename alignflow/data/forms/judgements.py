@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -11,6 +12,7 @@ from alignflow.data.forms.faults import (
     BAD_MARGIN,
     BAD_SCORE,
     BAD_WINNER,
+    EMPTY,
     MEDIA,
     NO_RANKED_REPLIES,
     NOT_AN_ANSWER,
@@ -77,8 +79,8 @@ def _prompt(fields: Fields) -> Turns | None:
         value = f"{value}\n{more}"  # the second part of an instruction in Alpaca's form
     history = decoded(fields["history"])
     before = () if is_empty(history) else turns_of(history, fields.name("history"))
-    if is_empty(value) and "prompt" in fields and not before and not fields.layout.rounds:
-        text_of(value, name)  # says that it is missing or empty
+    if is_empty(value) and value is not None and not before:
+        raise Unusable(EMPTY)
     return before + (() if is_empty(value) else prompt_turns(value, name)) or None
 
 
@@ -97,7 +99,20 @@ def _answers(fields: Fields, values: Mapping[str, Any]) -> tuple[Turns, list[str
     return apart(_prompt(fields), [turns_of(value, name) for name, value in values.items()])
 
 
+def _step_pair(fields: Fields) -> list[Row]:
+    """Return two next steps after a prefix, with their white space: it says where a step begins."""
+    prompt, prefix = _prompt(fields), fields["prefix"]
+    if prompt is None:
+        raise Unusable("prompt is missing")
+    for role in ("chosen", "rejected", *(["prefix"] if prefix != "" else [])):
+        text_of(fields[role], fields.name(role))
+    row = _row(fields, prompt, fields["chosen"], fields["rejected"], _margin(fields))
+    return [replace(row, prefix=prefix)]
+
+
 def _preference(fields: Fields) -> list[Row]:
+    if fields["prefix"] is not None:
+        return _step_pair(fields)
     if "best_first" in fields:
         pair = fields["best_first"]
         if not isinstance(decoded(pair), list) or len(decoded(pair)) != 2:
@@ -249,7 +264,7 @@ def _place(text: str, fields: Fields, number: int, reason: str = BAD_WINNER) -> 
 
 
 def _thumbs(fields: Fields) -> list[Row]:
-    role = "response" if "response" in fields else "chat"
+    role = next(role for role in ("response", "judged_answer", "chat") if role in fields)
     prompt, (text,) = _answers(fields, {fields.name(role): fields[role]})
     good = label_of(fields["label"], fields.name("label"))
     return [_row(fields, prompt, text if good else None, None if good else text)]
@@ -372,6 +387,7 @@ def _branches(node: Mapping[str, Any], before: Turns) -> Iterator[tuple[Turns, l
 
 READERS: Mapping[str, Callable[[Fields], list[Row]]] = {
     "tree": _tree,
+    "step_pair": _preference,
     "preference": _preference,
     "ranked": _ranked,
     "compared": _compared,

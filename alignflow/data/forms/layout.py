@@ -46,10 +46,12 @@ KINDS: Mapping[str, frozenset[Kind]] = {
     "system": frozenset({Kind.TEXT}),
     "tools": frozenset({Kind.TEXT, Kind.OBJECTS, Kind.OBJECT}),
     "chat": CONVERSATION,
+    "prefix": frozenset({Kind.TEXT}),
     "chosen": SPOKEN,
     "rejected": SPOKEN,
     "best_first": frozenset({Kind.TEXTS}),
     "response": SPOKEN,
+    "judged_answer": SPOKEN,
     "responses": frozenset({Kind.TEXTS}),
     "scores": LISTS,
     "ranks": LISTS,
@@ -251,7 +253,7 @@ def _may_be(meaning: Meaning, column: Column) -> bool:
     role, spread = meaning.role, bool(meaning.position) or "[]" in column.path
     kinds = MEMBERS.get(role, frozenset()) if spread else KINDS.get(role, frozenset())
     if not column.kinds:
-        return role in ("system", "history", "tools", "input", "media", "margin", "score_chosen", "score_rejected")
+        return role in ("prefix", "system", "history", "tools", "input", "media", "margin", "score_chosen", "score_rejected")
     if not column.kinds & kinds:
         return False
     fits = LOOKS.get(role)
@@ -309,7 +311,7 @@ def guess(column: Column) -> tuple[str, str]:
     if kinds & {Kind.NUMBER, Kind.NUMBERS}:
         return ("scores", "scores") if MEASURES.intersection(words_of_name(column.path)) else ("numbers", "")
     if Kind.TEXTS in kinds:
-        long = [text for value in column.values for text in decoded(value) if isinstance(text, str)]
+        long = [text for value in map(decoded, column.values) if isinstance(value, list) for text in value]
         return ("a list of texts: answers or choices", "responses") if _wordy(long, 2) else ("short words", "")
     return _guess_text(column) if Kind.TEXT in kinds else ("objects, marks or nothing", "")
 
@@ -317,12 +319,13 @@ def guess(column: Column) -> tuple[str, str]:
 def _guess_text(column: Column) -> tuple[str, str]:
     if not _wordy(column.values, LONG_TEXT):
         return "short words", ""
-    if "system" in words_of_name(column.path) or (len(column.values) > 1 and len(set(column.values)) == 1):
+    if "system" in words_of_name(column.path) or (len(column.values) > 1 and all(value == column.values[0] for value in column.values)):
         return "a system text", "system"
     return "texts: an answer or a part of the prompt", "chosen"
 
 
-def _wordy(texts: Sequence[str], least: int) -> bool:
+def _wordy(values: Sequence[Any], least: int) -> bool:
+    texts = [value for value in values if isinstance(value, str)]
     return bool(texts) and sum(map(words, texts)) >= least * len(texts)
 
 
@@ -355,7 +358,12 @@ def _check_named(columns: Columns, seen: Mapping[str, Column], source: str) -> N
 
 
 def _check_prompt(form: str, roles: Columns, seen: Mapping[str, Column], source: str) -> None:
-    """Check that there is a prompt, in a column of its own or within the answers."""
+    """Check that there is a prompt, in a column of its own or within the answers, and that answers are whole."""
+    if (roles.get("responses"), roles.get("scores")) == (("completions",), ("labels",)):
+        raise DataError(
+            f"{source}: rows of completions with labels, one a step, hold rejected steps only (the first false label); "
+            "a step pair needs prompt, prefix, chosen and rejected"
+        )
     if form == "tree" or {"prompt", "history", "chat"}.intersection(roles):
         return
     answers = [path for role in ("chosen", "rejected", "response", "responses") for path in roles.get(role, ())]

@@ -29,10 +29,12 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         *("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns", "prompt", "completion"),
         "text",
     ),
+    "prefix": ("prefix", "initial_reason_steps"),
     "chosen": (),
     "rejected": (),
     "best_first": ("output", "chosen_rejected"),
-    "response": ("response", "completion", "output", "generation", "reply", "answer", "assistant", "model_output"),
+    "response": ("response", "completion", "output", "generation", "reply", "assistant", "model_output"),
+    "judged_answer": ("answer",),
     "responses": (
         *("responses", "completions", "answers", "outputs", "candidates", "generations", "replies", "samples"),
         "response",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 Roles = tuple[str, ...]
 
 PROMPT: Roles = ("prompt", "input", "history", "system", "tools", "media")
+JUDGED_PAIR: Roles = (*PROMPT, "margin", "score_chosen", "score_rejected", "pair_scores", "answer")
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,15 @@ class Form:
 
 FORMS: Mapping[str, Form] = {
     "tree": Form("a message with ranked replies, and theirs", (("tree",),), ()),
+    "step_pair": Form(
+        "prompt, prefix (the answer so far; or initial_reason_steps), chosen, rejected: two next steps",
+        (("prefix", "chosen", "rejected"),),
+        JUDGED_PAIR,
+    ),
     "preference": Form(
         "prompt, chosen, rejected: each a text, a transcript or chat messages; or chosen and rejected with the prompt",
         (("chosen", "rejected"), ("chat", "rejected"), ("response", "rejected"), ("prompt", "best_first")),
-        (*PROMPT, "margin", "score_chosen", "score_rejected", "pair_scores", "answer"),
+        ("prefix", *JUDGED_PAIR),
     ),
     "ranked": Form(
         "prompt, responses with scores or ranks: lists, objects, or numbered columns",
@@ -39,7 +45,7 @@ FORMS: Mapping[str, Form] = {
     ),
     "thumbs": Form(
         "prompt, response, label (good or bad); or chat messages and label",
-        (("response", "label"), ("chat", "label")),
+        (("response", "label"), ("judged_answer", "label"), ("chat", "label")),
         PROMPT,
     ),
     "choices": Form(

@@ -229,7 +229,7 @@ def with_system(turns: Turns, system: Any, tools: Any) -> Turns:
     texts = [text_of(text, "system") for text in said if text is not None and text != ""]
     if tools:
         text = tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False)
-        texts += [f"Tools:\n{text.strip()}"] if text.strip() else []
+        texts += [f"Tools:\n{text_of(text, 'tools')}"] if text.strip() else []
     if not texts:
         return rest
     return ({"role": "system", "content": "\n\n".join(dict.fromkeys(texts))}, *rest)

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from alignflow.data.formats import FORMS, Pairs, detect, form_of, mix, read_rows
+from alignflow.data.formats import Pairs, layout_of, mix, read_rows
+from alignflow.data.forms.faults import BAD_LABEL, BAD_WINNER
+from alignflow.data.forms.judgements import READERS
+from alignflow.data.forms.table import FORMS
 from alignflow.data.rows import DataError, Message, Row
 from alignflow.data.sources import Fault, Source
 
@@ -46,16 +50,43 @@ def written(path: Path, *contents: Any) -> Source:
     return Source(str(path))
 
 
-def parsed(form: str, content: Any, tmp_path: Path, pairs: Pairs = "all") -> list[Row | str]:
-    """Return the rows of one record without their origin, or the reason of its fault."""
-    found = list(read_rows(written(tmp_path / "a.jsonl", content), form=form, pairs=pairs))
-    assert all((item.source, item.number) == (str(tmp_path / "a.jsonl"), 1) for item in found)
+SOUND: dict[str, dict[str, Any]] = {
+    "preference": {"prompt": "p", "chosen": "x", "rejected": "y", "margin": 1, "answer": "4", "system": "s"},
+    "step_pair": {"prompt": "p", "prefix": "so\n", "chosen": "x", "rejected": "y"},
+    "ranked": {"prompt": "p", "responses": ["x", "y"], "scores": [2, 1]},
+    "compared": {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "a"},
+    "thumbs": {"prompt": "p", "response": "x", "label": True},
+    "choices": {"question": "p", "choices": ["x", "y", "z"], "answer": "B"},
+    "prompt_answer": {"prompt": "p", "answer": "4"},
+    "demonstrations": {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "x"}]},
+    "prompts": {"prompt": "p"},
+    "tree": {"prompt": {"role": "prompter", "text": "p", "replies": []}},
+}
+"""A record of each form; one of no use follows, whose reason is looked at."""
+
+
+def parsed(
+    content: Any, tmp_path: Path, *, form: str = "auto", pairs: Pairs = "all", after: str = ""
+) -> list[Row | str]:
+    """Return the rows of one record without their origin, or the reason of its fault.
+
+    Args:
+        after: form of sound records that tell the columns.
+    """
+    before = [SOUND[after]] * 3 if after else []
+    found = list(read_rows(written(tmp_path / "a.jsonl", *before, content), form=form, pairs=pairs))
     return [
         item.reason
         if isinstance(item, Fault)
         else Row(item.messages, item.chosen, item.rejected, item.margin, item.answer, item.prefix)
         for item in found
+        if item.number > len(before)
     ]
+
+
+def form_of(source: Source) -> str | None:
+    layout = layout_of(source)
+    return layout.form if layout else None
 
 
 PAIR = {"chosen": "good", "rejected": "bad"}
@@ -169,7 +200,7 @@ GOOD: list[tuple[str, dict[str, Any], Row]] = [
         Row(said("1+1, 2+2?", '[{"name": "add"}]', "Tool result:\n2\n\nTool result:\n4"), "good", "bad"),
     ),
     (
-        "transcripts",
+        "preference",
         {
             "chosen": "\n\nHuman: Hi\n\nmy Human: is here \n\nAssistant: yes\n\nHuman: so\n\nAssistant: good",
             "rejected": "\n\nHuman: Hi\n\nmy Human: is here \n\nAssistant: yes\n\nHuman: so\n\nAssistant: bad\n\n1. x",
@@ -177,7 +208,7 @@ GOOD: list[tuple[str, dict[str, Any], Row]] = [
         Row(said("Hi\n\nmy Human: is here", "yes", "so"), "good", "bad\n\n1. x"),
     ),
     (
-        "sharegpt",
+        "preference",
         {
             "conversations": share("p", "a", "q", system="s"),
             "chosen": {"from": "gpt", "value": "good"},
@@ -185,10 +216,10 @@ GOOD: list[tuple[str, dict[str, Any], Row]] = [
         },
         Row(said("p", "a", "q", system="s"), "good", "bad"),
     ),
-    ("sharegpt", {"conversations": share("p"), **PAIR, "system": "s"}, Row(said("p", system="s"), "good", "bad")),
-    ("sharegpt", {"messages": chat("p"), **PAIR}, Row(said("p"), "good", "bad")),
+    ("preference", {"conversations": share("p"), **PAIR, "system": "s"}, Row(said("p", system="s"), "good", "bad")),
+    ("preference", {"messages": chat("p"), **PAIR}, Row(said("p"), "good", "bad")),
     (
-        "sharegpt",
+        "preference",
         {
             "conversations": [
                 {"from": "human", "value": "1+1?"},
@@ -216,25 +247,19 @@ GOOD: list[tuple[str, dict[str, Any], Row]] = [
     ("prompt_answer", {"prompt": "q", "answer": "2", "rejected": "b"}, Row(said("q"), None, "b", 0.0, "2")),
     ("prompts", {"prompt": "p"}, Row(said("p"))),
     ("prompts", {"messages": chat("p", "a", "q", system="s")}, Row(said("p", "a", "q", system="s"))),
-    ("prompts", {"prompt": "p", "chosen": "good"}, Row(said("p"), "good")),
+    ("demonstrations", {"prompt": "p", "chosen": "good"}, Row(said("p"), "good")),
+    ("demonstrations", {"instruction": "p", "input": "more", "output": "good"}, Row(said("p\nmore"), "good")),
+    ("demonstrations", {"messages": chat("p", "a", "q", "good")}, Row(said("p", "a", "q"), "good")),
+    ("demonstrations", {"conversations": share("p", "good", system="s")}, Row(said("p", system="s"), "good")),
+    ("demonstrations", {"text": "### Human: p\n### Assistant: good"}, Row(said("p"), "good")),
 ]
 
 
 @pytest.mark.parametrize(("form", "content", "row"), GOOD)
 def test_a_record_gives_its_row_forced_or_found_out(form: str, content: Any, row: Row, tmp_path: Path):
-    assert parsed(form, content, tmp_path) == [row]
-    assert detect([content], source="a") == form
-    assert parsed("auto", content, tmp_path) == [row]
-
-
-@pytest.mark.parametrize("label", [True, 1, 1.0, "up", "Good", "true", "1", "+1"])
-def test_labels_that_say_good(label: Any, tmp_path: Path):
-    assert parsed("thumbs", {"prompt": "p", "response": "r", "label": label}, tmp_path) == [Row(said("p"), "r")]
-
-
-@pytest.mark.parametrize("label", [False, 0, -1, 0.0, "down", "bad", "false"])
-def test_labels_that_say_bad(label: Any, tmp_path: Path):
-    assert parsed("thumbs", {"prompt": "p", "response": "r", "label": label}, tmp_path) == [Row(said("p"), None, "r")]
+    assert parsed(content, tmp_path) == [row]
+    assert form_of(Source(str(tmp_path / "a.jsonl"))) == form
+    assert parsed(content, tmp_path, form=form) == [row]
 
 
 RANKED: list[tuple[dict[str, Any], list[tuple[str, str, float]]]] = [
@@ -244,9 +269,9 @@ RANKED: list[tuple[dict[str, Any], list[tuple[str, str, float]]]] = [
     (
         {
             "responses": [
-                {"text": "a", "score": 1},
+                {"response": "a", "overall_score": 1, "model": "m"},
                 {"response": "b", "overall_score": "3.5"},
-                {"content": "c", "score": 0},
+                {"response": "c", "overall_score": 0},
             ]
         },
         [("b", "c", 3.5), ("b", "a", 2.5), ("a", "c", 1.0)],
@@ -260,17 +285,13 @@ def test_responses_with_scores_give_all_pairs_or_the_widest(
     content: Any, expected: list[tuple[str, str, float]], tmp_path: Path
 ):
     rows = [Row(said("p"), better, worse, margin) for better, worse, margin in expected]
-    assert detect([{"prompt": "p", **content}], source="a") == "ranked"
-    assert parsed("ranked", {"prompt": "p", **content}, tmp_path) == rows
-    assert parsed("ranked", {"prompt": "p", **content}, tmp_path, "best_worst") == rows[:1]
+    assert parsed({"prompt": "p", **content}, tmp_path) == rows
+    assert form_of(Source(str(tmp_path / "a.jsonl"))) == "ranked"
+    assert parsed({"prompt": "p", **content}, tmp_path, pairs="best_worst") == rows[:1]
 
 
 def turns(*roles: str) -> list[dict[str, str]]:
     return [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(roles)]
-
-
-def transcripts(chosen: str, rejected: str) -> dict[str, str]:
-    return {"chosen": chosen, "rejected": rejected}
 
 
 FAULTS: list[tuple[str, Any, str]] = [
@@ -278,7 +299,24 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("preference", {"prompt": "p", "rejected": "bad"}, "chosen is missing"),
     ("preference", {"prompt": "p", "chosen": "good", "rejected": None}, "rejected is missing"),
     ("preference", {"prompt": "p", "chosen": 3, "rejected": "b"}, "chosen is neither a text nor chat messages"),
-    ("preference", {"prompt": {"a": 1}, **PAIR}, "prompt is neither a text nor chat messages"),
+    ("preference", {"prompt": {"role": "user"}, **PAIR}, "chat turn without a role or a text"),
+    ("preference", {"prompt": 3, **PAIR}, "prompt is neither a text nor chat messages"),
+    (
+        "preference",
+        {"prompt": "[{'role': 'user', 'content': 'cut o", **PAIR},
+        "chat messages written as a text that is cut off or broken",
+    ),
+    (
+        "preference",
+        {"prompt": chat("p"), "chosen": "Human: p\n\nAssistant: a\n\nAssistant: b", "rejected": "x"},
+        "chat turns out of order",
+    ),
+    ("preference", {"prompt": "p", "chosen": "Human: p\n\nAssistant:", "rejected": "x"}, "empty text"),
+    (
+        "preference",
+        {"prompt": "Human: p\n\nAssistant:", "chosen": "Human: q\n\nAssistant: a", "rejected": "x"},
+        "prompt is not in the conversation",
+    ),
     ("preference", {"prompt": "p", "chosen": " ", "rejected": "b"}, "empty text"),
     ("preference", {"prompt": "\n", **PAIR}, "empty text"),
     ("preference", {"prompt": [], **PAIR}, "empty text"),
@@ -332,64 +370,54 @@ FAULTS: list[tuple[str, Any, str]] = [
         {"prompt": "p", **PAIR, "score_chosen": 1, "score_rejected": 2},
         "margin is not a number of at least 0",
     ),
-    ("preference", {"prompt": "p", **PAIR, "answer": ["x"]}, "answer is neither a text nor a number"),
+    ("preference", {"prompt": "p", **PAIR, "answer": ["x", "y"]}, "answer is neither a text nor a number"),
     ("preference", {"prompt": "p", **PAIR, "answer": True}, "answer is neither a text nor a number"),
     ("preference", {"prompt": "p", **PAIR, "answer": "long ####"}, "empty text"),
     ("preference", {"prompt": "p", **PAIR, "system": 3}, "system is not a text"),
-    ("transcripts", transcripts("p", "q"), "text is not a transcript of Human and Assistant turns"),
-    (
-        "transcripts",
-        transcripts("Human: p\n\nAssistant: a", "Human: q\n\nAssistant: a"),
-        "transcripts share no first turn",
-    ),
-    (
-        "transcripts",
-        transcripts("Human: p\n\nAssistant: a\n\nHuman: q\n\nAssistant: b", "Human: p\n\nAssistant: c"),
-        "chosen and rejected answer different prompts",
-    ),
-    ("transcripts", transcripts("\n\nHuman: p\n\nAssistant:", "\n\nHuman: p\n\nAssistant: a"), "empty text"),
-    (
-        "transcripts",
-        transcripts("Human: p\n\nAssistant: a\n\nAssistant: b", "Human: p\n\nAssistant: a\n\nAssistant: c"),
-        "chat turns out of order",
-    ),
-    ("transcripts", transcripts("Human: p", "Human: p"), "answer is not an assistant's turn"),
-    ("transcripts", {"chosen": "Human: p\n\nAssistant: a"}, "rejected is missing"),
-    ("transcripts", {"chosen": 1, "rejected": "Human: p\n\nAssistant: a"}, "chosen is not a text"),
-    ("sharegpt", {"chosen": "good", "rejected": "bad"}, "conversations is missing"),
-    ("sharegpt", {"conversations": 3, **PAIR}, "conversations is neither a text nor chat messages"),
-    ("sharegpt", {"conversations": share("p", "a"), **PAIR}, "prompt does not end with the user's turn"),
     ("ranked", {"responses": ["a", "b"], "scores": [1, 2]}, "prompt is missing"),
+    ("ranked", {"prompt": "p", "responses": ["a", "b"]}, "scores is not a list"),
+    ("compared", {"prompt": "p", "response_a": "x", "response_b": "y"}, "winner is missing"),
+    ("compared", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "q"}, BAD_WINNER),
+    ("compared", {"prompt": "p", "response_a": "x", "response_b": "y", "winner": "tie"}, "neither response is better"),
+    ("compared", {"prompt": "p", "response_a": "x", "response_b": None, "winner": "a"}, "response is missing"),
+    ("choices", {"question": "p", "choices": ["x", "y"], "answer": "C"}, "the correct choice is none of the choices"),
+    ("choices", {"question": "p", "choices": ["x"], "answer": "A"}, "fewer than two responses"),
+    ("demonstrations", {"messages": chat("p")}, "answer is not an assistant's turn"),
+    (
+        "tree",
+        {"prompt": {"role": "prompter", "text": "p", "replies": [{"role": "assistant", "text": "a", "rank": 0}]}},
+        "no message of the tree has two ranked replies",
+    ),
     ("ranked", {"prompt": "p", "scores": [1, 2]}, "responses is missing"),
     ("ranked", {"prompt": "p", "responses": "a", "scores": [1]}, "responses is not a list"),
     ("ranked", {"prompt": "p", "responses": ["a"], "scores": 1}, "scores is not a list"),
     ("ranked", {"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "responses and scores differ in number"),
     ("ranked", {"prompt": "p", "responses": ["a", "b"], "scores": [1, None]}, "score is not a number"),
-    ("ranked", {"prompt": "p", "responses": ["a", "b"]}, "score is missing"),
-    ("ranked", {"prompt": "p", "responses": [{"text": "a"}, {"text": "b"}]}, "score is missing"),
-    ("ranked", {"prompt": "p", "responses": [{"score": 1}, {"text": "b", "score": 2}]}, "text is missing"),
-    ("ranked", {"prompt": "p", "responses": [3, "b"], "scores": [1, 2]}, "response is not a text"),
+    (
+        "ranked",
+        {"prompt": "p", "responses": [3, "b"], "scores": [1, 2]},
+        "response is neither a text nor chat messages",
+    ),
     ("ranked", {"prompt": "p", "responses": ["", "b"], "scores": [1, 2]}, "empty text"),
     ("ranked", {"prompt": "p", "responses": ["a"], "scores": [1]}, "fewer than two responses"),
     ("ranked", {"prompt": "p", "responses": ["a", "b"], "scores": [1, 1.0]}, "all responses score alike"),
     ("thumbs", {"response": "r", "label": 1}, "prompt is missing"),
     ("thumbs", {"prompt": "p", "label": 1}, "response is missing"),
     ("thumbs", {"prompt": "p", "response": "r"}, "label is missing"),
-    ("thumbs", {"prompt": "p", "response": "r", "label": "maybe"}, "unknown label"),
-    ("thumbs", {"prompt": "p", "response": "r", "label": 2}, "unknown label"),
-    ("thumbs", {"prompt": "p", "response": "r", "label": [1]}, "unknown label"),
+    ("thumbs", {"prompt": "p", "response": "r", "label": "maybe"}, BAD_LABEL),
+    ("thumbs", {"prompt": "p", "response": "r", "label": 2}, BAD_LABEL),
+    ("thumbs", {"prompt": "p", "response": "r", "label": [1]}, BAD_LABEL),
     ("prompt_answer", {"answer": "2"}, "prompt is missing"),
     ("prompt_answer", {"prompt": "p"}, "answer is missing"),
     ("prompt_answer", {"prompt": "p", "answer": " "}, "answer is missing"),
     ("prompt_answer", {"prompt": "p", "answer": float("nan")}, "answer is neither a text nor a number"),
-    ("prompts", {"text": "p"}, "prompt is missing"),
-    ("prompts", {"messages": chat("p", "a")}, "prompt does not end with the user's turn"),
+    ("prompts", {"prompt": chat("p", "a")}, "prompt does not end with the user's turn"),
 ]
 
 
 @pytest.mark.parametrize(("form", "content", "reason"), FAULTS)
 def test_what_cannot_be_used_is_a_fault_with_its_reason(form: str, content: Any, reason: str, tmp_path: Path):
-    assert parsed(form, content, tmp_path) == [reason]
+    assert parsed(content, tmp_path, after=form) == [reason]
 
 
 def test_a_row_and_a_fault_know_their_line(tmp_path: Path):
@@ -406,7 +434,9 @@ def test_most_of_the_first_records_tell_the_form(tmp_path: Path):
     pair, thumb = {"prompt": "p", **PAIR}, {"prompt": "p", "response": "r", "label": 1}
     assert form_of(written(tmp_path / "a.jsonl", 3, thumb, pair, pair)) == "preference"
     assert form_of(written(tmp_path / "a.jsonl", *[pair] * 100, *[thumb] * 200)) == "preference"
-    assert detect([thumb, pair], source="a") == "preference"  # as many: the first of the table
+    assert form_of(written(tmp_path / "a.jsonl", thumb, pair)) == "preference"  # as many: the first of the table
+    found = list(read_rows(written(tmp_path / "a.jsonl", *[pair] * 2, thumb)))
+    assert [one.reason for one in found if isinstance(one, Fault)] == ["chosen is missing"]
 
 
 def test_a_file_of_broken_rows_alone_has_no_form_and_gives_its_faults(tmp_path: Path):
@@ -427,8 +457,14 @@ def test_a_file_of_broken_rows_alone_has_no_form_and_gives_its_faults(tmp_path: 
     ],
 )
 def test_a_step_pair_that_cannot_be_used_says_why(change: dict[str, Any], reason: str, tmp_path: Path):
-    content = {"prompt": "p", "prefix": "so\n", **PAIR}
-    assert parsed("step_pair", {**content, **change}, tmp_path) == [reason]
+    assert parsed({**SOUND["step_pair"], **change}, tmp_path, after="step_pair") == [reason]
+
+
+def test_a_step_pair_among_many_pairs_is_one_too(tmp_path: Path):
+    pair, step = {"prompt": "p", **PAIR}, SOUND["step_pair"]
+    for rows in ([pair, pair, step], [pair] * 150 + [step], [step, step, pair]):
+        found = [row for row in read_rows(written(tmp_path / "a.jsonl", *rows)) if isinstance(row, Row)]
+        assert [row.prefix for row in found] == [row.get("prefix") for row in rows]
 
 
 def test_labels_of_single_steps_are_refused_with_what_is_missing(tmp_path: Path):
@@ -440,25 +476,35 @@ def test_labels_of_single_steps_are_refused_with_what_is_missing(tmp_path: Path)
         form_of(written(tmp_path / "a.jsonl", content))
 
 
-@pytest.mark.parametrize("content", [{"text": "p", "class": 3}, {"prompt": "p", "completion": "r"}, {}])
-def test_unknown_keys_are_told_with_the_forms(content: Any, tmp_path: Path):
-    """A response without a judgement has no form; otherwise it would be ignored silently."""
-    keys = ", ".join(content) or "none"
-    with pytest.raises(DataError, match=rf"a\.jsonl: rows of no known form; keys found: {keys};") as error:
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"text": "p", "class": 3}, r"text \(short words\), class \(numbers\)"),
+        ({"response": "a", "label": "maybe so, or not"}, r"response \(short words\), label"),
+        ({}, "none"),
+    ],
+)
+def test_columns_that_make_no_form_are_told_with_the_forms(content: Any, found: str, tmp_path: Path):
+    with pytest.raises(DataError, match=rf"a\.jsonl: rows of no known form; keys found: {found}") as error:
         list(read_rows(written(tmp_path / "a.jsonl", content)))
     assert all(f"\n  {name}: " in str(error.value) for name in FORMS)
 
 
+def test_answers_without_a_prompt_are_told_with_the_other_columns(tmp_path: Path):
+    with pytest.raises(DataError, match=r"read as preference, but no column seems to be the prompt; .*: frage"):
+        list(read_rows(written(tmp_path / "a.jsonl", {"frage": "p", **PAIR})))
+
+
 def test_a_table_without_a_header_is_told(tmp_path: Path):
     (tmp_path / "a.csv").write_text("why?,good,bad\nhow?,fine,poor\n")
-    with pytest.raises(DataError, match=r"keys found: why\?, good, bad; .*a CSV file names its columns in the first"):
+    with pytest.raises(DataError, match=r"no column seems to be the prompt; .*other columns: why\?"):
         list(read_rows(Source(str(tmp_path / "a.csv"))))
 
 
 def test_an_unknown_form_and_an_empty_file_are_told(tmp_path: Path):
-    with pytest.raises(DataError, match=r"no form of data is called 'sharegtp'; did you mean 'sharegpt'\?"):
-        list(read_rows(Source("a.jsonl"), form="sharegtp"))
-    with pytest.raises(DataError, match="known: auto, transcripts, step_pair, sharegpt, preference"):
+    with pytest.raises(DataError, match=r"no form of data is called 'ranks'; did you mean 'ranked'\?"):
+        list(read_rows(Source("a.jsonl"), form="ranks"))
+    with pytest.raises(DataError, match="known: auto, tree, step_pair, preference, ranked"):
         list(read_rows(Source("a.jsonl"), form="zzz"))
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(DataError, match=r"a\.jsonl: no row in it"):
@@ -498,6 +544,11 @@ def test_faults_of_a_mixture_are_thinned_alike(tmp_path: Path):
     whole = written(tmp_path / "whole.jsonl", {"prompt": "p"})
     found = list(mix([whole, Source(str(tmp_path / "part.jsonl"), weight=0.25)], seed=1))
     assert 400 < sum(isinstance(item, Fault) for item in found) < 600
+
+
+def test_every_form_has_a_reader():
+    assert list(READERS) == list(FORMS)
+    assert set(SOUND) == set(FORMS)
 
 
 def test_a_mixture_of_nothing_or_without_a_weight_is_told():
@@ -595,9 +646,15 @@ KEYS = st.sampled_from(
 
 
 @settings(max_examples=300, deadline=None)
-@given(content=st.dictionaries(KEYS, VALUES, max_size=6), form=st.sampled_from([*FORMS]))
+@given(content=st.dictionaries(KEYS, VALUES, max_size=6), form=st.sampled_from([*SOUND]))
 def test_a_record_of_anything_gives_rows_or_faults(content: Any, form: str, tmp_path_factory: pytest.TempPathFactory):
-    found = list(read_rows(written(tmp_path_factory.mktemp("odd") / "a.jsonl", content), form=form))
+    """After records that tell the columns; alone, it may have no form."""
+    path = tmp_path_factory.mktemp("odd") / "a.jsonl"
+    with suppress(DataError):
+        list(read_rows(written(path, content)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alignflow.data.formats.SAMPLE", 3)
+        found = [item for item in read_rows(written(path, *[SOUND[form]] * 3, content)) if item.number == 4]
     assert found
     for item in found:
         assert isinstance(item, Fault) or (item.messages[-1]["role"] == "user" and item.prompt_id)
@@ -614,7 +671,7 @@ def faults_of(items: list[Row | Fault]) -> Counter[str]:
 def test_real_transcripts_are_conversations_of_several_turns():
     """Counted separately with a regular expression: 3 rows end empty, 7 have two assistant turns in succession."""
     items = list(read_rows(Source(str(REAL / "hh-rlhf" / "harmless-base.jsonl.gz"))))
-    assert form_of(Source(str(REAL / "hh-rlhf"))) == "transcripts"
+    assert form_of(Source(str(REAL / "hh-rlhf"))) == "preference"
     assert len(items) == 1433
     assert faults_of(items) == {"chat turns out of order": 7, "empty text": 3}
     lengths = Counter(len(item.messages) for item in items if isinstance(item, Row))
@@ -627,7 +684,7 @@ def test_real_sharegpt_rows_keep_their_system_turns():
     """54 of 201 conversations open with a system turn: counted in the file."""
     source = Source(str(REAL / "sharegpt-dpo" / "dpo_en.json"))
     rows = [item for item in read_rows(source) if isinstance(item, Row)]
-    assert form_of(source) == "sharegpt"
+    assert form_of(source) == "preference"
     assert [row.number for row in rows] == list(range(1, 202))
     assert sum(row.messages[0]["role"] == "system" for row in rows) == 54
     assert all(row.chosen and row.rejected and row.messages[-1]["role"] == "user" for row in rows)
