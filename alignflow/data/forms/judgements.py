@@ -252,10 +252,10 @@ def _place(text: str, fields: Fields, number: int, reason: str = BAD_WINNER) -> 
     place = -1
     if last in ORDINALS:
         place = ORDINALS[last]
-    elif last in places and (count == "names" or not last.isdigit()):
+    elif last in places and (count == "names" or not last.isdigit() or last != text):
         place = places.index(last)
     elif last.isdigit():
-        place = int(last) - (count == "one" or (count == "names" and last != text))
+        place = int(last) - (count == "one" or last != text)
     elif len(last) == 1 and last.upper() in LETTERS:
         place = LETTERS.index(last.upper())
     if not 0 <= place < number:

@@ -253,7 +253,17 @@ def _may_be(meaning: Meaning, column: Column) -> bool:
     role, spread = meaning.role, bool(meaning.position) or "[]" in column.path
     kinds = MEMBERS.get(role, frozenset()) if spread else KINDS.get(role, frozenset())
     if not column.kinds:
-        return role in ("prefix", "system", "history", "tools", "input", "media", "margin", "score_chosen", "score_rejected")
+        return role in (
+            "prefix",
+            "system",
+            "history",
+            "tools",
+            "input",
+            "media",
+            "margin",
+            "score_chosen",
+            "score_rejected",
+        )
     if not column.kinds & kinds:
         return False
     fits = LOOKS.get(role)
@@ -319,7 +329,9 @@ def guess(column: Column) -> tuple[str, str]:
 def _guess_text(column: Column) -> tuple[str, str]:
     if not _wordy(column.values, LONG_TEXT):
         return "short words", ""
-    if "system" in words_of_name(column.path) or (len(column.values) > 1 and all(value == column.values[0] for value in column.values)):
+    if "system" in words_of_name(column.path) or (
+        len(column.values) > 1 and all(value == column.values[0] for value in column.values)
+    ):
         return "a system text", "system"
     return "texts: an answer or a part of the prompt", "chosen"
 
