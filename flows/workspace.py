@@ -12,13 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flows.errors import UserError
-from flows.git import git, tree_of
+from flows.git import git, identity, tree_of
 from tasks.paths import LOCK, RULES, home, make_home
 from tasks.tracking.outbox import private
 
@@ -52,7 +52,7 @@ def create(run: str, checkout: Path, overrides: Sequence[str], name: str, series
     """Make the workspace of a flow run, or return the one that an earlier attempt of this run left.
 
     Raises:
-        UserError: the experiment's name is taken or not usable.
+        UserError: the experiment's name is taken or not usable, or params.yaml names a file outside the checkout.
         tasks.params.read.ParamsError: an override names an unknown parameter or has a value out of range.
     """
     folder, record = _runs() / run, _runs() / f"{run}.json"
@@ -71,6 +71,7 @@ def create(run: str, checkout: Path, overrides: Sequence[str], name: str, series
 
         override(folder / "params.yaml", overrides)
     _restore_known_outputs(folder)
+    _bring_inputs(checkout, folder)
     made = Workspace(str(folder), str(checkout), name, tuple(overrides), tree, tree_of(folder), series)
     with open(record, "w", opener=private) as file:
         file.write(json.dumps(asdict(made)))  # last: a complete workspace has a record
@@ -107,7 +108,8 @@ def save(workspace: Workspace, stages: Sequence[str]) -> None:
     """
     with _exclusive(home() / "experiments.lock"):
         message = ("--message", _message(workspace.series)) if workspace.series else ()
-        done = _dvc(workspace.path, "exp", "save", "--force", "--name", workspace.name, *message, *stages)
+        save = ("exp", "save", "--force", "--name", workspace.name, *message, *stages)
+        done = _dvc(workspace.path, *save, env=identity(workspace.path))
     if done.returncode:
         raise UserError(f"could not save experiment {workspace.name}: {_last_line(done.stderr)}")
 
@@ -121,9 +123,9 @@ def bring_back(workspace: Workspace) -> bool:
     checkout = Path(workspace.checkout)
     if workspace.overrides or tree_of(checkout) != workspace.tree:
         return False
-    different = git(workspace.path, "diff", "--name-only", workspace.before, tree_of(workspace.path))
+    different = git(workspace.path, "diff", "-z", "--name-only", workspace.before, tree_of(workspace.path))
     # what DVC itself writes
-    made = [path for path in different.splitlines() if Path(path).name in (LOCK.name, ".gitignore")]
+    made = [path for path in different.split("\0") if Path(path).name in (LOCK.name, ".gitignore")]
     earlier = {path: _read(checkout / path) for path in made}
     for path in made:
         _write(checkout / path, _read(workspace.path / path))
@@ -217,11 +219,49 @@ def _share(checkout: Path, folder: Path) -> None:
     with Config(str(folder / ".dvc"), validate=False).edit("local") as settings:
         for level in ("repo", "local"):  # paths in them are relative to the checkout; DVC has resolved them
             merge(settings, theirs.read(level))
-        merge(settings, {"cache": {"dir": str(cache)}})
+        # relative, so that DVC writes it relative to its file: of a path it can write ASCII alone
+        merge(settings, {"cache": {"dir": os.path.relpath(cache)}})
     models = checkout / "models"
     models.mkdir(exist_ok=True)
     if not (folder / "models").exists():
         (folder / "models").symlink_to(models.resolve())
+
+
+def _bring_inputs(checkout: Path, folder: Path) -> None:
+    """Bring along what params.yaml names and git does not know: a copy of data, a link to a model.
+
+    Raises:
+        UserError: a path leads out of the checkout.
+    """
+    from tasks.params.read import load
+
+    params = load(folder / "params.yaml")
+    data = {"data.path": params.data.path, "evaluate.capability_path": params.evaluate.capability_path}
+    data |= {f"data.sources, entry {i}": source.path for i, source in enumerate(params.data.sources, start=1)}
+    models = {"base.model": params.base.model, "base.chat_template": params.base.chat_template}
+    for key, given in {**data, **models}.items():
+        if given is None or Path(given).is_absolute():
+            continue
+        here, there = checkout / given, folder / given
+        if not here.exists() or _has(there, here):
+            continue
+        if ".." in Path(given).parts and not here.resolve().is_relative_to(checkout.resolve()):
+            raise UserError(
+                f"{key}: {given} lies outside the checkout, where a run does not see it; give its full path"
+            )
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if key in models:
+            there.symlink_to(here.resolve())
+        elif here.is_dir():  # without .git, where it is a clone
+            shutil.copytree(here, there, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git"))
+        else:
+            shutil.copy(here, there)
+
+
+def _has(there: Path, here: Path) -> bool:
+    """Return whether a file, or every file of a folder, is in another place, too."""
+    files = [path.relative_to(here) for path in here.rglob("*") if ".git" not in path.parts] if here.is_dir() else []
+    return there.exists() and all((there / path).exists() for path in files)
 
 
 def _restore_known_outputs(folder: Path) -> None:
@@ -235,10 +275,17 @@ def _restore_known_outputs(folder: Path) -> None:
             repo.checkout(known, force=True, allow_missing=True)
 
 
-def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _dvc(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     # not a terminal: DVC refuses where it would otherwise ask
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    return subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
+        cwd=folder,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def _last_line(text: str) -> str:

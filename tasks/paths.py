@@ -36,13 +36,16 @@ def home() -> Path:
     if given:
         return Path(given).resolve()
     found = subprocess.run(
-        ["git", "rev-parse", "--path-format=absolute", "--git-common-dir"],
+        ["git", "rev-parse", "--path-format=absolute", "--git-common-dir", "--show-toplevel"],
         capture_output=True,
         text=True,
         check=False,
     )
-    checkout = Path(found.stdout.strip()).parent if found.returncode == 0 else Path.cwd()
-    return checkout / ".alignflow"
+    if found.returncode:
+        return Path.cwd() / ".alignflow"
+    common, checkout = map(Path, found.stdout.splitlines())
+    # the files of a submodule's repository lie inside the repository above it
+    return (common.parent if common.name == ".git" else checkout) / ".alignflow"
 
 
 def make_home() -> Path:

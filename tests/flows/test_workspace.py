@@ -1,6 +1,8 @@
 """Private checkouts of flow runs, in real git and DVC repositories."""
 
 import os
+import shutil
+import sys
 
 import pytest
 
@@ -8,6 +10,7 @@ from flows import workspace
 from flows.errors import UserError
 from flows.git import tree_of
 from tasks.params.read import ParamsError
+from tests.flows.project import Toy
 
 
 def test_a_workspace_is_an_exact_copy_with_the_overrides_applied(toy):
@@ -98,3 +101,90 @@ def test_outputs_that_dvc_does_not_know_are_not_overwritten(toy):
     before = toy.files()
     assert not workspace.bring_back(place)
     assert toy.files() == before
+
+
+@pytest.mark.parametrize("listed", [".gitignore", ".git/info/exclude"])
+def test_data_and_models_that_git_ignores_come_along(toy, listed):
+    (toy.root / "own").mkdir()
+    (toy.root / "own/pairs.jsonl").write_text("{}")
+    (toy.root / "own/model").mkdir()
+    with (toy.root / listed).open("a") as file:
+        file.write("/own/\n")
+    before = toy.files()
+    place = workspace.create("a", toy.root, ["data.path=own/pairs.jsonl", "base.model=own/model"], "one")
+    assert (place.path / "own/pairs.jsonl").read_text() == "{}"
+    assert not (place.path / "own/pairs.jsonl").is_symlink()  # what a run reads does not change under it
+    assert (place.path / "own/model").resolve() == toy.root / "own/model"
+    assert not workspace.changed(workspace.create("b", toy.root, [], "two"))
+    assert toy.files() == before
+
+
+def test_data_in_a_clone_of_another_repository_come_along(toy):
+    toy.do("git", "init", "--quiet", "clone")
+    (toy.root / "clone/pairs.jsonl").write_text("{}")
+    toy.do("git", "-C", "clone", "add", ".")
+    toy.do("git", "-C", "clone", "-c", "user.name=T", "-c", "user.email=t@localhost", "commit", "-qm", "data")
+    place = workspace.create("a", toy.root, ["data.path=clone"], "one")
+    assert (place.path / "clone/pairs.jsonl").read_text() == "{}"
+    assert not (place.path / "clone/.git").exists()
+
+
+def test_data_outside_the_checkout_by_a_relative_path_are_refused_before_anything_runs(toy):
+    (toy.root.parent / "pairs.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"data.path: \.\./pairs.jsonl lies outside the checkout.*give its full path"):
+        workspace.create("a", toy.root, ["data.path=../pairs.jsonl"], "one")
+    full = toy.root.parent / "pairs.jsonl"
+    assert workspace.create("b", toy.root, [f"data.path={full}"], "one").path.exists()
+
+
+def test_where_git_knows_no_name_an_experiment_is_saved_all_the_same(toy, tmp_path, monkeypatch):
+    """The home folder is empty as well: DVC reads the settings there, whatever GIT_CONFIG_GLOBAL says."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    place = workspace.create("a", toy.root, ["dpo.beta=0.25"], "nameless")
+    workspace.save(place, [])
+    assert "nameless" in toy.experiments()
+    said = toy.do("git", "for-each-ref", "--format=%(authorname) %(committeremail)", "refs/exps/*/*/nameless")
+    assert said == "alignflow <alignflow@localhost>\n"
+
+
+def test_a_name_that_git_knows_is_kept(toy):
+    toy.do("git", "config", "user.name", "Mira")
+    toy.do("git", "config", "user.email", "mira@localhost")
+    workspace.save(workspace.create("a", toy.root, ["dpo.beta=0.25"], "named"), [])
+    assert toy.do("git", "for-each-ref", "--format=%(authorname)", "refs/exps/*/*/named") == "Mira\n"
+
+
+def test_a_checkout_below_a_folder_with_an_umlaut_runs(toy, tmp_path, monkeypatch):
+    """With the plain C locale, as in a container."""
+    root = tmp_path / "Jörg/project"
+    shutil.copytree(toy.root, root, symlinks=True)
+    monkeypatch.setenv("LC_ALL", "C")
+    there = Toy(root)
+    there.orders.mkdir()
+    assert there.alignflow("run", "--only", "sft", "sft.seed=5").returncode == 0
+    assert there.stale() == ""
+
+
+def test_a_submodule_keeps_its_home_inside_itself(toy, tmp_path):
+    above = Toy(tmp_path / "above")
+    above.root.mkdir()
+    above.do("git", "init", "--quiet")
+    above.do("git", "-c", "protocol.file.allow=always", "submodule", "add", "--quiet", str(toy.root), "part")
+    found = above.attempt(
+        sys.executable, "-c", "from tasks.paths import home; print(home())", at=above.root / "part"
+    ).stdout.strip()
+    assert found == str(above.root / "part/.alignflow")
+
+
+def test_a_checkout_of_another_user_is_named_in_git_s_own_words(toy):
+    done = toy.alignflow("run", GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
+    assert done.returncode != 0
+    assert "safe.directory" in done.stderr
+    assert "git init" not in done.stderr
+
+
+def test_a_machine_without_git_says_so(toy, tmp_path):
+    done = toy.alignflow("run", PATH=str(tmp_path))
+    assert "git is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
