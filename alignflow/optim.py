@@ -109,10 +109,18 @@ class MasterAdamW:
         """Continue from ``state()``: masters, moments and the model's compute copies."""
         self._adamw.load_state_dict(dict(state["adamw"]))
         with torch.no_grad():
+            self._take_back_buffers()
             for pairs, masters in zip(self._pairs, state["masters"], strict=True):
                 for (parameter, master), saved in zip(pairs, masters, strict=True):
                     master.copy_(saved)
                     parameter.copy_(saved)
+
+    def _take_back_buffers(self) -> None:
+        """Move moments to memory of the optimiser's own kind: what bitsandbytes loads is on the device, never paged."""
+        for parameter, moments in self._adamw.state.items():
+            for name in moments.keys() & {"state1", "state2"}:
+                buffer = self._adamw.get_state_buffer(parameter, dtype=moments[name].dtype)
+                moments[name] = buffer.copy_(moments[name])
 
 
 def adamw(models: Trainable, rates: Mapping[str, float], *, weight_decay: float, kind: str) -> MasterAdamW:

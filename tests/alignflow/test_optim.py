@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch.nn import Parameter
+from torch.utils._pytree import tree_map_only
 
 from alignflow.optim import MasterAdamW, learning_rate_factor
 from tests.close import EXACT, LOOSE, close
@@ -162,9 +163,49 @@ def test_every_kind_continues_exactly_from_a_checkpoint(kind: str, device: str):
     torch.save(one.state(), file)
     file.seek(0)
     two.restore(torch.load(file, map_location="cpu", weights_only=True))
+    assert _kinds(two) == _kinds(one)
     for optimizer, weights in ((one, whole), (two, resumed)):
         _walk(weights, optimizer, seed=2)
     for mine, other in zip(two.state()["masters"][0], one.state()["masters"][0], strict=True):
         close(mine, other, EXACT)
     bytes_kept = sum(v.nbytes for v in two._adamw.state[two._pairs[0][0][1]].values() if isinstance(v, torch.Tensor))
     assert bytes_kept < 3 * 256 * 400 if "8bit" in kind else bytes_kept >= 8 * 256 * 400
+
+
+def _kinds(optimizer: MasterAdamW) -> list[dict[str, tuple[object, ...]]]:
+    """Return type, precision, device and paging of every tensor of the moments."""
+    return [
+        {
+            name: (type(value), value.dtype, value.device, getattr(value, "is_paged", False))
+            for name, value in moments.items()
+            if isinstance(value, torch.Tensor)
+        }
+        for moments in optimizer._adamw.state.values()
+    ]
+
+
+@not_paged_on_a_cpu
+@pytest.mark.parametrize("kind", ["paged_adamw", "paged_adamw_8bit"])
+def test_paged_moments_are_paged_again_after_a_checkpoint(monkeypatch: pytest.MonkeyPatch, kind: str):
+    """Without a GPU, pages are tensors with the mark that bitsandbytes gives them; a move to a device takes it off."""
+    from bitsandbytes.optim.optimizer import Optimizer8bit
+
+    def page(self: object, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        buffer = torch.zeros_like(p, dtype=dtype)
+        buffer.is_paged = p.numel() >= 1e5  # type: ignore[attr-defined]
+        return buffer
+
+    monkeypatch.setattr(Optimizer8bit, "get_state_buffer", page)
+    monkeypatch.setattr(Optimizer8bit, "prefetch_state", lambda self, p: None)
+    whole, resumed = _weights("cpu"), _weights("cpu")
+    one, two = (MasterAdamW([(weights, 0.01)], 0.1, kind=kind) for weights in (whole, resumed))
+    _walk(whole, one, seed=1)
+    file = io.BytesIO()
+    torch.save(one.state(), file)
+    file.seek(0)
+    moved = tree_map_only(torch.Tensor, torch.clone, torch.load(file, map_location="cpu", weights_only=True))
+    two.restore(moved)
+    assert _kinds(two) == _kinds(one)
+    assert _kinds(two)[0]["state1"][-1] is True
+    for mine, other in zip(two._adamw.state.values(), one._adamw.state.values(), strict=True):
+        assert all(mine[name].equal(other[name]) for name in ("state1", "state2"))
