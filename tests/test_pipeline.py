@@ -97,6 +97,13 @@ def test_the_settings_a_stage_hands_to_its_run_are_among_its_params(stage: str):
         assert section in params or keys <= params, f"{stage}: {sorted(keys - params)} not in dvc.yaml"
 
 
+def test_how_often_a_checkpoint_is_saved_makes_no_stage_run_again_and_no_checkpoint_useless():
+    """It changes no result: neither DVC nor the settings that decide which checkpoint fits know of it."""
+    read = {param for body in STAGES.values() for param in body.get("params", [])}
+    read |= {section for entry in TABLE.values() for section in entry.sections}
+    assert not [name for name in read if name.partition(".")[0] == "checkpoint"]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_setting_read_in_a_stage_is_among_its_params(stage: str):
     """Looks for ``params.SECTION.KEY`` and ``params.SECTION`` in the files of ``tasks/`` that the stage uses."""

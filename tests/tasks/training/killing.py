@@ -6,6 +6,7 @@ Processes are forked from a server that has imported everything, so a start take
 import csv
 import json
 import os
+import random
 import signal
 import time
 from importlib import import_module
@@ -13,13 +14,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from alignflow import checkpoint
 from alignflow.models.roles import SharedBase
 from alignflow.sampling import kv_cache, own
+from alignflow.types import Metrics
 from tasks.__main__ import main
 from tasks.policies import POLICIES
+from tasks.running.stage import Stage
 from tasks.training import reward_model, rollouts, unpaired
 from tests.tasks.small_project import working_in
 
@@ -64,10 +68,24 @@ def _work(folder: Path, words: str, kill: tuple[str, float] | None) -> None:
     with (folder / "said").open("w") as said, working_in(folder):
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
+        _watch_generators()
         if kill:
             _kill_at(*kill)
         main(words.split())
         (folder / "seconds").write_text(str(time.process_time()))
+
+
+def _watch_generators() -> None:
+    """Let a training fail that draws from a generator which is no part of a checkpoint."""
+    log, seen = Stage.log, list[tuple[object, ...]]()
+
+    def watched(self: Stage, step: int, metrics: Metrics) -> None:
+        state = (random.getstate(), torch.get_rng_state().tolist(), str(np.random.get_state()))
+        assert state in (seen or [state]), "the training draws from a global generator"
+        seen.append(state)
+        log(self, step, metrics)
+
+    Stage.log = watched  # type: ignore[method-assign]
 
 
 def _kill_at(moment: str, when: float) -> None:

@@ -3,13 +3,21 @@
 import random
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from alignflow.loops import update
+from alignflow.memory import part
+from alignflow.models.roles import SharedBase
 from tasks.params.edit import override
 from tasks.policies import POLICIES
+from tasks.running.stage import Stage
 from tasks.stages import STAGES, TRAINING
+from tasks.training import sampling, shard_pairs
 from tests.tasks.small_project import set_up, stage, working_in
 from tests.tasks.training import killing
 
@@ -101,3 +109,95 @@ def check_alike(killed: Path, whole: Path, words: str) -> None:
     assert tracked.keys() == once.keys()
     assert all(row == once[step][0] for step, rows in tracked.items() for row in rows)
     assert not list((killed / "home/checkpoints").rglob("*.*")), "a finished stage leaves no checkpoint"
+
+
+def stop_after(step: int, words: str, patch: pytest.MonkeyPatch) -> None:
+    """Run a stage that is asked to stop in a step."""
+    original = Stage.log
+
+    def log(self: Stage, at: int, metrics: Mapping[str, float]) -> None:
+        original(self, at, metrics)
+        if at == step:
+            self.stop()
+
+    with patch.context() as within:
+        within.setattr(Stage, "log", log)
+        with pytest.raises(SystemExit) as stopped:
+            stage(*words.split())
+    assert stopped.value.code == 143
+
+
+def test_a_resumed_round_of_iterative_dpo_goes_on_with_the_pairs_it_had(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Even where sampling would now give others, as it does with another budget of memory."""
+    words = CASES["iterative dpo"][0]
+    whole, resumed, other = (copied(place, tmp_path / name) for name in ("whole", "resumed", "other"))
+    original, sampled = shard_pairs.sample, list[int]()
+
+    def otherwise(*given: Any, seed: int, **more: Any) -> Any:
+        sampled.append(seed)
+        return original(*given, seed=seed + 1, **more)
+
+    with working_in(whole):
+        stage(*words.split())
+    with working_in(resumed):
+        stop_after(2, words, monkeypatch)
+    monkeypatch.setattr(shard_pairs, "sample", otherwise)
+    with working_in(resumed):
+        stage(*words.split())
+    assert not sampled
+    assert killing.outputs(resumed, words) == killing.outputs(whole, words)
+    assert killing.metrics(resumed, words) == killing.metrics(whole, words)
+    with working_in(other):
+        stage(*words.split())
+    assert sampled
+    assert killing.outputs(other, words)["pairs.jsonl"] != killing.outputs(whole, words)["pairs.jsonl"]
+
+
+@pytest.mark.parametrize("words", ["dpo", "grpo"])
+def test_a_resumed_training_cuts_its_batches_as_memory_forced_it_to_before(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+):
+    folders = [copied(place, tmp_path / name, f"{words}.batch_size=4") for name in ("whole", "resumed", "enough")]
+    whole, resumed, enough = folders
+    original, left = update._accumulate, 0
+
+    def accumulate(*given: Any) -> Any:
+        nonlocal left
+        if left:
+            left -= 1
+            with part(0):
+                raise torch.OutOfMemoryError("of a test")
+        return original(*given)
+
+    monkeypatch.setattr(update, "_accumulate", accumulate)
+    for folder in folders:
+        left = 0 if folder == enough else 3
+        with working_in(folder):
+            if folder == resumed:
+                stop_after(1, words, monkeypatch)
+            stage(words)
+    assert killing.outputs(resumed, words) == killing.outputs(whole, words)
+    assert killing.outputs(enough, words) != killing.outputs(whole, words), "the cut decides the last digits"
+
+
+def test_a_resumed_training_samples_through_the_layers_that_it_chose(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, merged = copied(place, tmp_path / "project", "grpo.steps=3"), list[str]()
+    original = SharedBase.merged
+
+    def noted(self: SharedBase, role: str) -> Any:
+        merged.append(role)
+        return original(self, role)
+
+    monkeypatch.setattr(SharedBase, "merged", noted)
+    with working_in(folder):
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "free_memory", lambda _: 0)
+            stop_after(1, "grpo", patch)
+        stage("grpo")
+        assert not merged, "memory was short at first"
+        stage("grpo")
+    assert len(merged) == 3
