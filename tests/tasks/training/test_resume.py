@@ -155,9 +155,9 @@ def test_a_resumed_round_of_iterative_dpo_goes_on_with_the_pairs_it_had(
     assert killing.outputs(other, words)["pairs.jsonl"] != killing.outputs(whole, words)["pairs.jsonl"]
 
 
-@pytest.mark.parametrize("words", ["dpo", "grpo"])
+@pytest.mark.parametrize(("words", "times"), [("dpo", 1), ("grpo", 3)])
 def test_a_resumed_training_cuts_its_batches_as_memory_forced_it_to_before(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, times: int
 ):
     folders = [copied(place, tmp_path / name, f"{words}.batch_size=4") for name in ("whole", "resumed", "enough")]
     whole, resumed, enough = folders
@@ -173,7 +173,7 @@ def test_a_resumed_training_cuts_its_batches_as_memory_forced_it_to_before(
 
     monkeypatch.setattr(update, "_accumulate", accumulate)
     for folder in folders:
-        left = 0 if folder == enough else 3
+        left = 0 if folder == enough else times
         with working_in(folder):
             if folder == resumed:
                 stop_after(1, words, monkeypatch)
