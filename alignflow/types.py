@@ -11,6 +11,8 @@ Log = Callable[[int, Metrics], None]
 """Receives an optimiser step (counted from 1) and its metrics."""
 Carry = Mapping[str, float]
 """Values that an algorithm passes from one rollout batch to the next; part of a checkpoint."""
+Step = tuple[int, ...]
+"""A part of an answer that is chosen or rejected on its own, as token ids."""
 Batch = TypeVar("Batch")
 
 

@@ -204,7 +204,15 @@ def test_the_choice_of_policies_makes_the_stages():
         "grpo": "artifacts/grpo",
     }
     on, off = ["policy"], list[str]()
-    assert params["trained"] == {"dpo": on, "ppo": on, "grpo": on, "rloo": off, "kto": off, "sft_more": off}
+    assert params["trained"] == {
+        "dpo": on,
+        "step_dpo": off,
+        "ppo": on,
+        "grpo": on,
+        "rloo": off,
+        "kto": off,
+        "sft_more": off,
+    }
 
 
 def test_a_policy_that_is_switched_off_has_no_stage(tmp_path: Path):

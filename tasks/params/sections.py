@@ -9,6 +9,7 @@ from alignflow.data.forms.table import FORMS, IGNORE, READ_BY_NAME
 from alignflow.data.gate import REASONS
 from alignflow.data.split import judged_until
 from alignflow.rewards import numbers_of, rule_file, rule_names
+from alignflow.step_rules import STEP_RULES
 from tasks.params.choice import check_choice
 from tasks.params.names import suggest
 from tasks.params.rounds import check_rounds
@@ -355,6 +356,45 @@ class Dpo(DpoLoss, Optimisation):
     """Adapters saved at equal distances during training; the evaluation shows them as a trajectory."""
 
 
+class StepDpo(DpoLoss, Optimisation):
+    """Step-DPO: DPO on single steps of the policy's own answers."""
+
+    prompts: Count
+    """Training prompts to sample from, drawn with the seed."""
+    samples_per_prompt: Annotated[int, Field(ge=2)]
+    """Answers to each, in which errors are looked for."""
+    errors_per_prompt: Count
+    """Wrong answers that are used of a prompt."""
+    continuations: Count
+    """m: samples after a prefix, which is alive if one of them is right. At a rate q of right ones a living prefix
+    looks dead with probability (1−q)^m, so usual: ln 0.05 / ln(1−q), e.g. 8 at 0.3."""
+    corrections: Count
+    """Pairs of each error, with different chosen steps."""
+    locate: Literal["rollouts", "checker"]
+    """How the first wrong step is found: by bisection over continuations, or by the rule ``checker``."""
+    checker: str | None
+    """A rule of alignflow/step_rules.py for single steps; with ``rollouts`` it only reports ``located_right``."""
+    right_from: float
+    """Least reward of a right answer, a missing end included."""
+    wrong_to: float
+    """Greatest reward of a wrong answer; answers between are left out."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)]
+    """The character that ends a step."""
+    snapshots: Natural
+    """Adapters saved at equal distances during training; the evaluation shows them as a trajectory."""
+
+    @model_validator(mode="after")
+    def _errors_can_be_found(self) -> Self:
+        if self.wrong_to >= self.right_from:
+            raise ValueError(f"wrong_to: {self.wrong_to} must be below right_from: {self.right_from}")
+        if self.checker is not None and self.checker not in STEP_RULES:
+            known = ", ".join(STEP_RULES)
+            raise ValueError(f"checker: no rule {self.checker!r}{suggest(self.checker, STEP_RULES)}; known: {known}")
+        if self.locate == "checker" and self.checker is None:
+            raise ValueError(f"locate: checker needs a checker, one of: {', '.join(STEP_RULES)}")
+        return self
+
+
 class Round(Section):
     """One round of iterative DPO: where it starts and which shard it samples from."""
 
@@ -624,6 +664,7 @@ class Params(Section):
     judge_model: JudgeModel
     dpo: Dpo
     iterative_dpo: IterativeDpo
+    step_dpo: StepDpo
     ppo: Ppo
     grpo: Grpo
     rloo: Rloo

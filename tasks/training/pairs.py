@@ -1,4 +1,4 @@
-"""One DPO training on pairs, as the stages ``dpo`` and ``iterative_dpo`` share it."""
+"""One DPO training on pairs, as the stages ``dpo``, ``iterative_dpo`` and ``step_dpo`` share it."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Example, Pair
-from tasks.params.sections import Dpo, IterativeDpo
+from tasks.params.sections import Dpo, IterativeDpo, StepDpo
 from tasks.running.stage import Stage
 from tasks.training.models import config_of, finish, keep_snapshots
 from tasks.training.offline import train_offline
@@ -21,7 +21,7 @@ def train_dpo(
     stage: Stage,
     models: SharedBase,
     pairs: Sequence[Pair],
-    section: Dpo | IterativeDpo,
+    section: Dpo | IterativeDpo | StepDpo,
     *,
     starts_at_reference: bool,
     snapshots: int,

@@ -1,20 +1,15 @@
 """The preference pairs of one round of iterative DPO: best against worst of a policy's own samples."""
 
-import json
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from alignflow import distributed
 from alignflow.algorithms.iterative_dpo import choose_pair, shard_of
 from alignflow.data.encoding import encode_prompt
-from alignflow.models.base import load_identity
 from alignflow.models.roles import SharedBase
 from alignflow.preferences import preferences, win_rates
 from alignflow.types import Pair
 from tasks.data.prepared import read_prompts
-from tasks.paths import IDENTITY
 from tasks.running.stage import Stage
+from tasks.training.lineage import NoPairs, dropped, origin, write_lineage
 from tasks.training.rewards import check_sources, within_groups
 from tasks.training.samples import sample
 from tasks.training.sampling import settle
@@ -25,18 +20,14 @@ def make_pairs(stage: Stage, models: SharedBase) -> tuple[list[Pair], dict[str, 
 
     They are part of the checkpoint: a resumed stage, which may have another budget of memory, must not sample others.
     """
-    path = Path("artifacts") / stage.name.replace("@", "/") / "pairs.jsonl"
     lineage = stage.once("pairs", lambda: _sample_pairs(stage, models))
-    if distributed.is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lineage))
+    write_lineage(stage, lineage)
     kept = [row for row in lineage if row["dropped"] is None]
     stage.say(f"{len(kept)} pairs from {len(lineage)} prompts of shard {lineage[0]['shard']}")
     if not kept:
-        reasons = ", ".join(f"{reason}: {n}" for reason, n in Counter(r["dropped"] for r in lineage).most_common())
         raise NoPairs(
-            f"none of {len(lineage)} prompts gave a pair ({reasons}); raise iterative_dpo.samples_per_prompt, lower "
-            "iterative_dpo.min_margin, or look at the rewards"
+            f"none of {len(lineage)} prompts gave a pair ({dropped(lineage)}); raise iterative_dpo.samples_per_prompt, "
+            "lower iterative_dpo.min_margin, or look at the rewards"
         )
     rows = [
         {"prompt": r["prompt"], "scores": r["scores"], "response": r["chosen"], "rejected": r["rejected"]} for r in kept
@@ -74,15 +65,11 @@ def _sample_pairs(stage: Stage, models: SharedBase) -> list[dict[str, Any]]:
     settle(stage, models)
     budget = stage.budget("passes", section.micro_batch_tokens)
     samples = sample(models, stage.params, rows, k, seed=seed, budget=budget)
-    origin = {
+    common = {
         "round": stage.name.partition("@")[2],
         "shard": turn.shard,
         "of": turn.of,
-        "policy": turn.previous,
-        "policy_hash": models.fingerprint("policy")[:16],
-        "reward_model_hash": models.fingerprint("reward_model")[:16],
-        "base_hash": load_identity(IDENTITY).sha256[:16],
-        "sampling": {**stage.params.sampling.model_dump(), "seed": seed},
+        **origin(stage, models, start=turn.previous, seed=seed),
     }
     result: list[dict[str, Any]] = []
     for place, row in enumerate(rows):
@@ -115,11 +102,7 @@ def _sample_pairs(stage: Stage, models: SharedBase) -> list[dict[str, Any]]:
                 "truncated": [s.response.truncated for s in group],
                 "chosen_ids": group[choice.best].response.tokens,
                 "rejected_ids": group[choice.worst].response.tokens,
-                **origin,
+                **common,
             }
         )
     return result
-
-
-class NoPairs(ValueError):
-    """A round found nothing to train on."""

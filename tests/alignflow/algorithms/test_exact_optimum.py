@@ -122,6 +122,47 @@ def test_iterative_dpo_sharpens_round_by_round_or_stays_with_its_first_reference
         close(policy, expected / expected.sum(), 1e-6)
 
 
+def siblings(reference: list[float], values: list[float]) -> list[float]:
+    """Return where DPO on two sibling steps ends, if labels are Bradley-Terry in the steps' values."""
+    ref, value = (torch.tensor(x, dtype=torch.float64) for x in (reference, values))
+
+    def objective(logprobs: Tensor) -> Tensor:
+        ratios = logprobs.log_softmax(0) - ref.log()
+        zero = torch.zeros(2, dtype=torch.float64)
+        losses = dpo_loss(ratios, ratios.flip(0), zero, zero, beta=BETA, loss="sigmoid", label_smoothing=0.0)
+        return (torch.sigmoid(value - value.flip(0)) * losses).sum()
+
+    return least(objective, start=ref).tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "ends"),
+    [("soft", [0.648786, 0.131705, 0.153656, 0.065853]), ("mean", [0.573543, 0.116431, 0.217018, 0.093008])],
+)
+def test_step_dpo_ends_at_the_optimum_over_answers_by_soft_values_alone(labels: str, ends: list[float]):
+    """Two steps, two actions: pi(a) = .5, pi(a|a) = .4, pi(a|b) = .7, reward 1 for aa.
+
+    The soft value of a step, beta log E exp(r / beta), makes step-wise DPO end at pi_ref exp(r / beta) / Z over whole
+    answers. Its mean value is what success rates of continuations measure, and ends elsewhere.
+    """
+    first, second = [0.5, 0.5], {"a": [0.4, 0.6], "b": [0.7, 0.3]}
+    rewards = {"a": [1.0, 0.0], "b": [0.0, 0.0]}
+    soft = {
+        s: BETA * math.log(sum(p * math.exp(r / BETA) for p, r in zip(second[s], rewards[s], strict=True)))
+        for s in "ab"
+    }
+    mean = {s: sum(p * r for p, r in zip(second[s], rewards[s], strict=True)) for s in "ab"}
+    close([soft["a"], mean["a"]], [0.634265, 0.4], 1e-6)
+    values = soft if labels == "soft" else mean
+    begun = dict(zip("ab", siblings(first, [values["a"], values["b"]]), strict=True))
+    found = [begun[s] * p for s in "ab" for p in siblings(second[s], rewards[s])]
+    close(found, ends, 1e-6)
+    whole = [p * q * math.exp(r / BETA) for s, p in zip("ab", first, strict=True)
+             for q, r in zip(second[s], rewards[s], strict=True)]  # fmt: skip
+    off = max(abs(f - w / sum(whole)) for f, w in zip(found, whole, strict=True))
+    assert (off < 1e-6) == (labels == "soft")
+
+
 WINS = torch.sigmoid(REWARD[:, None] - REWARD) @ REF  # P(y > pi_ref), Bradley-Terry
 
 
