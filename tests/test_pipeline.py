@@ -23,6 +23,7 @@ ALGORITHMS = {f"alignflow/algorithms/{name}.py" for name in TRAINED if name not 
 OWN = {
     **{name: {f"alignflow/algorithms/{SHARED.get(name, name)}.py"} for name in TRAINED},
     "iterative_dpo": {"alignflow/algorithms/iterative_dpo.py", "alignflow/algorithms/dpo.py"},
+    "step_dpo": {"alignflow/algorithms/step_dpo.py", "alignflow/algorithms/dpo.py"},
 }
 UNCHANGED_BY = dict.fromkeys(("answer", "evaluate"), "memory")
 """Sections that a stage reads and that change none of its results: tests of the stage and of processes compare them."""

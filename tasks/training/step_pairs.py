@@ -1,11 +1,11 @@
 """The step pairs of Step-DPO: the first wrong step of the policy's own answers against its own correction."""
 
+import random
 from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from alignflow.algorithms import step_dpo
-from alignflow.algorithms.iterative_dpo import shard_of
 from alignflow.algorithms.step_dpo import Continued, Search, StepDPOConfig, is_right, is_wrong, narrowed
 from alignflow.data.encoding import encode_prompt
 from alignflow.models.roles import SharedBase
@@ -84,8 +84,8 @@ def _search(stage: Stage, models: SharedBase) -> Found:
     read = read_prompts("train")
     check_sources(stage.params, read)
     train = judged_rows(stage.params, read)
-    order = shard_of(len(train), shard=1, of=1, seed=section.seed)[: section.prompts]
-    prompts = [State(train[i], ()) for i in order]
+    chosen = random.Random(section.seed).sample(train, min(section.prompts, len(train)))
+    prompts = [State(row, ()) for row in chosen]
     settle(stage, models)
     budget = stage.budget("passes", section.micro_batch_tokens)
     drawn: list[Continuation] = []
