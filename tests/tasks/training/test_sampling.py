@@ -73,7 +73,7 @@ def test_plain_layers_are_taken_where_the_setting_and_the_memory_allow(
 
     They may take half of what is free.
     """
-    models = four_roles(tiny, "nf4", "bfloat16")
+    models = four_roles(tiny, "nf4", "bfloat16", torch.bfloat16)
     monkeypatch.setattr(sampling, "free_memory", lambda _: free)
     with answering(models, "policy", merged) as model:
         assert model is models.base.model
