@@ -51,7 +51,7 @@ def _not_stopped(*_: object) -> bool:
     cache_policy=NO_CACHE,  # DVC is the cache
     persist_result=False,
 )
-def run_stage(one: graph.Node, root: Path, env: Mapping[str, str]) -> stage.StageResult:
+def run_stage(one: graph.Node, root: Path, env: Mapping[str, str], compute: bool = True) -> stage.StageResult:
     """Bring one stage up to date; a failed one is tried once more, and continues from its checkpoint."""
     logger = get_run_logger()
 
@@ -60,7 +60,8 @@ def run_stage(one: graph.Node, root: Path, env: Mapping[str, str]) -> stage.Stag
         logger.info("%s", line, extra={"stage": one.name, "stage_state": state, "stage_steps": steps})
 
     try:
-        return stage.run(one, root, say, STOP, env=env, server=bool(get_current_settings().api.url))
+        server = bool(get_current_settings().api.url)
+        return stage.run(one, root, say, STOP, env=env, server=server, compute=compute)
     except Exception as error:
         how = "stopped" if STOP.asked.is_set() else "failed"
         say(stage.FAILED, how if isinstance(error, UserError) else f"{how}: {error!r}")
@@ -69,7 +70,11 @@ def run_stage(one: graph.Node, root: Path, env: Mapping[str, str]) -> stage.Stag
 
 @flow(name="align", task_runner=ThreadPoolTaskRunner(), persist_result=False)  # type: ignore[arg-type]
 def align(
-    overrides: tuple[str, ...] = (), only: tuple[str, ...] = (), name: str | None = None, series: str = ""
+    overrides: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    name: str | None = None,
+    series: str = "",
+    compute: bool = True,
 ) -> FlowResult:
     """Run the pipeline of the current checkout.
 
@@ -78,6 +83,7 @@ def align(
         only: stages or groups of stages to run, with everything they need and the reports on them.
         name: of the DVC experiment that keeps the result; by default the flow run's, with a part of its id.
         series: key of the run over seeds that this run is a part of; its files are kept for the comparison over seeds.
+        compute: False stops at a stage whose results neither a cache nor a remote has.
     """
     STOP.asked.clear()
     checkout, run = checkout_root(Path.cwd()), str(flow_run.id)[:8]
@@ -87,7 +93,7 @@ def align(
         chosen, left_out = graph.select(stages, only)
         get_run_logger().info("%d stages in %s", len(chosen), place.folder, extra={"stage_plan": chosen})
         with pipeline_run.pipeline(place, run, only) as parent:
-            futures = _submit(stages, chosen, place.path, parent.env)
+            futures = _submit(stages, chosen, place.path, parent.env, compute)
             _await(futures)
             results = _collect(futures, place)
             rows = summary.read(place.path) if _compared(stages, results) else []
@@ -102,12 +108,14 @@ def align(
 
 
 def _submit(
-    stages: graph.Graph, chosen: Sequence[str], root: Path, env: Mapping[str, str]
+    stages: graph.Graph, chosen: Sequence[str], root: Path, env: Mapping[str, str], compute: bool
 ) -> dict[str, PrefectFuture[stage.StageResult]]:
     futures: dict[str, PrefectFuture[stage.StageResult]] = {}
     for name in chosen:
         upstream = [futures[n] for n in stages[name].needs if n in futures]
-        futures[name] = run_stage.submit(one=stages[name], root=root, env=env, wait_for=upstream, return_state=False)
+        futures[name] = run_stage.submit(
+            one=stages[name], root=root, env=env, compute=compute, wait_for=upstream, return_state=False
+        )
     return futures
 
 
@@ -170,5 +178,5 @@ def _deliver(
         experiment = place.name
     brought = workspace.bring_back(place)
     if experiment and not brought:
-        get_run_logger().info("your files are unchanged; to use the result: dvc exp apply %s", experiment)
+        get_run_logger().info("your files are unchanged; to use the result: alignflow apply %s", experiment)
     return FlowResult(experiment, brought, tuple(results), tuple(left_out), tuple(reports), tuple(rows), tuple(said))

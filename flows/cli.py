@@ -49,6 +49,9 @@ def run(
     scenario: Annotated[str, typer.Option(help="Settings of scenarios/NAME.yaml; KEY=VALUE overrides them.")] = "",
     name: Annotated[str | None, typer.Option(help="Name of the DVC experiment that keeps the result.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train with so many seeds and compare over all of them.")] = 1,
+    no_compute: Annotated[
+        bool, typer.Option("--no-compute", help="Restore results only; stop where something has to be computed.")
+    ] = False,
 ) -> None:
     """Run the pipeline as a Prefect flow; KEY=VALUE (dpo.beta=0.2) changes parameters for this run alone.
 
@@ -57,12 +60,18 @@ def run(
     once; one experiment a seed (NAME-seed-1, …), and the comparison over all seeds in seeds/NAME.html.
     """
     root = _project()
+    _check_no_key_twice(overrides or ())
     given, chosen = _settings_of(scenario), _names(only)
     changes = (*given, *(overrides or ()))
+    if no_compute and seeds > 1:
+        raise UserError("--no-compute: not with --seeds, which computes")
     series = _series(root, changes, chosen, seeds, name) if seeds > 1 else None
     if series is None:
         _check(root, changes, chosen, name)
 
+    from flows import remote
+
+    remote.check(root)
     from rich.console import Console
 
     from flows.display import watching
@@ -82,7 +91,7 @@ def run(
         from flows.align import align
 
         with watching(console):
-            result = align(changes, chosen, name)
+            result = align(changes, chosen, name, compute=not no_compute)
         _conclude(console, result)
 
 
@@ -92,10 +101,11 @@ def stage(
 ) -> None:
     """Run one stage in this checkout, through DVC."""
     root = _project()
-    from flows import graph, stage, test_side
+    from flows import graph, remote, stage, test_side
 
     if name == test_side.NAME:
         raise UserError("the stage test opens the test side; `alignflow test` runs it")
+    remote.check(root)
     stages = graph.read(root)
     one = graph.find(stages, name)
     if missing := graph.missing_inputs(stages, one, root):
@@ -135,11 +145,22 @@ def test() -> None:
 def set_(assignments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")]) -> None:
     """Change params.yaml, keeping its comments and the map of iterative-DPO rounds consistent."""
     _project()
+    _check_no_key_twice(assignments)
     with _explained():
         from tasks.params.edit import override
 
         override(PARAMS, assignments)
     print(f"{PARAMS}: {', '.join(assignments)}; `alignflow run` or `dvc repro` computes what changes")
+
+
+@app.command()
+def apply(name: Annotated[str, typer.Argument(help="As in `dvc exp show`.")]) -> None:
+    """Bring an experiment into your files: its parameters, code and results."""
+    root = _project()
+    from flows import workspace
+
+    workspace.apply(root, name)
+    print(f"{name} is in your files; `dvc repro` computes what it has not run, `alignflow report` shows its comparison")
 
 
 @app.command()
@@ -192,14 +213,15 @@ def chat(
 
 @app.command()
 def doctor() -> None:
-    """Check hardware, versions, and whether model and data can be read."""
-    _project()
+    """Check hardware, versions, whether model and data can be read, and ask the servers."""
+    root = _project()
     from rich.console import Console
     from rich.table import Table
 
+    from flows import remote
     from tasks.tools.doctor import diagnose
 
-    findings = diagnose()
+    findings = diagnose({"orchestration": environment.look, "results": lambda: remote.look(root)})
     drawn = Table(box=None, pad_edge=False, show_header=False)
     for what, good, detail in findings:
         drawn.add_row("[green]ok[/]" if good else "[bold red]no[/]", what, detail)
@@ -315,6 +337,14 @@ def _names(only: str | None) -> tuple[str, ...]:
     return found
 
 
+def _check_no_key_twice(assignments: Sequence[str]) -> None:
+    """Refuse two values for one key, of which the first would be lost without a word."""
+    keys = [text.partition("=")[0].strip() for text in assignments]
+    if twice := next((key for key in keys if keys.count(key) > 1), ""):
+        values = " and ".join(text for text, key in zip(assignments, keys, strict=True) if key == twice)
+        raise UserError(f"{twice} is given twice: {values}; a list is one value, e.g. policies=dpo,ppo")
+
+
 def _project() -> Path:
     """Go to the root of the checkout and return it, so that commands work in any of its folders."""
     from flows.git import checkout_root
@@ -414,7 +444,10 @@ def _conclude_seeds(console: "Console", result: "SeedsResult") -> None:
     console.print("\nnext:")
     for what, why in (
         (os.path.relpath(result.page), "the same with the rates of each seed"),
-        (f"dvc exp apply {result.runs[0].experiment}", "brings one seed's result into your files, which are unchanged"),
+        (
+            f"alignflow apply {result.runs[0].experiment}",
+            "brings one seed's result into your files, which are unchanged",
+        ),
     ):
         console.print(f"  {what}  [dim]# {why}[/]", soft_wrap=True, highlight=False)
 
@@ -444,7 +477,7 @@ def _conclude(console: "Console", result: "FlowResult") -> None:
     tracking = without_secrets(destination())
     here = result.in_checkout
     steps = [
-        (f"dvc exp apply {result.experiment}", "brings the result into your files, which are unchanged")
+        (f"alignflow apply {result.experiment}", "brings the result into your files, which are unchanged")
         if result.experiment and not here
         else None,
         ("dvc repro", "computes nothing: everything is up to date") if here and not result.left_out else None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from flows import server
 from flows.errors import UserError
 from tasks.paths import make_home
+from tasks.tracking.outbox import without_secrets
 
 QUIET = {
     # stage lines go to the run's page and to our own display; Prefect's console would repeat them
@@ -40,6 +41,18 @@ def prepare() -> None:
     folder.mkdir(exist_ok=True)
     _default(OWN_SERVER | {"PREFECT_HOME": str(folder)})
     os.environ["PREFECT_API_URL"] = server.start(folder)
+
+
+def look() -> tuple[bool, str]:
+    """Ask the Prefect server of a flow run; return whether it can be used, and what was found."""
+    try:
+        url, source = setting("PREFECT_API_URL")
+        if url:
+            server.check(url, source, _authorization())
+    except UserError as error:
+        return False, str(error)
+    found = f"Prefect server at {without_secrets(url)} ({source})"
+    return True, found if url else "no PREFECT_API_URL: each flow starts a temporary Prefect server"
 
 
 def past_proxies() -> None:

@@ -33,7 +33,8 @@ class Parent:
         from tasks.tracking import mlflow
 
         record, hashes = self.recorder.folder, output_hashes(self.place.path)
-        for result in results:
+        nothing_new = all(result.how == stage.UNCHANGED for result in results)
+        for result in () if nothing_new else results:
             made = hashes[result.target]
             if result.how == stage.RAN:
                 for name in {result.stage, result.target}:  # a stage's process may use either name

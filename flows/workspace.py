@@ -19,6 +19,8 @@ from pathlib import Path
 
 from flows.errors import UserError
 from flows.git import git, identity, tree_of
+from flows.graph import PIPELINE
+from tasks.params.names import suggest
 from tasks.paths import LOCK, RULES, home, make_home
 from tasks.tracking.outbox import private
 
@@ -134,6 +136,27 @@ def bring_back(workspace: Workspace) -> bool:
     for path, content in earlier.items():
         _write(checkout / path, content)
     return False
+
+
+def apply(checkout: Path, name: str) -> None:
+    """Bring an experiment into the user's files.
+
+    DVC brings all of it, but reports an error for each stage that the experiment did not run.
+
+    Raises:
+        UserError: there is no such experiment, or it could not be applied.
+    """
+    known = git(checkout, "for-each-ref", "--format=%(refname:lstrip=4) %(objectname)", "refs/exps/*/*/*").splitlines()
+    commits = dict(line.split() for line in known)
+    if name not in commits:
+        raise UserError(f"no experiment {name}{suggest(name, commits) if commits else ': there are none yet'}")
+    done = _dvc(checkout, "exp", "apply", name)
+    if not done.returncode:
+        return
+    # a stage without results is an error for DVC, after it has brought all else
+    brought = not git(checkout, "diff", "--name-only", commits[name], "--", PIPELINE, "params.yaml", str(LOCK))
+    if not brought or _dvc(checkout, "checkout", "--allow-missing").returncode:
+        raise UserError(f"could not apply experiment {name}: {_last_line(done.stderr)}")
 
 
 def keep(workspace: Workspace) -> None:

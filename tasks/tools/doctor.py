@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tasks.running.advice import explained
@@ -12,15 +12,16 @@ from tasks.running.advice import explained
 DoctorResult = tuple[str, bool, str]
 """What was checked, whether it is usable, and what was found."""
 
+Look = Callable[[], tuple[bool, str]]
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "prefect", "fastapi", "mlflow", "dvc")
 
 
-def diagnose() -> list[DoctorResult]:
-    """Check hardware, versions, settings, base model, data and storage; nothing is changed or trained."""
-    return [_guard(name, look) for name, look in LOOKS.items()]
+def diagnose(services: Mapping[str, Look]) -> list[DoctorResult]:
+    """Check hardware, versions, settings, base model, data, tracking and other services; nothing is changed."""
+    return [_guard(name, look) for name, look in {**LOOKS, **services}.items()]
 
 
-def _guard(name: str, look: Callable[[], tuple[bool, str]]) -> DoctorResult:
+def _guard(name: str, look: Look) -> DoctorResult:
     try:
         well, found = look()
     except Exception as error:  # a diagnosis reports whatever goes wrong
@@ -110,19 +111,17 @@ def _data() -> tuple[bool, str]:
 
 def _tracking() -> tuple[bool, str]:
     from tasks.paths import home
+    from tasks.tracking.mlflow import unreachable
     from tasks.tracking.outbox import destination, pending, without_secrets
 
+    uri = destination()
     waiting = pending(home() / "outbox")
     note = f"; {len(waiting)} records are not delivered; `alignflow deliver` sends them" if waiting else ""
-    return True, f"MLflow at {without_secrets(destination())}{note}"
+    problem = "" if uri.startswith("sqlite:") else unreachable(uri)
+    return not problem, f"MLflow at {without_secrets(uri)}{f': {problem}' if problem else ''}{note}"
 
 
-def _prefect() -> tuple[bool, str]:
-    url = os.environ.get("PREFECT_API_URL")
-    return True, f"Prefect server at {url}" if url else "no PREFECT_API_URL: each flow starts a temporary server"
-
-
-LOOKS: dict[str, Callable[[], tuple[bool, str]]] = {
+LOOKS: dict[str, Look] = {
     "python": _python,
     "packages": _packages,
     "hardware": _hardware,
@@ -133,5 +132,4 @@ LOOKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "base model": _base,
     "data": _data,
     "tracking": _tracking,
-    "orchestration": _prefect,
 }

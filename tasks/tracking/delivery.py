@@ -5,6 +5,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 from tasks.tracking.outbox import (
@@ -45,6 +46,12 @@ def deliver_all(outbox: Path, send: Callable[[Path], None], reach: Callable[[str
             if reason:
                 failed.append(f"{title(folder)}: {undelivered(folder)} to {without_secrets(uri)} ({reason})")
     return failed
+
+
+def unreachable(uri: str, reach: Callable[[str], None]) -> str:
+    """Return why a server cannot be used; empty if it can."""
+    with _environment():
+        return _failure(reach, uri)
 
 
 def follow(folder: Path, send: Callable[[Path], None]) -> None:
@@ -98,6 +105,8 @@ def _failure(reach: Callable[[str], None], uri: str) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Return an error as one short line: the operating system's error if that is the cause of MLflow's."""
+    if _status(error) == HTTPStatus.UNAUTHORIZED:
+        return "user name or password is wrong; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -110,8 +119,13 @@ def reason_of(error: BaseException) -> str:
 
 def is_refused(error: Exception) -> bool:
     """Return whether the server rejected this request; the rest of the record can still be delivered."""
+    return _status(error) == HTTPStatus.BAD_REQUEST
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the status of the server's answer that MLflow's error is about; None if there is none."""
     status = getattr(error, "get_http_status_code", None)
-    return status is not None and status() == 400
+    return int(status()) if status else None
 
 
 @contextmanager

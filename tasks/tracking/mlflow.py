@@ -39,7 +39,7 @@ from tasks.tracking.recorder import Recorder, link_ran, link_reused, start, star
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Recorder", "deliver", "link_ran", "link_reused", "pending", "start", "start_pipeline"]
+__all__ = ["Recorder", "deliver", "link_ran", "link_reused", "pending", "start", "start_pipeline", "unreachable"]
 
 RECORD_TAG = "alignflow.record"  # finds a run again when the note of its id was lost
 DIGEST_TAG = "alignflow.adapter"  # finds a logged model again
@@ -48,6 +48,11 @@ DIGEST_TAG = "alignflow.adapter"  # finds a logged model again
 def deliver(outbox: Path) -> list[str]:
     """Deliver every record that is pending; return a line with the reason for each that failed."""
     return delivery.deliver_all(outbox, _deliver, _reach)
+
+
+def unreachable(uri: str) -> str:
+    """Return why a tracking server cannot be used, after asking it; empty if it can."""
+    return delivery.unreachable(uri, _reach)
 
 
 def _deliver(folder: Path) -> None:

@@ -57,7 +57,7 @@ def test_an_override_computes_what_it_changes_and_leaves_the_users_files_alone(t
     assert (result.experiment, result.in_checkout) == ("stronger", False)
     assert "stronger" in toy.experiments()
     toy.forget()
-    toy.do("dvc", "exp", "apply", "stronger")
+    assert toy.alignflow("apply", "stronger").returncode == 0
     assert "beta: 0.2" in (toy.root / "params.yaml").read_text()
     assert "up to date" in toy.do("dvc", "repro")
     assert toy.events("began") == []
@@ -164,3 +164,39 @@ def test_stopping_a_flow_stops_its_trainer_within_seconds(toy, prefect_server, n
     assert "Traceback" not in said
     assert toy.events("began") == ["dpo"]  # no second try, nothing downstream
     assert any(f.is_dir() for f in Path(toy.root, ".alignflow/runs").iterdir())
+
+
+def test_results_that_are_lost_are_computed_again_only_where_that_is_allowed_and_it_is_told(toy):
+    toy.do("rm", "-r", ".dvc/cache", "artifacts/dpo", ".alignflow/runs")
+    with pytest.raises(UserError) as refused:
+        run(only=("dpo",), compute=False)
+    lost = "neither the cache nor a remote has its recorded results"
+    assert f"sft has to be computed: {lost}; --no-compute computes nothing" in str(refused.value)
+    assert toy.events("began") == []
+    done = toy.alignflow("run", "--only", "sft", PREFECT_API_URL=os.environ["PREFECT_API_URL"])
+    assert toy.events("began") == ["sft"]
+    assert f"[sft] was computed again: {lost}" in done.stdout
+
+
+def test_without_computing_a_run_restores_what_was_computed_once(toy):
+    toy.do("rm", "-r", "artifacts")
+    assert {result.how for result in run(compute=False).stages} == {"unchanged"}
+    with pytest.raises(UserError, match="dpo has to be computed: its settings, code or inputs are new"):
+        run(overrides=("dpo.beta=0.35",), compute=False)
+    assert toy.events("began") == []
+
+
+def test_an_experiment_of_some_stages_is_applied_without_an_error(cloned):
+    run(overrides=("sft.learning_rate=0.0004",), only=("sft",), name="part")
+    done = cloned.alignflow("apply", "part")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    assert "learning_rate: 0.0004" in (cloned.root / "params.yaml").read_text()
+    assert (cloned.root / "artifacts/sft/weights").exists()
+    assert "sft:" not in cloned.stale()
+    assert "no experiment prat; did you mean part?" in cloned.alignflow("apply", "prat").stderr
+
+
+def test_a_run_in_which_nothing_changed_adds_no_reused_stages_to_the_tracking(toy):
+    run()
+    assert list((toy.root / ".alignflow/outbox").glob("pipeline-*.*")) == []

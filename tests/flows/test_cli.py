@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
+from flows import cli, environment, remote
 from tasks.params.edit import override
 from tasks.params.read import load
+from tasks.tools import doctor
 from tests.flows.project import CODE
 
 HEAVY = ("torch", "transformers", "prefect", "mlflow", "dvc", "pydantic")
@@ -29,6 +30,10 @@ def refused(done):
         (["run", "dpo.beta=-1"], "dpo.beta"),
         (["run", "dpo.beta"], "section.key=value"),
         (["run", "--only", "dpo,gropo"], "no stage gropo"),
+        (["run", "policies=dpo", "policies=ppo"], "policies is given twice: policies=dpo and policies=ppo"),
+        (["set", "dpo.beta=0.2", "dpo.beta=0.3"], "dpo.beta is given twice: dpo.beta=0.2 and dpo.beta=0.3"),
+        (["run", "--no-compute", "--seeds", "2"], "--no-compute: not with --seeds"),
+        (["apply", "none"], "no experiment none: there are none yet"),
         (["run", "--only", ""], "--only names no stage"),
         (["run", "--only", ","], "--only names no stage"),
         (["run", "--name", "a b"], "'a b' cannot name an experiment"),
@@ -177,3 +182,30 @@ def test_a_check_finds_the_file_from_any_folder_of_the_project(cloned):
     (folder / "mine.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     done = cloned.attempt(sys.executable, "-m", "flows.cli", "data", "check", "mine.jsonl", at=folder)
     assert "data.path=deep/mine.jsonl" in done.stdout, done.stderr
+
+
+def test_a_remote_whose_package_is_missing_is_one_line(cloned):
+    cloned.do("dvc", "remote", "add", "--default", "store", "gs://bucket/folder")
+    for command in (["run"], ["stage", "sft"]):
+        said = refused(cloned.alignflow(*command))
+        assert said.startswith("alignflow: DVC remote store: gs is supported, but requires 'dvc-gs' to be installed")
+        assert said.endswith("`pip install 'dvc[gs]'`\n")
+        assert said.count("\n") == 1
+
+
+def test_the_doctor_asks_every_server(cloned, monkeypatch):
+    cloned.do("dvc", "remote", "add", "--default", "store", str(cloned.root.parent / "nowhere"))
+    services = {"orchestration": environment.look, "results": lambda: remote.look(cloned.root)}
+    monkeypatch.setattr(doctor, "LOOKS", {"tracking": doctor.LOOKS["tracking"]})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://u:secret@127.0.0.1:9")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    found = {name: (good, said) for name, good, said in doctor.diagnose(services)}
+    assert found["tracking"] == (False, "MLflow at http://127.0.0.1:9: Connection refused")
+    assert not found["orchestration"][0]
+    assert "no Prefect server answers at http://127.0.0.1:9/api" in found["orchestration"][1]
+    assert not found["results"][0]
+    assert "holds no results or does not answer" in found["results"][1]
+    cloned.do("dvc", "remote", "remove", "store")
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert all(good for _, good, _ in doctor.diagnose(services))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 from urllib.request import urlopen
@@ -531,3 +532,31 @@ def test_user_and_password_of_the_server_are_used_and_stored_nowhere(
 )
 def test_an_address_loses_everything_that_may_be_secret(uri: str, expected: str) -> None:
     assert without_secrets(uri) == expected
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A proxy before the server, which knows no user."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"You are not authenticated.")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_wrong_password_is_one_line_with_the_names_of_the_settings(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as guard:
+        threading.Thread(target=guard.serve_forever, daemon=True).start()
+        expected = "user name or password is wrong; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        with at_home(tmp_path, f"http://u:wrong@127.0.0.1:{guard.server_port}") as outbox:
+            recorder = start_without_delivery("a-stage")
+            (said,) = tracking.deliver(outbox)
+            assert f"to http://127.0.0.1:{guard.server_port} ({expected})" in said
+            assert tracking.unreachable(destination()) == expected
+            recorder.log(1, {"loss": 0.5})
+        guard.shutdown()

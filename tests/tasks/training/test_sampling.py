@@ -113,9 +113,9 @@ def test_a_stage_says_at_its_start_that_the_engine_cannot_work_here(
 
 def test_doctor_says_that_the_engine_cannot_work_here(without_gpu: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "LOOKS", {"sampling": doctor.LOOKS["sampling"]})
-    assert doctor.diagnose() == [("sampling", False, f"VLLMUnavailable: {NO_GPU}")]
+    assert doctor.diagnose({}) == [("sampling", False, f"VLLMUnavailable: {NO_GPU}")]
     override(Path("params.yaml"), ["sampling.engine=own"])
-    assert doctor.diagnose() == [("sampling", True, "sampling.engine: own can work here")]
+    assert doctor.diagnose({}) == [("sampling", True, "sampling.engine: own can work here")]
 
 
 def test_an_engine_that_cannot_work_here_is_told_and_never_replaced(tiny: Path, tmp_path: Path):
