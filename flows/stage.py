@@ -196,16 +196,23 @@ def _state(stage: Node, root: Path) -> str:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    # a bare name would be looked up in the working folder's dvc.yaml
-    target = str(root / stage.address)
     try:
         with Repo(str(root)) as repo:
-            if not repo.status(targets=[target]):
-                return UNCHANGED
-            (found,) = repo.stage.collect(target)
-            return CHANGED if found.changed(allow_missing=True) else LOST
+            # a bare name would be looked up in the working folder's dvc.yaml
+            found = repo.status(targets=[str(root / stage.address)])
     except (DvcException, LockError):
         return CHANGED
+    reasons = [reason for each in found.values() for reason in each]
+    if not reasons:
+        return UNCHANGED
+    return LOST if all(_only_missing(reason) for reason in reasons) else CHANGED
+
+
+def _only_missing(reason: object) -> bool:
+    """Return whether a stage is out of date because its outputs are missing, and for nothing else."""
+    if not isinstance(reason, dict) or set(reason) != {"changed outs"}:
+        return False
+    return {*reason["changed outs"].values()} <= {"deleted", "not in cache"}
 
 
 def _reproduce(stage: Node, root: Path, say: Say, stop: Stop, env: Mapping[str, str]) -> str:

@@ -154,7 +154,9 @@ def apply(checkout: Path, name: str) -> None:
     if not done.returncode:
         return
     # a stage without results is an error for DVC, after it has brought all else
-    brought = not git(checkout, "diff", "--name-only", commits[name], "--", PIPELINE, "params.yaml", str(LOCK))
+    files = (PIPELINE, "params.yaml", str(LOCK))
+    wanted = [git(checkout, "rev-parse", f"{commits[name]}:{file}") for file in files]
+    brought = git(checkout, "hash-object", *files).split() == wanted
     if not brought or _dvc(checkout, "checkout", "--allow-missing").returncode:
         raise UserError(f"could not apply experiment {name}: {_last_line(done.stderr)}")
 
