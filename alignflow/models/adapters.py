@@ -170,6 +170,7 @@ def load_weights(model: Any, name: str, folder: Path) -> Head | None:
         UnlikeAdapter: the folder contains no adapter, or one of another shape.
     """
     from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / "adapter_model.safetensors"
@@ -181,7 +182,10 @@ def load_weights(model: Any, name: str, folder: Path) -> Head | None:
             f"{folder} holds an adapter of rank {saved['r']} and alpha {saved['lora_alpha']}, "
             f"but rank {mine.r} and alpha {mine.lora_alpha} are expected"
         )
-    weights = load_file(path)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise UnlikeAdapter(f"{path} is broken: {error}") from error
     head, bias = (weights.pop(HEAD_KEY + key, None) for key in ("weight", "bias"))
     try:
         result = set_peft_model_state_dict(model, weights, adapter_name=name)

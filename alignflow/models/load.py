@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alignflow.matmul import matmul_dtype
-from alignflow.models.base import BaseIdentity, template_names
+from alignflow.models.base import BaseIdentity, BaseModelError, template_names
 from alignflow.models.linear import compute_in
 
 
@@ -98,8 +99,10 @@ def load_base(
             on the device.
 
     Raises:
+        BaseModelError: its weights are broken, or their file holds more than tensors.
         UnsupportedModel: its logits are not head(hidden states) in a form that this project supports.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     device, kept = default_device(), getattr(torch, dtype)
@@ -110,13 +113,17 @@ def load_base(
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=kept,
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        identity.load_from,
-        revision=identity.revision,
-        dtype=kept,
-        device_map={"": device},
-        quantization_config=nf4 if quantization == "nf4" else None,
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            identity.load_from,
+            revision=identity.revision,
+            dtype=kept,
+            device_map={"": device},
+            quantization_config=nf4 if quantization == "nf4" else None,
+        )
+    except (SafetensorError, UnpicklingError) as error:
+        broken = "are broken" if isinstance(error, SafetensorError) else "are broken or hold more than tensors"
+        raise BaseModelError(f"the weights of {identity.model} {broken}, and nothing of them was loaded") from error
     model.eval()  # no dropout: policy and reference must differ only by their weights
     model.requires_grad_(False)
     if quantization == "nf4":
