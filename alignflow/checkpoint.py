@@ -41,12 +41,19 @@ class Found:
 
 
 def save(folder: Path, state: State) -> None:
-    """Add a state to a folder and remove all but the newest two."""
+    """Add a state to a folder and remove all but the newest two.
+
+    Raises:
+        OSError: the disk refuses; the states that were there still are.
+    """
     earlier = _files(folder)
     number = int(earlier[0].name[:6]) + 1 if earlier else 1
     with _aside(folder / f"{number:06}.pt") as partial:
         with partial.open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch closes its archive, which fails as well
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             _to_disk(file)
         partial.replace(folder / f"{number:06}-{_digest(partial)}.newest.pt")
     sync(folder)  # before an older one goes

@@ -68,6 +68,20 @@ def _tree() -> dict[str, str]:
     return said
 
 
+def test_every_promise_names_a_test_that_exists() -> None:
+    rows = [
+        line.split("|")[1:-1] for line in (ROOT / "docs/reliability.md").read_text().splitlines() if "test_" in line
+    ]
+    promises = [row for row in rows if len(row) == 2]
+    assert len(promises) > 20
+    for promise, named in promises:
+        path, *tests = re.findall(r"`([\w/.]+)`", named)
+        source = (ROOT / "tests" / path).read_text()
+        assert tests, promise
+        for test in tests:
+            assert f"def {test}(" in source, f"{test} is not in {path}"
+
+
 def test_every_equation_points_at_code_and_tests_that_exist() -> None:
     """A cell names a file and then what is in it; a row without code names the test of a stage."""
     rows = [

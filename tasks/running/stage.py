@@ -164,12 +164,15 @@ class Stage:
         self._chance = now
         asked = distributed.gather((self._stop, due or self._save))
         stop = max(number for number, _ in asked)
+        saved = True
         if stop or any(save for _, save in asked):
-            self._write_checkpoint()
+            saved = self._write_checkpoint()
         if stop:
-            raise Interrupted(f"stopped after step {self.step}; the same command continues there", stop)
+            where = "there" if saved else "after the last checkpoint"
+            raise Interrupted(f"stopped after step {self.step}; the same command continues {where}", stop)
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self) -> bool:
+        """Save; where the disk refuses, say so, go on, and try again after the next step."""
         state = {
             "training": self._state() if self._state else None,
             "kept": self._kept,
@@ -178,9 +181,17 @@ class Stage:
             "seconds": time.monotonic() - self.began,
             "threads": torch.get_num_threads(),
         }
+        problem = ""
         if distributed.is_main():
-            self.checkpoints.save(state)
+            try:
+                self.checkpoints.save(state)
+            except OSError as error:
+                problem = error.strerror or str(error)
+        if problem := distributed.gather(problem)[0]:
+            self.say(f"cannot save a checkpoint ({problem}): goes on and tries again after the next step")
+            return False
         self._saved, self._save = time.monotonic(), False
+        return True
 
     def stop(self, number: int = signal.SIGTERM, _: FrameType | None = None) -> None:
         """Ask for a stop at the end of the running step; a second Ctrl-C stops at once."""

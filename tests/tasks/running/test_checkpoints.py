@@ -2,14 +2,17 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignflow import checkpoint
 from tasks.params.edit import override
@@ -17,7 +20,7 @@ from tasks.params.read import load
 from tasks.paths import TRAIN, home
 from tasks.running import checkpoints, provenance
 from tasks.running.checkpoints import Checkpoints, checkpoints_of
-from tasks.running.stage import Stage
+from tasks.running.stage import Interrupted, Stage
 from tasks.tracking.recorder import Silent
 from tests.pipeline import ROOT
 from tests.tasks.small_project import set_up, stage, weights, working_in
@@ -136,6 +139,44 @@ def test_no_more_than_the_seconds_of_params_or_one_step_is_at_risk(
     gaps = [after - before for before, after in pairwise(saved)]
     assert max(gaps) <= max(60, length) + 1e-6
     assert length >= 30 or min(gaps) >= 30, "and not much more often"
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file grow beyond a small size."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_is_full_is_said_and_the_stage_goes_on_and_saves_later(
+    inputs: list[str], capsys: pytest.CaptureFixture[str]
+):
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    override(Path("params.yaml"), ["checkpoint.seconds=0"])
+    where = Checkpoints("sft", {}, {})
+    running = Stage("sft", load(Path("params.yaml")), Silent(), where)
+    running.keep(1, lambda: {"step": 1})
+    capsys.readouterr()
+    with full_disk():
+        running.keep(2, lambda: {"step": 2, "masters": torch.zeros(1_000_000)})
+        running.stop()
+        with pytest.raises(Interrupted, match="stopped after step 3; the same command continues after the last check"):
+            running.keep(3, lambda: {"step": 3, "masters": torch.zeros(1_000_000)})
+    said = "[sft] cannot save a checkpoint (File too large): goes on and tries again after the next step\n"
+    assert capsys.readouterr().out == 2 * said
+    state, fault = where.load()
+    assert state is not None
+    assert (state["training"], fault) == ({"step": 1}, "")
+    assert not list(home().rglob("*.partial"))
+    running._stop = 0
+    running.keep(4, lambda: {"step": 4})
+    state, _ = where.load()
+    assert state is not None
+    assert state["training"] == {"step": 4}
 
 
 @pytest.fixture(scope="module")
