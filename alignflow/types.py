@@ -33,6 +33,8 @@ class Pair(NamedTuple):
     """By how much the chosen response is better, where the data says so."""
     wins: tuple[float, float] = (1.0, 0.0)
     """How often chosen and rejected win against the policy's responses; a label alone says always and never."""
+    smoothing: float | None = None
+    """Probability that this label is wrong; None: that of the settings."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ POLICIES: Mapping[str, Policy] = {
     "dpo": Policy("DPO", "dpo", Learns.DATA),
     "iterative_dpo": Policy("Iterative DPO", "iterative_dpo", Learns.SAMPLES, in_rounds=True),
     "step_dpo": Policy("Step-DPO", "step_dpo", Learns.SAMPLES),
+    "mcts_dpo": Policy("MCTS-DPO", "mcts_dpo", Learns.SAMPLES),
     "ppo": Policy("PPO", "ppo", Learns.SAMPLES),
     "grpo": Policy("GRPO", "grpo", Learns.SAMPLES),
     "rloo": Policy("RLOO", "rloo", Learns.SAMPLES),

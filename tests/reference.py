@@ -82,6 +82,11 @@ def sppo(w: Row, lo: Row, ref_w: Row, ref_l: Row, win_w: Row, win_l: Row, beta: 
     return result
 
 
+def puct(visits: int, total: float, logprob: float, length: int, parent: int, c: float, exponent: float) -> float:
+    """Xie et al. 2024 section 2.1, with the prior of their code."""
+    return total / visits + c * exp(logprob / length**exponent) * sqrt(parent) / (1 + visits)
+
+
 def reward(chosen: Row, rejected: Row, margins: Row, center: float) -> Row:
     return [-log(sigmoid(w - r - m)) + center * (w + r) ** 2 for w, r, m in zip(chosen, rejected, margins, strict=True)]
 

@@ -24,6 +24,7 @@ OWN = {
     **{name: {f"alignflow/algorithms/{SHARED.get(name, name)}.py"} for name in TRAINED},
     "iterative_dpo": {"alignflow/algorithms/iterative_dpo.py", "alignflow/algorithms/dpo.py"},
     "step_dpo": {"alignflow/algorithms/step_dpo.py", "alignflow/algorithms/dpo.py"},
+    "mcts_dpo": {"alignflow/algorithms/mcts_dpo.py", "alignflow/algorithms/dpo.py"},
 }
 UNCHANGED_BY = dict.fromkeys(("answer", "evaluate"), "memory")
 """Sections that a stage reads and that change none of its results: tests of the stage and of processes compare them."""
@@ -208,6 +209,7 @@ def test_the_choice_of_policies_makes_the_stages():
     assert params["trained"] == {
         "dpo": on,
         "step_dpo": off,
+        "mcts_dpo": off,
         "ppo": on,
         "grpo": on,
         "rloo": off,

@@ -29,6 +29,7 @@ OF_SFT = "the control is SFT's algorithm with other steps"
 ABSENT = {
     ("tests/oracle/test_trl_<name>.py", "iterative_dpo"): "TRL has no rounds; the loss is DPO's",
     ("tests/oracle/test_trl_<name>.py", "step_dpo"): "TRL has no search for errors; the loss is DPO's",
+    ("tests/oracle/test_trl_<name>.py", "mcts_dpo"): "TRL has no tree search; the loss is DPO's",
     ("alignflow/algorithms/<name>.py", "sft_more"): OF_SFT,
     ("docs/equations.md", "sft_more"): OF_SFT,
     ("tests/alignflow/algorithms/test_<name>.py", "sft_more"): OF_SFT,
@@ -48,7 +49,7 @@ def test_the_recipe_lists_the_files_that_added_rloo():
 
 
 def test_the_algorithms_are_those_of_the_table_of_policies():
-    assert set(ALGORITHMS) == {"dpo", "iterative_dpo", "step_dpo", "ppo", "grpo", "rloo", "kto", "sft_more"}
+    assert set(ALGORITHMS) == {"dpo", "iterative_dpo", "step_dpo", "mcts_dpo", "ppo", "grpo", "rloo", "kto", "sft_more"}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

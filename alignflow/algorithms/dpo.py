@@ -50,6 +50,8 @@ class PairBatch:
     """Summed response log-probs under the reference; of no effect where the loss uses none. (2B,)"""
     wins: Tensor | None = None
     """How often each response wins against the policy's; only ``sppo`` reads it. (2B,)"""
+    smoothing: Tensor | None = None
+    """Probability that each label is wrong; None: that of the settings. (B,)"""
 
 
 def dpo_loss(
@@ -60,7 +62,7 @@ def dpo_loss(
     *,
     beta: float,
     loss: str,
-    label_smoothing: float,
+    label_smoothing: float | Tensor,
 ) -> Tensor:
     """Return the loss of each pair, not reduced.
 
@@ -71,7 +73,7 @@ def dpo_loss(
         ref_rejected_logps: log π_ref(y_l|x). (B,)
         beta: β.
         loss: ``sigmoid``, ``ipo``, ``hinge`` or ``robust``.
-        label_smoothing: ε, the probability that a label is wrong; below ½.
+        label_smoothing: ε, the probability that a label is wrong, below ½; one for all, or (B,).
 
     Returns:
         (B,)
@@ -95,7 +97,7 @@ def dpo_loss(
 
 
 def simpo_loss(
-    chosen_logps: Tensor, rejected_logps: Tensor, *, beta: float, margin: float, label_smoothing: float
+    chosen_logps: Tensor, rejected_logps: Tensor, *, beta: float, margin: float, label_smoothing: float | Tensor
 ) -> Tensor:
     """Return −log σ(h) with h = β·(mean log π(y_w|x) − mean log π(y_l|x)) − γ for each pair, not reduced.
 
@@ -106,7 +108,7 @@ def simpo_loss(
         rejected_logps: log π(y_l|x) per token. (B,)
         beta: β.
         margin: γ.
-        label_smoothing: ε, the probability that a label is wrong.
+        label_smoothing: ε, the probability that a label is wrong; one for all, or (B,).
 
     Returns:
         (B,)
@@ -115,7 +117,7 @@ def simpo_loss(
     return -(1.0 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
 
 
-def sppo_loss(logratios: Tensor, wins: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
+def sppo_loss(logratios: Tensor, wins: Tensor, *, beta: float, label_smoothing: float | Tensor) -> Tensor:
     """Return ½·[(c − (P_c − ½)/β)² + (r − (P_r − ½)/β)²] for each pair, not reduced.
 
     Wu et al. 2024, arXiv:2405.00675, Eq. 3.6 with η = 1/β, where log Z is replaced by η/2. So the minimiser is not
@@ -125,12 +127,13 @@ def sppo_loss(logratios: Tensor, wins: Tensor, *, beta: float, label_smoothing: 
         logratios: log π/π_ref of all chosen responses (c), then of all rejected ones (r). (2B,)
         wins: P, how often each response wins against those of the policy. (2B,)
         beta: β = 1/η.
-        label_smoothing: ε, the probability that a comparison is wrong: P becomes (1−2ε)·P + ε.
+        label_smoothing: ε, the probability that a comparison is wrong: P becomes (1−2ε)·P + ε; one for all, or (B,).
 
     Returns:
         (B,)
     """
-    smoothed = (1.0 - 2.0 * label_smoothing) * wins + label_smoothing
+    noise = label_smoothing.repeat(2) if isinstance(label_smoothing, Tensor) else label_smoothing
+    smoothed = (1.0 - 2.0 * noise) * wins + noise
     chosen, rejected = (logratios - (smoothed - 0.5) / beta).square().chunk(2)
     return 0.5 * (chosen + rejected)
 
@@ -152,13 +155,12 @@ def step(models: Models, batch: PairBatch, config: DPOConfig) -> StepOutput:
         ref_logps = torch.zeros_like(logps)
     chosen, rejected = logps.chunk(2)
     ref_chosen, ref_rejected = ref_logps.chunk(2)
+    smoothing = config.label_smoothing if batch.smoothing is None else batch.smoothing
     if config.loss == "simpo":
-        losses = simpo_loss(
-            chosen, rejected, beta=config.beta, margin=config.simpo_margin, label_smoothing=config.label_smoothing
-        )
+        losses = simpo_loss(chosen, rejected, beta=config.beta, margin=config.simpo_margin, label_smoothing=smoothing)
     elif config.loss == "sppo":
         assert batch.wins is not None
-        losses = sppo_loss(logps - ref_logps, batch.wins, beta=config.beta, label_smoothing=config.label_smoothing)
+        losses = sppo_loss(logps - ref_logps, batch.wins, beta=config.beta, label_smoothing=smoothing)
     else:
         losses = dpo_loss(
             chosen,
@@ -167,7 +169,7 @@ def step(models: Models, batch: PairBatch, config: DPOConfig) -> StepOutput:
             ref_rejected,
             beta=config.beta,
             loss=config.loss,
-            label_smoothing=config.label_smoothing,
+            label_smoothing=smoothing,
         )
     nll = -(summed / lengths).chunk(2)[0]
     if config.nll_coef:

@@ -38,7 +38,7 @@ class Continued(NamedTuple):
     reward: float | None
 
 
-class Tried(NamedTuple):
+class Probe(NamedTuple):
     """How many continuations of a prefix were right."""
 
     prefix: int
@@ -57,7 +57,7 @@ class Search:
     """This many steps are a dead prefix; the whole answer at first."""
     right: tuple[Continued, ...] | None
     """Right continuations of the living prefix; None: still to be sampled."""
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[Probe, ...] = ()
 
     @property
     def wanted(self) -> int | None:
@@ -98,7 +98,7 @@ def narrowed(search: Search, samples: Sequence[Continued], config: StepDPOConfig
     prefix = search.wanted
     assert prefix is not None
     right = tuple(one for one in samples if is_right(one.reward, config))
-    found = replace(search, tried=(*search.tried, Tried(prefix, len(right), len(samples))))
+    found = replace(search, tried=(*search.tried, Probe(prefix, len(right), len(samples))))
     if search.right is None or right:
         return replace(found, low=prefix, right=right)
     return replace(found, high=prefix)

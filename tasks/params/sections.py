@@ -395,6 +395,51 @@ class StepDpo(DpoLoss, Optimisation):
         return self
 
 
+class MctsDpo(DpoLoss, Optimisation):
+    """MCTS-DPO: DPO on pairs of sibling steps of search trees over the policy's own answers."""
+
+    prompts: Count
+    """Training prompts, one tree each, drawn with the seed."""
+    simulations: Count
+    """Of each tree: an expansion of a leaf, which samples, or another visit to a finished answer, which does not."""
+    first_breadth: Annotated[int, Field(ge=2)]
+    """Answers that the root is expanded with."""
+    breadth: Count
+    """Answers that another node is expanded with; those that it holds already count."""
+    depth: Count
+    """Steps below the root; a node there is not expanded."""
+    c_puct: NonNegative
+    """Weight of exploration in the selection. Usual: 1."""
+    length_exponent: NonNegative
+    """λ: the prior of a step is exp(Σ log π / tokens^λ). Usual: 1.25."""
+    min_margin: NonNegative
+    """Least difference of the mean rewards of two siblings."""
+    min_visits: Count
+    """Least visits of each."""
+    pairs_from: Literal["walk", "all"]
+    """Pairs of the nodes on the walk to the most visited child, or of all nodes, the widest first."""
+    pairs_per_prompt: Count
+    only_right: bool
+    """Only trees whose walk ends at right_from or above."""
+    right_from: float
+    """Least reward of a right answer, a missing end included."""
+    smoothing: Literal["visits", "none"]
+    """``visits``: each pair has its own label smoothing, N_rejected / (N_chosen + N_rejected); ``none``:
+    label_smoothing."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)]
+    """The character that ends a step."""
+    snapshots: Natural
+    """Adapters saved at equal distances during training; the evaluation shows them as a trajectory."""
+
+    @model_validator(mode="after")
+    def _one_smoothing(self) -> Self:
+        if self.smoothing == "visits" and self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing: {self.label_smoothing} has no effect with smoothing: visits; set it to 0"
+            )
+        return self
+
+
 class Round(Section):
     """One round of iterative DPO: where it starts and which shard it samples from."""
 
@@ -665,6 +710,7 @@ class Params(Section):
     dpo: Dpo
     iterative_dpo: IterativeDpo
     step_dpo: StepDpo
+    mcts_dpo: MctsDpo
     ppo: Ppo
     grpo: Grpo
     rloo: Rloo

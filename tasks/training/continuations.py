@@ -1,5 +1,6 @@
 """Answers that the policy continues after some steps, each with the reward of the whole answer."""
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,13 +9,15 @@ from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.sampling.own import Response
 from alignflow.types import Example, Step
+from tasks.data.prepared import read_prompts
 from tasks.params.sections import Params
+from tasks.running.stage import Stage
 from tasks.training import sampling
 from tasks.training.ends import eos_ids
-from tasks.training.rewards import Reward, reward
+from tasks.training.rewards import Reward, check_sources, judged_rows, reward
 
 
-class State(NamedTuple):
+class Begun(NamedTuple):
     """A prompt with the steps that are kept of an answer."""
 
     row: Mapping[str, Any]
@@ -24,6 +27,14 @@ class State(NamedTuple):
     def prefix(self) -> tuple[int, ...]:
         """The tokens of the kept steps."""
         return tuple(token for step in self.steps for token in step)
+
+
+def draw_states(stage: Stage, prompts: int, seed: int) -> list[Begun]:
+    """Return training prompts to which a source of reward applies, drawn with a seed, before their first step."""
+    read = read_prompts("train")
+    check_sources(stage.params, read)
+    rows = judged_rows(stage.params, read)
+    return [Begun(row, ()) for row in random.Random(seed).sample(rows, min(prompts, len(rows)))]
 
 
 class Continuation(NamedTuple):
@@ -39,7 +50,7 @@ class Continuation(NamedTuple):
 
 
 def extend(
-    models: SharedBase, params: Params, states: Sequence[State], *, seed: int, budget: Budget
+    models: SharedBase, params: Params, states: Sequence[Begun], *, seed: int, budget: Budget
 ) -> list[Continuation]:
     """Sample one end of an answer after each state, and reward the whole answers.
 

@@ -1,4 +1,4 @@
-"""One DPO training on pairs, as the stages ``dpo``, ``iterative_dpo`` and ``step_dpo`` share it."""
+"""One DPO training on pairs, as the stages ``dpo``, ``iterative_dpo``, ``step_dpo`` and ``mcts_dpo`` share it."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from alignflow.memory import Budget
 from alignflow.models.roles import SharedBase
 from alignflow.optim import OptimisationConfig
 from alignflow.types import Example, Pair
-from tasks.params.sections import Dpo, IterativeDpo, StepDpo
+from tasks.params.sections import Dpo, IterativeDpo, MctsDpo, StepDpo
 from tasks.running.stage import Stage
 from tasks.training.models import config_of, finish, keep_snapshots
 from tasks.training.offline import train_offline
@@ -21,7 +21,7 @@ def train_dpo(
     stage: Stage,
     models: SharedBase,
     pairs: Sequence[Pair],
-    section: Dpo | IterativeDpo | StepDpo,
+    section: Dpo | IterativeDpo | StepDpo | MctsDpo,
     *,
     starts_at_reference: bool,
     snapshots: int,
@@ -48,6 +48,10 @@ def train_dpo(
     if starts_at_reference:
         check_start(models, _examples(pairs[:1]), Budget(1, stage.announce))
     ref_logps = torch.zeros(2, len(pairs), device=models.base.device)
+    smoothings = None
+    if any(pair.smoothing is not None for pair in pairs):
+        each = [loss.label_smoothing if pair.smoothing is None else pair.smoothing for pair in pairs]
+        smoothings = torch.tensor(each, device=models.base.device)
     wins = torch.tensor([pair.wins for pair in pairs], device=models.base.device).T
     if loss.uses_reference:  # once for all steps, and for all runs that differ in nothing that it depends on
         budget = stage.budget("passes", config.micro_batch_tokens)
@@ -58,7 +62,12 @@ def train_dpo(
 
     def batches(step: int, budget: int) -> list[dpo.PairBatch]:
         return [
-            dpo.PairBatch(batch, ref_logps[:, rows].flatten(), wins[:, rows].flatten())
+            dpo.PairBatch(
+                batch,
+                ref_logps[:, rows].flatten(),
+                wins[:, rows].flatten(),
+                None if smoothings is None else smoothings[rows],
+            )
             for rows, batch in pair_batches(pairs, config, step, budget, models.base.device)
         ]
 

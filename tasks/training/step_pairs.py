@@ -1,46 +1,32 @@
 """The step pairs of Step-DPO: the first wrong step of the policy's own answers against its own correction."""
 
-import random
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from alignflow.algorithms import step_dpo
 from alignflow.algorithms.step_dpo import Continued, Search, StepDPOConfig, is_right, is_wrong, narrowed
-from alignflow.data.encoding import encode_prompt
 from alignflow.models.roles import SharedBase
 from alignflow.step_rules import STEP_RULES
 from alignflow.steps import Cutter, cutter
 from alignflow.types import Pair
-from tasks.data.prepared import read_prompts
 from tasks.params.sections import StepDpo
 from tasks.paths import SFT
 from tasks.running.stage import Stage
-from tasks.training.continuations import Continuation, State, extend, step_texts
+from tasks.training.continuations import Begun, Continuation, draw_states, extend, step_texts
 from tasks.training.ends import eos_ids
-from tasks.training.lineage import NoPairs, dropped, origin, write_lineage
+from tasks.training.lineage import origin, pairs_of_steps
 from tasks.training.models import config_of
-from tasks.training.rewards import check_sources, judged_rows
 from tasks.training.sampling import settle
 
 
 class Case(NamedTuple):
     """A wrong answer and the search for its first wrong step."""
 
-    state: State
+    state: Begun
     """The prompt."""
     wrong: Continuation
     search: Search
-
-
-class Found(NamedTuple):
-    """What a search over all prompts found."""
-
-    lineage: list[dict[str, Any]]
-    """A line for each pair, and for each prompt or wrong answer without one."""
-    rewards: list[float]
-    """Of the samples, those of the continuations excluded."""
-    figures: dict[str, float]
 
 
 def make_step_pairs(stage: Stage, models: SharedBase) -> tuple[list[Pair], dict[str, float]]:
@@ -52,45 +38,22 @@ def make_step_pairs(stage: Stage, models: SharedBase) -> tuple[list[Pair], dict[
         NoPairs: no prompt gave a pair.
     """
     section = stage.params.step_dpo
-    found = Found(**stage.once("pairs", lambda: _search(stage, models)._asdict()))
-    write_lineage(stage, found.lineage)
-    kept = [line for line in found.lineage if line["dropped"] is None]
-    if not kept:
-        seen = sorted(found.rewards)
-        raise NoPairs(
-            f"no prompt gave a pair of steps ({dropped(found.lineage)}); the samples earned {seen[0]:.3g} to "
-            f"{seen[-1]:.3g}, in the middle {median(seen):.3g}, where step_dpo.right_from is {section.right_from} and "
-            f"step_dpo.wrong_to is {section.wrong_to}"
-        )
-    stage.record.table(
-        "pairs", [{key: line[key] for key in ("prompt", "prefix", "chosen", "rejected")} for line in kept[:16]]
-    )
-    pairs = [
-        Pair(
-            (*encode_prompt(models.base.tokenizer, line["messages"]), *line["prefix_ids"]),
-            tuple(line["chosen_ids"]),
-            tuple(line["rejected_ids"]),
-        )
-        for line in kept
-    ]
-    asked, answered = ({line["prompt_id"] for line in lines} for lines in (found.lineage, kept))
-    return pairs, {"pairs": float(len(kept)), "prompts_without_pair": float(len(asked - answered)), **found.figures}
+    found = stage.once("pairs", lambda: _search(stage, models))
+    bars = f"step_dpo.right_from is {section.right_from} and step_dpo.wrong_to is {section.wrong_to}"
+    pairs, counts = pairs_of_steps(stage, models, found["lineage"], found["rewards"], bars)
+    return pairs, {**counts, **found["figures"]}
 
 
-def _search(stage: Stage, models: SharedBase) -> Found:
+def _search(stage: Stage, models: SharedBase) -> dict[str, Any]:
     """Sample, look for errors and pair steps; all prompts go in lockstep, one call of the sampler a round."""
     section, config = stage.params.step_dpo, config_of(stage.params.step_dpo, StepDPOConfig)
     cut = cutter(models.base.tokenizer, section.delimiter, eos_ids(models))
-    read = read_prompts("train")
-    check_sources(stage.params, read)
-    train = judged_rows(stage.params, read)
-    chosen = random.Random(section.seed).sample(train, min(section.prompts, len(train)))
-    prompts = [State(row, ()) for row in chosen]
+    prompts = draw_states(stage, section.prompts, section.seed)
     settle(stage, models)
     budget = stage.budget("passes", section.micro_batch_tokens)
     drawn: list[Continuation] = []
 
-    def ask(states: Sequence[State], call: int) -> list[Continuation]:
+    def ask(states: Sequence[Begun], call: int) -> list[Continuation]:
         drawn.extend(extend(models, stage.params, states, seed=section.seed * 1000 + call, budget=budget))
         return drawn[-len(states) :]
 
@@ -104,7 +67,7 @@ def _search(stage: Stage, models: SharedBase) -> Found:
     while wanted := [place for place, case in enumerate(cases) if case.search.wanted is not None]:
         calls += 1
         stage.say(f"continues {len(wanted)} wrong answers, {m} times each")
-        states = [State(cases[i].state.row, cases[i].search.steps[: cases[i].search.wanted]) for i in wanted]
+        states = [Begun(cases[i].state.row, cases[i].search.steps[: cases[i].search.wanted]) for i in wanted]
         ends = [_continued(cut, one) for one in ask([state for state in states for _ in range(m)], calls)]
         for place, i in enumerate(wanted):
             mine = ends[place * m : (place + 1) * m]
@@ -114,17 +77,17 @@ def _search(stage: Stage, models: SharedBase) -> Found:
     common = origin(stage, models, start=str(SFT), seed=section.seed * 1000)
     rewards = [one.reward.total for one in samples if one.reward.total is not None]
     checked = [line["located_right"] for line in lines if line.get("located_right") is not None]
-    return Found(
-        [{**line, **common} for line in lines],
-        rewards,
-        {
+    return {
+        "lineage": [{**line, **common} for line in lines],
+        "rewards": rewards,
+        "figures": {
             "reward/mean": fmean(rewards),
             "truncated_fraction": fmean(one.truncated for one in samples),
             "solved_fraction": fmean(any(is_right(one.reward.total, config) for one in group) for group in groups),
             "sampled_tokens": float(sum(len(one.tokens) for one in drawn)),
             **({"located_right": fmean(checked)} if checked else {}),
         },
-    )
+    }
 
 
 def _cases(
@@ -132,7 +95,7 @@ def _cases(
     models: SharedBase,
     config: StepDPOConfig,
     cut: Cutter,
-    prompts: Sequence[State],
+    prompts: Sequence[Begun],
     groups: Sequence[Sequence[Continuation]],
 ) -> tuple[list[dict[str, Any]], list[Case]]:
     """Return a line for each prompt without a search, and the searches of the others."""
@@ -159,7 +122,7 @@ def _continued(cut: Cutter, one: Continuation) -> Continued:
     return Continued(tuple(cut.cut(one.tokens)), one.reward.total)
 
 
-def _first_wrong(models: SharedBase, checker: str | None, state: State, steps: Sequence[tuple[int, ...]]) -> int | None:
+def _first_wrong(models: SharedBase, checker: str | None, state: Begun, steps: Sequence[tuple[int, ...]]) -> int | None:
     """Return the number of the first step that the checker calls wrong, from 1; None for none, or without a checker."""
     if checker is None:
         return None
@@ -208,7 +171,7 @@ def _lines(
     ]
 
 
-def _line(state: State, reason: str | None) -> dict[str, Any]:
+def _line(state: Begun, reason: str | None) -> dict[str, Any]:
     row = {key: state.row[key] for key in ("prompt_id", "messages", "prompt")}
     return {"method": "step_dpo", **row, "dropped": reason}
 

@@ -93,6 +93,16 @@ def test_smoothed_labels_are_least_where_the_policy_gives_them_their_odds():
     close(h.grad, [0.0], FLOAT64)
 
 
+@pytest.mark.parametrize("loss", [*ALL, "simpo", "sppo"])
+def test_a_smoothing_of_each_pair_equals_the_same_one_for_all(loss: str):
+    """And in a batch each pair has its own."""
+    models, batch, config, _ = batch_of(loss)
+    batch = replace(batch, wins=torch.tensor([0.9, 0.8, 0.1, 0.2], dtype=torch.float64))
+    alone = [step(models, batch, replace(config, label_smoothing=e)).losses for e in (0.1, 0.3)]
+    mixed = step(models, replace(batch, smoothing=torch.tensor([0.1, 0.3], dtype=torch.float64)), config).losses
+    close(mixed, [alone[0][0], alone[1][1]], FLOAT64)
+
+
 def test_simpo_by_hand():
     """Per-token log-probs -1 and -2, beta 2, margin 0.5: h = 1.5; smoothing 1 turns its sign."""
     w, lo = torch.tensor([-1.0]).double(), torch.tensor([-2.0]).double()

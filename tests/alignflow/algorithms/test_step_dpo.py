@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from alignflow.algorithms.step_dpo import (
     Continued,
     Correction,
+    Probe,
     Search,
     StepDPOConfig,
-    Tried,
     bisection,
     corrections,
     is_right,
@@ -61,7 +61,7 @@ def test_bisection_finds_the_first_dead_prefix_as_a_scan_of_all_does(steps: int,
 def test_a_search_by_hand():
     """Five steps, the third is wrong: prefixes 2 (alive), 3 (dead) are tried."""
     found = searched(5, lambda prefix: float(prefix < 3), m=2)
-    assert found.tried == (Tried(2, 2, 2), Tried(3, 0, 2))
+    assert found.tried == (Probe(2, 2, 2), Probe(3, 0, 2))
     assert (found.low, found.high) == (2, 3)
 
 
@@ -83,7 +83,7 @@ def test_a_known_error_asks_for_right_continuations_before_it():
     search = narrowed(search, [right(D, reward=-1.0), right(C)], CONFIG)
     assert search.wanted is None
     assert search.right == (right(C),)
-    assert search.tried == (Tried(1, 1, 2),)
+    assert search.tried == (Probe(1, 1, 2),)
     first = located([A, B], 1, [RIGHT])
     assert (first.wanted, first.right) == (None, (RIGHT,))
 

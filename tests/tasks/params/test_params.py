@@ -125,6 +125,11 @@ def test_no_number_has_a_default():
         ),
         (r"  delimiter: \S+", '  delimiter: "ab"', r"step_dpo\.delimiter: .*at most 1 character"),
         (r"  delimiter: \S+", '  delimiter: ""', r"step_dpo\.delimiter: .*at least 1 character"),
+        (
+            r"  smoothing: visits(.*\n  delimiter.*\n  beta.*\n  loss.*\n)  label_smoothing: 0.0",
+            "  smoothing: visits\\1  label_smoothing: 0.1",
+            r"mcts_dpo: label_smoothing: 0\.1 has no effect with smoothing: visits",
+        ),
         (r"  within_group: \S+", "  within_group: wins", r"within_group: wins .* ppo samples only one.* set policies"),
         (r"  margin_coef: \S+", "  margin_coef: -0.1", r"reward_model\.margin_coef"),
         (r"  group_size: .*", "  group_size: 1", r"grpo\.group_size: .*greater than or equal to 2"),
