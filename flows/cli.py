@@ -232,7 +232,9 @@ def doctor() -> None:
 
 @data.command("check")
 def check(
-    file: Annotated[str, typer.Argument(help="File, folder, or owner/name of a data set of the Hub.")],
+    file: Annotated[
+        str, typer.Argument(help="File, folder, owner/name of a data set of the Hub, or a preset such as helpsteer3.")
+    ],
     format_: Annotated[str, typer.Option("--format", help="The form of its rows, if detected wrongly.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Split of a data set that has several.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a data set of the Hub.")] = None,
@@ -248,12 +250,21 @@ def check(
     root = _project()
     name = str(asked.relative_to(root) if asked.is_relative_to(root) else asked)
     with _explained():
+        from alignflow.data.forms.presets import PRESETS
         from tasks.params.read import load
 
         settings = load(PARAMS).data
-        one = {"path": name, "revision": revision, "split": split, "weight": 1}
-        columns = _columns(column or []) or (settings.columns if name == settings.path else {})
-        changes = {"path": name, "sources": [one] if split or revision else [], "format": format_, "columns": columns}
+        preset = PRESETS.get(name, next((p for p in PRESETS.values() if p.hub == name), None))
+        if preset and not Path(name).exists():
+            name, split, revision = preset.hub, split or preset.split, revision or preset.revision
+        one = {"path": name, "revision": revision, "split": split, "weight": 1, "subset": preset and preset.subset}
+        changes = {
+            "path": name,
+            "sources": [one] if split or revision else [],
+            "format": format_,
+            "columns": _columns(column or []) or (settings.columns if name == settings.path else {}),
+            "preset": next((known for known, found in PRESETS.items() if found is preset), None),
+        }
         chosen = type(settings).model_validate({**settings.model_dump(), **changes})
     from rich.console import Console
 

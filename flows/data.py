@@ -136,6 +136,8 @@ def command(name: str, checked: Checked, chosen: "Data", present: "Data") -> str
         sources = [{"revision": "COMMIT", **source} for source in sources or [{"path": name, "weight": 1}]]
     if sources or present.sources:
         settings.append(f"data.sources={json.dumps(sources)}")
+    if chosen.preset != present.preset:
+        settings.append(f"data.preset={chosen.preset or 'null'}")
     if chosen.format != present.format:
         settings.append(f"data.format={chosen.format}")
     if chosen.columns != present.columns:

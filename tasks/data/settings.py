@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from alignflow.data.formats import layout_of
 from alignflow.data.forms.layout import Layout
+from alignflow.data.forms.presets import PRESETS
 from alignflow.data.forms.table import FORMS
 from alignflow.data.gate import Limits
 from alignflow.data.preparation import Plan
@@ -22,14 +23,21 @@ SAY_SECONDS = 10.0  # between two lines of progress
 
 def sources_of(data: Data) -> list[Source]:
     """Return the sources to read, those of ``data.sources`` or ``data.path`` alone, with the roles of their columns."""
+    columns = data.columns or (PRESETS[data.preset].columns if data.preset else {})
     if not data.sources:
-        return [Source(data.path, columns=paths_of(data.columns))]
+        return [Source(data.path, columns=paths_of(columns))]
     return [
-        Source(
-            s.path, s.subset, s.revision, s.split, s.weight, paths_of(data.columns if s.columns is None else s.columns)
-        )
+        Source(s.path, s.subset, s.revision, s.split, s.weight, paths_of(columns if s.columns is None else s.columns))
         for s in data.sources
     ]
+
+
+def licence_of(data: Data) -> str:
+    """Return what the card of a well-known data set says on its licence; empty for other data."""
+    if data.preset is None:
+        return ""
+    preset = PRESETS[data.preset]
+    return f"{preset.hub}: {preset.licence or 'look at its card'}"
 
 
 def paths_of(columns: Mapping[str, str | list[str]]) -> dict[str, tuple[str, ...]]:

@@ -14,7 +14,17 @@ from alignflow.data.split import Side
 from tasks.data import page
 from tasks.data.limits import check
 from tasks.data.report import cut_answers, empty_sides
-from tasks.data.settings import counted, digests, in_words, layouts_of, limits_of, plan_of, ruler_of, sources_of
+from tasks.data.settings import (
+    counted,
+    digests,
+    in_words,
+    layouts_of,
+    licence_of,
+    limits_of,
+    plan_of,
+    ruler_of,
+    sources_of,
+)
 from tasks.params.sections import Data
 from tasks.paths import PREPARED, UNPAIRED
 
@@ -34,6 +44,8 @@ def write(data: Data, tokenizer: Any, say: Callable[[str], None], *, limit: int)
     """
     sources, limits = sources_of(data), limits_of(data)
     layouts = layouts_of(data, sources)
+    if licence := licence_of(data):
+        say(f"licence of {licence}")
     for path, layout in layouts.items():
         say(f"{path}: read as {in_words(layout)}")
         for line in layout.lines() if layout else ():
@@ -50,6 +62,7 @@ def write(data: Data, tokenizer: Any, say: Callable[[str], None], *, limit: int)
                 {"name": path, "form": in_words(layout), "columns": [*layout.lines()] if layout else []}
                 for path, layout in layouts.items()
             ],
+            "licence": licence,
             **preparation.report(found),
             "limits": {"max_dropped_fraction": limits.overall, "max_fraction": dict(limits.by_reason)},
         }

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from alignflow.data.forms.presets import PRESETS
 from alignflow.data.forms.table import FORMS, IGNORE, READ_BY_NAME
 from alignflow.data.gate import REASONS
 from alignflow.data.split import judged_until
@@ -128,6 +129,9 @@ class Data(Section):
     """A file, or a folder of files; with sources, the folder of their files. DVC tracks it."""
     sources: list[DataSource]
     """Several sources that are mixed by weight; empty reads all of data.path."""
+    preset: str | None
+    """A well-known data set, by its name in alignflow/data/forms/presets.py: what its columns hold, and its licence for
+    the report. data.path or data.sources say where it lies; data.columns, if any, come first."""
     format: str
     """``auto`` or a name in alignflow/data/forms/table.py."""
     columns: Columns
@@ -171,6 +175,13 @@ class Data(Section):
                 "validation_fraction, judge_fraction and test_fraction leave no prompt to train on; lower one of them"
             )
         return self
+
+    @field_validator("preset", mode="after")
+    @classmethod
+    def _preset_is_known(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRESETS:
+            raise ValueError(f"no preset {name!r}{suggest(name, PRESETS)}; known: {', '.join(PRESETS)}")
+        return name
 
     @field_validator("format", mode="after")
     @classmethod

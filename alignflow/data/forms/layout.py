@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from alignflow.data.forms.faults import BAD_LABELS, GOOD_LABELS, Unusable
 from alignflow.data.forms.kinds import Kind, is_empty, kinds_of, words
-from alignflow.data.forms.names import MEASURES, Meaning, is_of_no_use, meanings, words_of_name
+from alignflow.data.forms.names import KEYS, MEASURES, STRENGTH, Meaning, is_of_no_use, meanings, words_of_name
 from alignflow.data.forms.table import FORMS, IGNORE, READ_BY_NAME, Form
 from alignflow.data.forms.turns import is_turn
 from alignflow.data.forms.values import decoded, number_of, plain
@@ -435,23 +435,33 @@ def _count(
         return "names"
     (path,) = roles[role]
     numbers = set(_numbers(seen[path].values))
-    if any(number < 0 for number in numbers) and role == "winner":
+    if role == "winner" and (any(number < 0 for number in numbers) or STRENGTH.intersection(words_of_name(path))):
         return "signed"
-    named = {float(place) for place in places if place.isdigit()}
-    most = (
-        max((len(decoded(value)) for value in seen[roles["choices"][0]].values), default=0) if form == "choices" else 0
-    )
-    if numbers and numbers <= named:
-        return "names"
-    if not numbers or 0.0 in numbers:
-        unclear = bool(numbers) and role == "winner" and (named or "label" in path) and role not in columns
-        if unclear and named != {0.0, 1.0}:
-            raise DataError(
-                f"{source}: unclear which response the numbers of {path} mean; if 0 means the first, set "
-                f"data.columns.winner={path}; if 1 means the first, also list data.columns.responses in turn"
-            )
+    if not numbers or numbers <= {float(place) for place in places if place.isdigit()}:
+        return "names" if numbers else "zero"
+    if float(_most(roles["responses" if form == "compared" else "choices"], seen)) in numbers:
+        return "one"
+    words = words_of_name(path)
+    if role in columns or form == "choices" or (0.0 in numbers and not places) or KEYS.intersection(words) - {"label"}:
         return "zero"
-    return "one" if role == "winner" or (most and float(most) in numbers) else "zero"
+    if 0.0 in numbers and not any(place.isdigit() for place in places) and not {"label", "labels"}.intersection(words):
+        return "zero"
+    raise DataError(
+        f"{source}: unclear which response the numbers of {path} mean; if 0 means the first, set "
+        f"data.columns.winner={path}; if 1 means the first, also list data.columns.responses in turn"
+    )
+
+
+def _most(paths: Paths, seen: Mapping[str, Column]) -> int:
+    """Return the number of responses or choices, the greatest where it differs."""
+    if len(paths) > 1:
+        return len(paths)
+    (path,) = paths
+    if "[]" in path:
+        return 0  # unknown from single elements
+    return max(
+        (len(value) for value in map(decoded, seen[path].values) if isinstance(value, list | Mapping)), default=0
+    )
 
 
 def _numbers(values: Sequence[Any]) -> Iterator[float]:

@@ -84,6 +84,8 @@ ANSWERS = {
     *("turns", "dialogue"),
 }
 MEASURES = {"score", "scores", "rating", "ratings", "reward", "rewards", "grade", "quality", "helpfulness", "logit"}
+STRENGTH = {"strength", "overall"}
+"""Words of a signed preference, whichever of its numbers are seen: below 0 the first response is better."""
 WINS = {"winner", "win", "wins", "won"}
 CHOICES = {"option", "choice", "opt", "op", "ending"}
 KEYS = {"id", "index", "idx", "key", "letter", "number", "label", "option", "position"}

@@ -67,32 +67,9 @@ FORMS: Mapping[str, Form] = {
 }
 
 READ_BY_NAME = (
-    *(
-        "prompt",
-        "input",
-        "history",
-        "system",
-        "tools",
-        "chosen",
-        "rejected",
-        "margin",
-        "score_chosen",
-        "score_rejected",
-    ),
-    *(
-        "response",
-        "responses",
-        "scores",
-        "ranks",
-        "winner",
-        "label",
-        "choices",
-        "correct",
-        "answer",
-        "solution",
-        "chat",
-    ),
-    "tree",
+    *("prompt", "input", "history", "system", "tools", "prefix", "chosen", "rejected", "margin"),
+    *("score_chosen", "score_rejected", "response", "responses", "scores", "ranks", "winner", "label"),
+    *("choices", "correct", "answer", "solution", "chat", "tree"),
 )
 """Roles that ``data.columns`` may name."""
 IGNORE = "ignore"
