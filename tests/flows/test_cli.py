@@ -166,12 +166,15 @@ def test_a_check_of_data_shows_form_rows_faults_and_the_command_that_takes_it(cl
     assert done.returncode == 0, done.stderr
     for part in ("preference", "60: 60 used, 0 dropped", "alignflow set data.path=mine.jsonl"):
         assert part in " ".join(done.stdout.split()).replace("rows 60", "60")
-    (cloned.root / "mine.jsonl").write_text("\n".join([*lines, "{", lines[3]]))
+    (cloned.root / "mine.jsonl").write_text("\n".join([*lines, "{", lines[3], "{"]))
     done = cloned.alignflow("data", "check", "mine.jsonl")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     said = " ".join(done.stdout.split())
-    for part in ("broken JSON 61", "repeated row 62", "2 of 62 rows cannot be used", "data.max_dropped_fraction"):
+    for part in (
+        *("broken JSON 61, 63", "repeated row 62", "2 of 63 rows cannot be used"),
+        "to go on without them: alignflow set data.max_dropped_fraction=0.04",
+    ):
         assert part in said
 
 
