@@ -1,6 +1,8 @@
 """The progress of a stage: the line for people, and the same step for programs."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -79,3 +81,10 @@ def test_a_line_that_a_full_disk_has_cut_is_skipped(tmp_path):
     file = tmp_path / "progress"
     file.write_text('{"step": 1, "ste{"step": 2}\n{"step": 3, "steps": 4, "values": {}, "left_seconds": 1.0}\n')
     assert Reader(file).new() == [StepProgress(3, 4, {}, 1.0)]
+
+
+@pytest.mark.parametrize(("before", "bars"), [("quiet()", False), ("", True)])
+def test_progress_bars_of_libraries_stay_out_of_a_stages_output(before, bars):
+    code = f"from tasks.running.checks import quiet; {before}\nfrom tqdm.auto import tqdm\nfor _ in tqdm([1, 2]): pass"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert ("2/2" in said.stderr) is bars
