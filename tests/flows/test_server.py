@@ -94,9 +94,9 @@ def test_ctrl_c_in_a_terminal_ends_the_run_with_one_line(cloned, held_run):
     os.killpg(flow.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches every process of the group
     said, _ = flow.communicate(timeout=60)
     assert flow.returncode == 130
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 40  # of these MLflow may take 10
     assert "Traceback" not in said
-    assert said.splitlines()[-2:][0].endswith("[sft] stopped")
+    assert "[sft] stopped\n" in said
     assert said.splitlines()[-1] == "alignflow: stopped; the same command continues from the last checkpoint"
     assert cloned.events("stopped") == ["sft"]
     until(lambda: not left(), "nothing of the run is left", seconds=30)
