@@ -149,6 +149,7 @@ def understand(sample: Sequence[Content], *, form: str, columns: Columns, source
     seen = collect(read)
     roles, places = _fit(FORMS[name], seen, columns) or ({}, ())
     _check_prompt(name, roles, seen, source)
+    _check_labels(roles, seen, source)
     unread = tuple(_unread(roles, seen, columns.get(IGNORE, ())))
     if lost := [one for one in unread if one.role]:
         raise DataError(_lost(source, name, roles, lost))
@@ -385,6 +386,17 @@ def _check_prompt(form: str, roles: Columns, seen: Mapping[str, Column], source:
             f"{source}: read as {form}, but no column seems to be the prompt; say which, as in "
             f"data.columns.prompt=NAME; other columns: {there}"
         )
+
+
+def _check_labels(roles: Columns, seen: Mapping[str, Column], source: str) -> None:
+    """Check that numbers are no stars: of 1 to 5, a 1 would be read as good."""
+    for path in roles.get("label", ()):
+        strange = [number for number in _numbers(seen[path].values) if number not in (-1.0, 0.0, 1.0)]
+        if strange and 3 * len(strange) >= len(seen[path].values):  # fewer are faults of their rows
+            raise DataError(
+                f"{source}: {path} holds {max(strange):g}, and a label is 1 (good) or 0 or -1 (bad); write it so, or "
+                "write all answers to a prompt into one row: responses, with their scores"
+            )
 
 
 def _no_form(source: str, form: str, seen: Mapping[str, Column], named: Columns) -> str:

@@ -16,7 +16,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "prompt": (
         *("prompt", "question", "instruction", "query", "problem", "conversations", "messages", "conversation"),
         *("dialogue", "dialog", "user_prompt", "user_input", "user_message", "user", "question_stem", "stem", "ctx"),
-        *("post", "context", "history", "input", "inputs"),
+        *("post", "context", "history", "sentence", "input", "inputs"),
     ),
     "input": ("input",),
     "history": (
@@ -44,7 +44,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "winner": (
         *("better", "winner", "preferred", "preference", "overall_preference", "preference_strength", "best", "chosen"),
         *("better_response", "preferred_response", "best_response", "human_preference", "preference_score", "choice"),
-        *("verdict", "label", "labels", "human_label"),
+        *("verdict", "label", "labels", "human_label", "safer_response_id"),
     ),
     "flags": (),
     "label": (
@@ -78,6 +78,8 @@ REJECTED = {
     *("rejected", "dispreferred", "nonpreferred", "unpreferred", "worse", "losing", "negative", "neg", "bad", "worst"),
     *("reject", "loser", "yl"),
 }
+NOT = {"non", "not", "less", "un", "dis"}
+"""Words that turn one for the better answer round."""
 ANSWERS = {
     *("response", "responses", "answer", "answers", "output", "outputs", "completion", "completions", "generation"),
     *("reply", "message", "messages", "conversation", "conversations", "candidate", "ref", "continuation", "summary"),
@@ -188,8 +190,9 @@ def _composed(words: list[str]) -> list[Meaning]:
     """Return the roles of a name of several words, and of a word for the better or worse answer alone."""
     sides = [word for word in words if word in CHOSEN | REJECTED]
     if len(sides) == 1:
-        rest = [word for word in words if word not in sides]
-        return _of_side("chosen" if sides[0] in CHOSEN else "rejected", rest)
+        rest = [word for word in words if word not in (*sides, *NOT)]
+        good = sides[0] in CHOSEN and not NOT.intersection(words)
+        return _of_side("chosen" if good else "rejected", rest)
     places = [word for word in words if len(word) == 1 and (word.isdigit() or word in "abcdefgh")]
     if len(places) == 1:
         return _of_place(places[0], [word for word in words if word not in places])

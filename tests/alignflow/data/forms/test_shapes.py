@@ -86,6 +86,12 @@ PAIRS: dict[str, tuple[Shape, float]] = {
     "messages as NumPy text": (
         lambda i, p, g, b: {"chosen": str(chat(p, g)).replace("}, {", "}\n {"),
                             "rejected": str(chat(p, b)).replace("}, {", "}\n {")}, 0.0),
+    "preferred and non-preferred output": (
+        lambda i, p, g, b: {"input": {"messages": chat(p), "tools": [], "parallel_tool_calls": True},
+                            "preferred_output": chat(p, g)[1:], "non_preferred_output": chat(p, b)[1:]}, 0.0),
+    "index of the safer one alone": (
+        lambda i, p, g, b: {"prompt": p, "response_0": (g, b)[i % 2], "response_1": (b, g)[i % 2],
+                            "safer_response_id": i % 2}, 0.0),
     "good first in output": (lambda i, p, g, b: {"instruction": p, "input": "", "output": [g, b]}, 0.0),
     "messages with the good answer": (lambda i, p, g, b: {"messages": chat(p, g), "rejected_response": b}, 0.0),
     "response and rejected_response": (lambda i, p, g, b: {"query": p, "response": g, "rejected_response": b}, 0.0),
@@ -289,6 +295,8 @@ CHOICES: dict[str, Shape] = {
     "columns": lambda i, p, g, b: {"question": p, "A": g, "B": b, "C": "none", "answer": "ABC"[i % 3]},
     "option_a": lambda i, p, g, b: {"question": p, "option_a": g, "option_b": b, "option_c": "none",
                                     "correct_option": "abc"[i % 3]},
+    "numbered columns": lambda i, p, g, b: {"sentence": p, "option1": g, "option2": b, "option3": "none",
+                                            "answer": "123"[i % 3]},
     "opa": lambda i, p, g, b: {"question": p, "opa": g, "opb": b, "opc": "none", "cop": i % 3},
     "labels of their own": lambda i, p, g, b: {
         "question": p, "choices": {"text": [g, b, "none"], "label": ["1", "2", "3"]}, "answerKey": "123"[i % 3]},
@@ -410,6 +418,9 @@ LOST: dict[str, tuple[Shape, str]] = {
     "scores": (
         lambda i, p, g, b: {"prompt": p, "response": g, "helpfulness": i},
         r"helpfulness seems to hold scores; write all answers to a prompt into one row"),
+    "stars": (
+        lambda i, p, g, b: {"prompt": p, "response": g, "label": (5, 1, 1, 4)[i]},
+        r"label holds 5, and a label is 1 \(good\) or 0 or -1 \(bad\)"),
     "turns": (
         lambda i, p, g, b: {"prompt": p, "chosen": g, "rejected": b, "earlier": chat("Hi there", "Hello to you")},
         r"earlier seems to hold turns of a conversation: data\.columns\.prompt=earlier"),
