@@ -110,6 +110,42 @@ def test_puct_equals_the_loop(exponent: float):
     close(puct(child, config), reference.puct(2, 1.5, -4.0, 3, 7, 0.7, exponent), FLOAT64)
 
 
+def test_rounds_of_search_and_dpo_learn_the_answer_that_is_rewarded():
+    """The example's policy, pi(aa) = 0.2; each round against the one before: it ends above 0.9."""
+    draw, logits = random.Random(5), {p: torch.tensor([math.log(q[A]), math.log(q[B])]) for p, q in PROBABILITY.items()}
+    config = replace(CONFIG, first_breadth=4, breadth=3)
+    for _ in range(12):
+        before = {prefix: each.log_softmax(0) for prefix, each in logits.items()}
+
+        def sample(node: TreeNode, told: dict[tuple[Step, ...], torch.Tensor] = before) -> Ending:
+            steps: tuple[Step, ...] = node.steps
+            log_probs: list[float] = []
+            while len(steps) < 2:
+                step = A if draw.random() < math.exp(told[steps][0]) else B
+                log_probs.append(float(told[steps][0 if step == A else 1]))
+                steps = (*steps, step)
+            return Ending(steps[node.depth :], tuple(log_probs), float(steps == (A, A)))
+
+        found = [
+            p for _ in range(8) if isinstance(many := pairs(searched(config, sample, 6), config), list) for p in many
+        ]
+        for prefix, old in list(logits.items()):
+            here = [p for p in found if p.rejected.steps[:-1] == prefix]
+            at = old.clone().requires_grad_()
+            for _ in range(20 if here else 0):
+                ratios = at.log_softmax(0) - before[prefix]
+                places = [[0 if node.step == A else 1 for node in (p.chosen, p.rejected)] for p in here]
+                chosen, rejected = ratios[torch.tensor(places)].T
+                alpha = torch.tensor([p.smoothing for p in here])
+                losses = dpo_loss(
+                    chosen, rejected, torch.zeros(1), torch.zeros(1), beta=0.5, loss="sigmoid", label_smoothing=alpha
+                )
+                (slope,) = torch.autograd.grad(losses.mean(), at)
+                at = (at - 0.5 * slope).detach().requires_grad_()
+            logits[prefix] = at.detach()
+    assert math.exp(logits[()].log_softmax(0)[0] + logits[(A,)].log_softmax(0)[0]) > 0.9
+
+
 def random_sample(draw: random.Random) -> Sample:
     def sample(node: TreeNode) -> Ending:
         steps, left = [], 4 - node.depth
