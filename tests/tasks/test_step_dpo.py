@@ -6,6 +6,8 @@ The reward calls an answer right if it has no z, so a prefix with a z is dead, a
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from alignflow.step_rules import STEP_RULES
 from tasks.params.edit import override
+from tests.tasks.running.test_processes import LAUNCHER, environment
 from tests.tasks.small_project import set_up, stage, weights, working_in
 
 RULE = '''
@@ -140,3 +143,13 @@ def test_answers_of_a_single_step_are_told(place: Path, capsys: pytest.CaptureFi
     with suppress(SystemExit):  # most of them are cut off, and some runs find no pair
         stage("step_dpo")
     assert re.search(r"\d% of the answers have a single step", capsys.readouterr().out)
+
+
+@pytest.mark.long
+def test_two_processes_search_as_one_does(place: Path):
+    override(Path("params.yaml"), ["step_dpo.checker=null"])
+    both = Path(shutil.copytree(place, place / "both"))
+    stage("step_dpo")
+    command = [sys.executable, "-m", *LAUNCHER, "-m", "tests.tasks.running.several", "step_dpo"]
+    subprocess.run(command, cwd=both, env=environment(both), check=True)
+    assert (both / "artifacts/step_dpo/pairs.jsonl").read_text() == Path("artifacts/step_dpo/pairs.jsonl").read_text()
