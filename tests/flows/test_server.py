@@ -17,7 +17,7 @@ def held_run(cloned):
     """A run on its temporary server, in the middle of a stage; and what belongs to it, asked while it lives."""
     cloned.order("hold sft")
     with cloned.flow("dpo.beta=0.8") as flow:
-        until(lambda: "sft" in cloned.events("began"), "sft began", seconds=120)
+        until(lambda: "sft" in cloned.events("began"), "sft began", seconds=240)
         yield flow, lambda: belonging_to(cloned)
 
 
