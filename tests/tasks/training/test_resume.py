@@ -1,8 +1,12 @@
 """Every training: killed several times and started again, it leaves the bytes of an uninterrupted one."""
 
+import os
 import random
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from tasks.policies import POLICIES
 from tasks.running.stage import Stage
 from tasks.stages import STAGES, TRAINING
 from tasks.training import sampling, shard_pairs
-from tests.tasks.small_project import set_up, stage, working_in
+from tests.tasks.small_project import QUIET, ROOT, set_up, stage, working_in
 from tests.tasks.training import killing
 
 STEPS = 4
@@ -201,3 +205,44 @@ def test_a_resumed_training_samples_through_the_layers_that_it_chose(
         assert not merged, "memory was short at first"
         stage("grpo")
     assert len(merged) == 3
+
+
+def repro(folder: Path, *, kill_at: str = "") -> tuple[int, str]:
+    """Run sft with DVC; kill DVC and the stage where a text is said. Return the exit code and what was said."""
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", "sft"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    code = os.pathsep.join([str(folder / "start"), str(folder)])
+    env = {**os.environ, "PATH": path, "PYTHONPATH": code, "ALIGNFLOW_HOME": str(folder / "home")}
+    pipe, said = subprocess.PIPE, list[str]()
+    with subprocess.Popen(
+        command, cwd=folder, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if kill_at and kill_at in line:
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, "".join(said)
+
+
+@pytest.mark.long
+def test_a_training_that_is_killed_with_dvc_goes_on_when_dvc_runs_again(place: Path, tmp_path: Path):
+    whole, killed = (copied(place, tmp_path / name, "sft.steps=100") for name in ("whole", "killed"))
+    for folder in (whole, killed):
+        for code in ("alignflow", "tasks"):
+            shutil.copytree(ROOT / code, folder / code, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "dvc.yaml", folder)
+        (folder / "start").mkdir()
+        (folder / "start/sitecustomize.py").write_text(QUIET)
+        subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=folder, check=True)
+    code, said = repro(whole)
+    assert code == 0, said
+    for step in (5, 40):
+        assert repro(killed, kill_at=f"step {step}/100")[0] == -signal.SIGKILL
+        assert not (killed / "dvc.lock").exists()
+    code, said = repro(killed)
+    assert code == 0, said
+    assert re.search(r"continues after step (39|4\d)\n", said)
+    check_alike(killed, whole, "sft")
+    assert (killed / "dvc.lock").read_bytes()
+    assert "didn't change" in repro(killed)[1]
