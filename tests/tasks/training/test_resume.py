@@ -22,11 +22,19 @@ from tasks.policies import POLICIES
 from tasks.running.stage import Stage
 from tasks.stages import STAGES, TRAINING
 from tasks.training import sampling, shard_pairs
+from tests.tasks import test_mcts_dpo, test_step_dpo
 from tests.tasks.small_project import QUIET, ROOT, set_up, stage, working_in
 from tests.tasks.training import killing
 
 STEPS = 4
 COMMON = ["sft.steps=1", "reward_model.steps=1", "checkpoint.seconds=0"]
+
+
+def _of_steps(settings: list[str]) -> list[str]:
+    """Return settings of a test of pairs of steps that a process of its own can have."""
+    return [one for one in settings if not one.startswith("policies=") and ".checker=" not in one]
+
+
 CASES: dict[str, tuple[str, list[str]]] = {
     "sft": ("sft", []),
     "reward model": ("reward_model", []),
@@ -34,6 +42,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "reward model, head alone": ("reward_model", ["reward_model.head_steps=5", "reward_model.steps=0"]),
     "judge model": ("judge_model", []),
     "dpo": ("dpo", []),
+    "step dpo": ("step_dpo", _of_steps(test_step_dpo.SETTINGS)),
+    "mcts dpo": ("mcts_dpo", _of_steps(test_mcts_dpo.SETTINGS)),
     "iterative dpo": ("iterative_dpo round-1", []),
     "ppo": ("ppo", ["ppo.kl_target=0.01", "ppo.epochs=2"]),  # the coefficient of the KL moves from step to step
     "grpo": ("grpo", ["grpo.zero_variance=resample"]),
@@ -49,6 +59,8 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project") / "start"
     folder.mkdir()
     set_up(folder, tiny)
+    (folder / "rewards").mkdir()
+    (folder / "rewards/no_z.py").write_text(test_step_dpo.RULE)
     override(folder / "params.yaml", COMMON)
     with working_in(folder):
         for name in ("base", "prepare", "sft", "reward_model"):
