@@ -67,7 +67,7 @@ def test_in_bfloat16_batching_changes_a_response_only_where_its_draw_lies_on_an_
     """
     rough = 0.02  # bfloat16 keeps 8 bits of a logit
     prompts, length = [list(range(5 + i, 9 + i + i % 5)) for i in range(48)], 16
-    models = open_base(tiny, dtype="bfloat16")
+    models = open_base(tiny, dtype="bfloat16", compute=torch.bfloat16)  # also where products are computed in float32
     models.add("policy")
     one, same, other = (sample(models, prompts, max_response_length=length, rows=n) for n in (48, 48, 5))
     assert same == one
