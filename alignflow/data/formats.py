@@ -100,13 +100,13 @@ def _check_form(form: str, source: Source) -> None:
 
 
 def _layout(sample: Sequence[Mapping[str, Any]], form: str, source: Source) -> Layout | None:
-    return understand(sample, form=form, columns=source.columns, source=source.path) if sample else None
+    return understand(sample, form=form, source=source) if sample else None
 
 
 def _with_late_columns(sample: Sequence[Mapping[str, Any]], layout: Layout, source: Source) -> Layout | None:
     """Return the layout with columns that only a later record has, or None if nothing would read them."""
     try:
-        return understand(sample, form=layout.form, columns=source.columns, source=source.path)
+        return understand(sample, form=layout.form, source=source)
     except DataError:
         return None
 

@@ -60,6 +60,8 @@ class Source:
     """Sampling share relative to the source with the greatest weight; see ``formats.mix``."""
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Paths of columns by their role, where names do not tell it; see ``alignflow.data.forms``."""
+    setting: str = "columns"
+    """What messages call the setting of these paths."""
 
 
 @dataclass(frozen=True)

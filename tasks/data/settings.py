@@ -18,6 +18,7 @@ from tasks.running.provenance import sha256
 
 Item = TypeVar("Item")
 
+SETTING = "data.columns"
 SAY_SECONDS = 10.0  # between two lines of progress
 
 
@@ -25,9 +26,12 @@ def sources_of(data: Data) -> list[Source]:
     """Return the sources to read, those of ``data.sources`` or ``data.path`` alone, with the roles of their columns."""
     columns = data.columns or (PRESETS[data.preset].columns if data.preset else {})
     if not data.sources:
-        return [Source(data.path, columns=paths_of(columns))]
+        return [Source(data.path, columns=paths_of(columns), setting=SETTING)]
     return [
-        Source(s.path, s.subset, s.revision, s.split, s.weight, paths_of(columns if s.columns is None else s.columns))
+        Source(
+            *(s.path, s.subset, s.revision, s.split, s.weight),
+            *(paths_of(columns if s.columns is None else s.columns), SETTING),
+        )
         for s in data.sources
     ]
 

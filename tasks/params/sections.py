@@ -102,7 +102,7 @@ def _known_roles(columns: dict[str, str | list[str]]) -> dict[str, str | list[st
     return columns
 
 
-Columns = Annotated[dict[str, str | list[str]], AfterValidator(_known_roles)]
+ColumnNames = Annotated[dict[str, str | list[str]], AfterValidator(_known_roles)]
 
 
 class DataSource(Section):
@@ -118,7 +118,7 @@ class DataSource(Section):
     """The split to read, where the data set of the Hub or the folder has several."""
     weight: Positive
     """The source with the greatest weight is read whole; of another, the share weight / greatest weight of prompts."""
-    columns: Columns | None
+    columns: ColumnNames | None
     """As data.columns, for this source; null takes those."""
 
 
@@ -134,7 +134,7 @@ class Data(Section):
     the report. data.path or data.sources say where it lies; data.columns, if any, come first."""
     format: str
     """``auto`` or a name in alignflow/data/forms/table.py."""
-    columns: Columns
+    columns: ColumnNames
     """What columns hold where their names do not tell it: a column, or a list of columns, by its role, e.g. {chosen:
     reply.best, ignore: [notes]}; dots lead into objects. Roles are listed in alignflow/data/forms/table.py."""
     pairs: Literal["all", "best_worst"]

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from alignflow.data.forms.faults import BAD_LABELS, GOOD_LABELS, Unusable
-from alignflow.data.forms.kinds import Kind, is_empty, kinds_of, words
+from alignflow.data.forms.kinds import ValueKind, is_empty, kinds_of, words
 from alignflow.data.forms.names import KEYS, MEASURES, STRENGTH, Meaning, is_of_no_use, meanings, words_of_name
 from alignflow.data.forms.table import FORMS, IGNORE, READ_BY_NAME, Form
 from alignflow.data.forms.turns import is_turn
 from alignflow.data.forms.values import decoded, number_of, plain
 from alignflow.data.rows import DataError
+from alignflow.data.sources import Source
 
 Content = Mapping[str, Any]
 Paths = tuple[str, ...]
-Columns = Mapping[str, Paths]
-Count = Literal["names", "zero", "one", "signed"]
+RolePaths = Mapping[str, Paths]
+Numbering = Literal["names", "zero", "one", "signed"]
 
 DEPTH = 3
 """Levels of objects within objects that are looked into."""
@@ -33,26 +34,26 @@ LONG_TEXT = 4
 MOST = 0.9
 """Share of a column's texts that are used already, if it repeats others."""
 
-SPOKEN = frozenset({Kind.TEXT, Kind.TURNS, Kind.CHAT})
-VALUE = frozenset({Kind.TEXT, Kind.NUMBER, Kind.MARK})
-CONVERSATION = frozenset({Kind.CHAT, Kind.SCRIPT})
-NUMBER = frozenset({Kind.NUMBER})
-LISTS = frozenset({Kind.NUMBERS})
-KINDS: Mapping[str, frozenset[Kind]] = {
-    "tree": frozenset({Kind.TREE}),
-    "prompt": frozenset({Kind.TEXT, Kind.TURNS}),
-    "input": frozenset({Kind.TEXT}),
-    "history": frozenset({Kind.ROUNDS, Kind.TURNS, Kind.CHAT, Kind.SCRIPT}),
-    "system": frozenset({Kind.TEXT}),
-    "tools": frozenset({Kind.TEXT, Kind.OBJECTS, Kind.OBJECT}),
+SPOKEN = frozenset({ValueKind.TEXT, ValueKind.TURNS, ValueKind.CHAT})
+VALUE = frozenset({ValueKind.TEXT, ValueKind.NUMBER, ValueKind.MARK})
+CONVERSATION = frozenset({ValueKind.CHAT, ValueKind.SCRIPT})
+NUMBER = frozenset({ValueKind.NUMBER})
+LISTS = frozenset({ValueKind.NUMBERS})
+KINDS: Mapping[str, frozenset[ValueKind]] = {
+    "tree": frozenset({ValueKind.TREE}),
+    "prompt": frozenset({ValueKind.TEXT, ValueKind.TURNS}),
+    "input": frozenset({ValueKind.TEXT}),
+    "history": frozenset({ValueKind.ROUNDS, ValueKind.TURNS, ValueKind.CHAT, ValueKind.SCRIPT}),
+    "system": frozenset({ValueKind.TEXT}),
+    "tools": frozenset({ValueKind.TEXT, ValueKind.OBJECTS, ValueKind.OBJECT}),
     "chat": CONVERSATION,
-    "prefix": frozenset({Kind.TEXT}),
+    "prefix": frozenset({ValueKind.TEXT}),
     "chosen": SPOKEN,
     "rejected": SPOKEN,
-    "best_first": frozenset({Kind.TEXTS}),
+    "best_first": frozenset({ValueKind.TEXTS}),
     "response": SPOKEN,
     "judged_answer": SPOKEN,
-    "responses": frozenset({Kind.TEXTS}),
+    "responses": frozenset({ValueKind.TEXTS}),
     "scores": LISTS,
     "ranks": LISTS,
     "winner": VALUE,
@@ -61,19 +62,19 @@ KINDS: Mapping[str, frozenset[Kind]] = {
     "score_chosen": NUMBER,
     "score_rejected": NUMBER,
     "pair_scores": LISTS,
-    "choices": frozenset({Kind.TEXTS, Kind.OBJECT, Kind.OBJECTS}),
+    "choices": frozenset({ValueKind.TEXTS, ValueKind.OBJECT, ValueKind.OBJECTS}),
     "correct": VALUE,
-    "answer": frozenset({Kind.TEXT, Kind.NUMBER, Kind.TEXTS}),
-    "solution": frozenset({Kind.TEXT}),
-    "media": frozenset(Kind),
+    "answer": frozenset({ValueKind.TEXT, ValueKind.NUMBER, ValueKind.TEXTS}),
+    "solution": frozenset({ValueKind.TEXT}),
+    "media": frozenset(ValueKind),
 }
 """Kinds of values that a column of each role may have."""
-MEMBERS: Mapping[str, frozenset[Kind]] = {
+MEMBERS: Mapping[str, frozenset[ValueKind]] = {
     "responses": SPOKEN,
     "scores": NUMBER,
     "ranks": NUMBER,
     "flags": VALUE,
-    "choices": frozenset({Kind.TEXT}),
+    "choices": frozenset({ValueKind.TEXT}),
 }
 """Roles whose values may be spread over numbered columns or the objects of a list, and the kinds of each part."""
 
@@ -84,7 +85,7 @@ class Column(NamedTuple):
     path: str
     values: list[Any]
     """Those that are not empty."""
-    kinds: frozenset[Kind]
+    kinds: frozenset[ValueKind]
 
 
 class Unread(NamedTuple):
@@ -102,11 +103,11 @@ class Layout:
     """What the columns of a source are."""
 
     form: str
-    roles: Columns
+    roles: RolePaths
     """Paths of each role's columns."""
     places: tuple[str, ...]
     """Numbers or letters of the responses or choices, where each has a column."""
-    count: Count
+    count: Numbering
     """How a number says which one is meant: by the names of the columns, from 0, from 1, or by its sign."""
     rounds: bool
     """Whether prompt and answers are lists of texts, one for each round of the conversation."""
@@ -123,19 +124,18 @@ class Layout:
             yield f"not used: {', '.join(told[:SHOWN])}{more}"
 
 
-def understand(sample: Sequence[Content], *, form: str, columns: Columns, source: str) -> Layout:
+def understand(sample: Sequence[Content], *, form: str, source: Source) -> Layout:
     """Return the layout of a source.
 
     Args:
         sample: its first records.
         form: a name in ``FORMS``, or ``auto``.
-        columns: paths of roles that the user names, and those under ``IGNORE``.
-        source: its name, for messages.
+        source: where they are from, with the paths of roles that the user names, and those under ``IGNORE``.
 
     Raises:
         DataError: no form fits, or nothing would read a column that looks like a part of the data.
     """
-    seen = collect(sample)
+    seen, columns = collect(sample), source.columns
     named = {role: paths for role, paths in columns.items() if role != IGNORE}
     _check_named(columns, seen, source)
     allowed = FORMS if form == "auto" else {form: FORMS[form]}
@@ -155,7 +155,7 @@ def understand(sample: Sequence[Content], *, form: str, columns: Columns, source
         raise DataError(_lost(source, name, roles, lost))
     known = frozenset(path for path in seen if seen[path].kinds or any(path in paths for paths in roles.values()))
     spoken = [seen[path].kinds for role in ("prompt", "responses") for path in roles.get(role, ())]
-    rounds = len(places) > 1 and all({Kind.TEXT, Kind.TEXTS} <= kinds for kinds in spoken)
+    rounds = len(places) > 1 and all({ValueKind.TEXT, ValueKind.TEXTS} <= kinds for kinds in spoken)
     return Layout(name, roles, places, _count(name, roles, places, seen, columns, source), rounds, known, unread)
 
 
@@ -191,13 +191,13 @@ def _keys_of(content: Content) -> frozenset[str]:
     return frozenset(path for path, _ in leaves(content))
 
 
-def _fitting(keys: frozenset[str], seen: Mapping[str, Column], forms: Mapping[str, Form], columns: Columns) -> str:
+def _fitting(keys: frozenset[str], seen: Mapping[str, Column], forms: Mapping[str, Form], columns: RolePaths) -> str:
     """Return the first form that fits records with these paths; empty if none does."""
     here = {path: column for path, column in seen.items() if path in keys}
     return next((name for name, form in forms.items() if _fit(form, here, columns)), "")
 
 
-def _fit(form: Form, seen: Mapping[str, Column], columns: Columns) -> tuple[dict[str, Paths], tuple[str, ...]] | None:
+def _fit(form: Form, seen: Mapping[str, Column], columns: RolePaths) -> tuple[dict[str, Paths], tuple[str, ...]] | None:
     """Return the paths of a form's roles and the names of numbered columns, or None if it does not fit."""
     named = {role: paths for role, paths in columns.items() if role != IGNORE}
     for needs in form.needs:
@@ -288,7 +288,7 @@ LOOKS = {"label": _label_like, "best_first": _pair_like, "pair_scores": _pair_li
 # What nothing reads -----------------------------------------------------------------------------------------------
 
 
-def _unread(roles: Columns, seen: Mapping[str, Column], ignored: Sequence[str]) -> Iterator[Unread]:
+def _unread(roles: RolePaths, seen: Mapping[str, Column], ignored: Sequence[str]) -> Iterator[Unread]:
     used = [path for paths in roles.values() for path in paths]
     texts = set(_texts([seen[path].values for path in used if path in seen]))
     for path, column in seen.items():
@@ -297,7 +297,7 @@ def _unread(roles: Columns, seen: Mapping[str, Column], ignored: Sequence[str]) 
         if any(other.startswith((f"{path}.", f"{path}[]")) for other in seen):
             continue  # what is in it is looked at, part for part
         if any(_related(path, other) for other in ignored):
-            yield Unread(path, "data.columns.ignore", "")
+            yield Unread(path, "ignored", "")
         elif _repeats(column, texts):
             yield Unread(path, "repeats what is used", "")
         elif is_of_no_use(path):
@@ -309,22 +309,22 @@ def _unread(roles: Columns, seen: Mapping[str, Column], ignored: Sequence[str]) 
 
 
 JUDGED = {"scores", "ranks", "score_chosen", "margin", "pair_scores", "winner", "flags"}
-"""Roles beside which another score is a remark: one judgement is used."""
+"""RolePaths beside which another score is a remark: one judgement is used."""
 
 
 def guess(column: Column) -> tuple[str, str]:
     """Return what a column seems to hold, and the role that it might have; empty if nothing is lost without it."""
     kinds = column.kinds
-    if kinds & {Kind.TURNS, Kind.CHAT, Kind.ROUNDS, Kind.SCRIPT}:
-        return "turns of a conversation", "history" if Kind.ROUNDS in kinds else "prompt"
-    if Kind.MEDIA in kinds:
+    if kinds & {ValueKind.TURNS, ValueKind.CHAT, ValueKind.ROUNDS, ValueKind.SCRIPT}:
+        return "turns of a conversation", "history" if ValueKind.ROUNDS in kinds else "prompt"
+    if ValueKind.MEDIA in kinds:
         return "images, sound or video", IGNORE
-    if kinds & {Kind.NUMBER, Kind.NUMBERS}:
+    if kinds & {ValueKind.NUMBER, ValueKind.NUMBERS}:
         return ("scores", "scores") if MEASURES.intersection(words_of_name(column.path)) else ("numbers", "")
-    if Kind.TEXTS in kinds:
+    if ValueKind.TEXTS in kinds:
         long = [text for value in map(decoded, column.values) if isinstance(value, list) for text in value]
         return ("a list of texts: answers or choices", "responses") if _wordy(long, 2) else ("short words", "")
-    return _guess_text(column) if Kind.TEXT in kinds else ("objects, marks or nothing", "")
+    return _guess_text(column) if ValueKind.TEXT in kinds else ("objects, marks or nothing", "")
 
 
 def _guess_text(column: Column) -> tuple[str, str]:
@@ -361,86 +361,88 @@ def _repeats(column: Column, texts: set[str]) -> bool:
 # Messages ---------------------------------------------------------------------------------------------------------
 
 
-def _check_named(columns: Columns, seen: Mapping[str, Column], source: str) -> None:
+def _check_named(columns: RolePaths, seen: Mapping[str, Column], source: Source) -> None:
     for role, paths in columns.items():
         for path in paths:
             if path not in seen:
                 near = difflib.get_close_matches(path, seen, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"columns: {', '.join([*seen][:SHOWN])}"
-                raise DataError(f"{source}: data.columns.{role}: no column {path}; {hint}")
+                raise DataError(f"{source.path}: {source.setting}.{role}: no column {path}; {hint}")
 
 
-def _check_prompt(form: str, roles: Columns, seen: Mapping[str, Column], source: str) -> None:
+def _check_prompt(form: str, roles: RolePaths, seen: Mapping[str, Column], source: Source) -> None:
     """Check that there is a prompt, in a column of its own or within the answers, and that answers are whole."""
     if (roles.get("responses"), roles.get("scores")) == (("completions",), ("labels",)):
         raise DataError(
-            f"{source}: rows of completions with labels, one a step, hold rejected steps only (the first false label); "
-            "a step pair needs prompt, prefix, chosen and rejected"
+            f"{source.path}: rows of completions with labels, one a step, hold rejected steps only (the first "
+            "false label); a step pair needs prompt, prefix, chosen and rejected"
         )
     if form == "tree" or {"prompt", "history", "chat"}.intersection(roles):
         return
     answers = [path for role in ("chosen", "rejected", "response", "responses") for path in roles.get(role, ())]
-    if not any(seen[path].kinds & (CONVERSATION | {Kind.TURNS, Kind.TEXTS}) for path in answers):
+    if not any(seen[path].kinds & (CONVERSATION | {ValueKind.TURNS, ValueKind.TEXTS}) for path in answers):
         there = ", ".join(path for path in seen if path not in answers) or "none"
         raise DataError(
-            f"{source}: read as {form}, but no column seems to be the prompt; say which, as in "
-            f"data.columns.prompt=NAME; other columns: {there}"
+            f"{source.path}: read as {form}, but no column seems to be the prompt; say which, as in "
+            f"{source.setting}.prompt=NAME; other columns: {there}"
         )
 
 
-def _check_labels(roles: Columns, seen: Mapping[str, Column], source: str) -> None:
+def _check_labels(roles: RolePaths, seen: Mapping[str, Column], source: Source) -> None:
     """Check that numbers are no stars: of 1 to 5, a 1 would be read as good."""
     for path in roles.get("label", ()):
         strange = [number for number in _numbers(seen[path].values) if number not in (-1.0, 0.0, 1.0)]
         if strange and 3 * len(strange) >= len(seen[path].values):  # fewer are faults of their rows
             raise DataError(
-                f"{source}: {path} holds {max(strange):g}, and a label is 1 (good) or 0 or -1 (bad); write it so, or "
-                "write all answers to a prompt into one row: responses, with their scores"
+                f"{source.path}: {path} holds {max(strange):g}, and a label is 1 (good) or 0 or -1 (bad); write it so, "
+                "or write all answers to a prompt into one row: responses, with their scores"
             )
 
 
-def _no_form(source: str, form: str, seen: Mapping[str, Column], named: Columns) -> str:
+def _no_form(source: Source, form: str, seen: Mapping[str, Column], named: RolePaths) -> str:
     found = [f"{path} ({guess(column)[0]})" for path, column in seen.items() if "." not in path][:SHOWN]
     forms = "".join(f"\n  {name}: {one.keys}" for name, one in FORMS.items() if form in ("auto", name))
     if {"message_id", "parent_id"} <= set(seen):
-        return f"{source}: a row a message of a tree; read the file of whole trees instead (…trees.jsonl)"
+        return f"{source.path}: a row a message of a tree; read the file of whole trees instead (…trees.jsonl)"
     what = "rows of no known form" if form == "auto" else f"rows do not have the form {form}"
     if named:
-        what += f" with data.columns {', '.join(named)}"
+        what += f" with {source.setting} {', '.join(named)}"
     return (
-        f"{source}: {what}; keys found: {', '.join(found) or 'none'}; say what they are, as in "
-        f"data.columns.prompt=NAME (roles: {', '.join(READ_BY_NAME)}; a CSV file names its columns in the first row), "
-        f"so that they make a form:{forms}"
+        f"{source.path}: {what}; keys found: {', '.join(found) or 'none'}; say what they are, as in "
+        f"{source.setting}.prompt=NAME (roles: {', '.join(READ_BY_NAME)}; a CSV file names its columns in the "
+        f"first row), so that they make a form:{forms}"
     )
 
 
-def _lost(source: str, form: str, roles: Columns, lost: Sequence[Unread]) -> str:
+def _lost(source: Source, form: str, roles: RolePaths, lost: Sequence[Unread]) -> str:
     read = ", ".join(f"{role}: {' + '.join(paths)}" for role, paths in roles.items())
-    lines = "".join(f"\n  {one.path} seems to hold {one.what}{_proposal(one, roles)}" for one in lost[:SHOWN])
+    lines = "".join(f"\n  {one.path} seems to hold {one.what}{_proposal(one, roles, source)}" for one in lost[:SHOWN])
     ignore = f"[{','.join(one.path for one in lost)}]"
     return (
-        f"{source}: read as {form} ({read}), but nothing would read{lines}\n"
-        f"set data.columns, or, if they are of no use: data.columns.{IGNORE}={ignore}"
+        f"{source.path}: read as {form} ({read}), but nothing would read{lines}\n"
+        f"set {source.setting}, or, if they are of no use: {source.setting}.{IGNORE}={ignore}"
     )
 
 
-def _proposal(one: Unread, roles: Columns) -> str:
+def _proposal(one: Unread, roles: RolePaths, source: Source) -> str:
     if one.role == IGNORE:
         return ""
     if one.role == "scores" and "responses" not in roles:
         return "; write all answers to a prompt into one row: responses, with their scores"
     if one.role == "chosen" and "prompt" in roles:
         joined = ",".join((*roles["prompt"], one.path))
-        return f"; a part of the prompt: data.columns.prompt=[{joined}], an answer: data.columns.chosen={one.path}"
-    return f": data.columns.{one.role}={one.path}"
+        return (
+            f"; a part of the prompt: {source.setting}.prompt=[{joined}], an answer: {source.setting}.chosen={one.path}"
+        )
+    return f": {source.setting}.{one.role}={one.path}"
 
 
 # Numbers that name an answer ---------------------------------------------------------------------------------------
 
 
 def _count(
-    form: str, roles: Columns, places: tuple[str, ...], seen: Mapping[str, Column], columns: Columns, source: str
-) -> Count:
+    form: str, roles: RolePaths, places: tuple[str, ...], seen: Mapping[str, Column], columns: RolePaths, source: Source
+) -> Numbering:
     """Return how the numbers of a column say which answer is better, or which choice is correct."""
     role = {"compared": "winner", "choices": "correct"}.get(form, "")
     if role not in roles:
@@ -459,8 +461,8 @@ def _count(
     if 0.0 in numbers and not any(place.isdigit() for place in places) and not {"label", "labels"}.intersection(words):
         return "zero"
     raise DataError(
-        f"{source}: unclear which response the numbers of {path} mean; if 0 means the first, set "
-        f"data.columns.winner={path}; if 1 means the first, also list data.columns.responses in turn"
+        f"{source.path}: unclear which response the numbers of {path} mean; if 0 means the first, set "
+        f"{source.setting}.winner={path}; if 1 means the first, also list {source.setting}.responses in turn"
     )
 
 

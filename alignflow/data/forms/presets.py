@@ -13,7 +13,7 @@ class Preset:
     licence: str
     """As its card names it; empty: look at the card."""
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
-    """As ``data.columns``."""
+    """As in ``Source``."""
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -86,4 +86,4 @@ PRESETS: Mapping[str, Preset] = {
     "gsm8k": Preset("openai/gsm8k", "MIT", {"prompt": "question", "answer": "answer"}, subset="main"),
     "math": Preset("EleutherAI/hendrycks_math", "", {"prompt": "problem", "answer": "solution"}, subset="algebra"),
 }
-"""By the name for ``data.preset``."""
+"""By name."""

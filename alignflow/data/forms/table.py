@@ -71,6 +71,6 @@ READ_BY_NAME = (
     *("score_chosen", "score_rejected", "response", "responses", "scores", "ranks", "winner", "label"),
     *("choices", "correct", "answer", "solution", "chat", "tree"),
 )
-"""Roles that ``data.columns`` may name."""
+"""Roles whose columns a user may name."""
 IGNORE = "ignore"
-"""Key of ``data.columns`` for the columns that nothing need read."""
+"""Role of the columns that nothing need read."""

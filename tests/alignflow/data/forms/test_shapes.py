@@ -408,13 +408,13 @@ LOST: dict[str, tuple[Shape, str]] = {
     "answers": (
         lambda i, p, g, b: {"prompt": p, "text_x": g, "text_y": b},
         r"read as prompts \(prompt: prompt\), but nothing would read\n  text_x seems to hold texts: an answer or "
-        r"a part of the prompt.*data\.columns\.chosen=text_x\n  text_y .*data\.columns\.ignore=\[text_x,text_y\]"),
+        r"a part of the prompt.*columns\.chosen=text_x\n  text_y .*columns\.ignore=\[text_x,text_y\]"),
     "a context": (
         lambda i, p, g, b: {"question": p, "chosen": g, "rejected": b, "context": f"A long text on {p}"},
-        r"context seems to hold texts.*data\.columns\.prompt=\[question,context\]"),
+        r"context seems to hold texts.*columns\.prompt=\[question,context\]"),
     "a system text": (
         lambda i, p, g, b: {"prompt": p, "chosen": g, "rejected": b, "persona": "You are a kind old sailor."},
-        r"persona seems to hold a system text: data\.columns\.system=persona"),
+        r"persona seems to hold a system text: columns\.system=persona"),
     "scores": (
         lambda i, p, g, b: {"prompt": p, "response": g, "helpfulness": i},
         r"helpfulness seems to hold scores; write all answers to a prompt into one row"),
@@ -423,10 +423,10 @@ LOST: dict[str, tuple[Shape, str]] = {
         r"label holds 5, and a label is 1 \(good\) or 0 or -1 \(bad\)"),
     "turns": (
         lambda i, p, g, b: {"prompt": p, "chosen": g, "rejected": b, "earlier": chat("Hi there", "Hello to you")},
-        r"earlier seems to hold turns of a conversation: data\.columns\.prompt=earlier"),
+        r"earlier seems to hold turns of a conversation: columns\.prompt=earlier"),
     "choices": (
         lambda i, p, g, b: {"question": p, "distractors": [g, b]},
-        r"distractors seems to hold a list of texts: answers or choices: data\.columns\.responses=distractors"),
+        r"distractors seems to hold a list of texts: answers or choices: columns\.responses=distractors"),
     "inner answers": (
         lambda i, p, g, b: {"prompt": p, "replies_of_all": [{"said": g}, {"said": b}]},
         r"replies_of_all\[\]\.said seems to hold texts"),
@@ -435,10 +435,10 @@ LOST: dict[str, tuple[Shape, str]] = {
         r"a row a message of a tree; read the file of whole trees"),
     "an unclear number": (
         lambda i, p, g, b: {"prompt": p, "answer1": g, "answer2": b, "label": i % 2},
-        r"unclear which response the numbers of label mean; if 0 means the first, set data\.columns\.winner=label"),
+        r"unclear which response the numbers of label mean; if 0 means the first, set columns\.winner=label"),
     "no form": (
         lambda i, p, g, b: {"frage": p, "gut": g, "schlecht": b},
-        r"rows of no known form; keys found: frage \(texts.*; say what they are, as in data\.columns\.prompt=NAME"),
+        r"rows of no known form; keys found: frage \(texts.*; say what they are, as in columns\.prompt=NAME"),
 }  # fmt: skip
 
 
@@ -484,7 +484,7 @@ def test_named_columns_are_read_with_dots_into_objects(tmp_path: Path):
     assert [(turns(row), row.chosen, row.rejected) for row in rows] == [
         ([p], g, b) for p, g, b in zip(PROMPTS, GOOD, BAD, strict=True)
     ]
-    assert list(layout(source).lines())[1] == "not used: bemerkung (data.columns.ignore)"
+    assert list(layout(source).lines())[1] == "not used: bemerkung (ignored)"
 
 
 def test_several_columns_are_one_prompt_or_several_responses(tmp_path: Path):
@@ -509,5 +509,5 @@ def test_a_named_winner_counts_from_the_first_response(tmp_path: Path):
 
 def test_a_named_column_that_is_not_there_is_told(tmp_path: Path):
     source = named(lambda i, p, g, b: {"prompt": p, "gut": g, "rejected": b}, tmp_path, chosen="gud")
-    with pytest.raises(DataError, match=r"data\.columns\.chosen: no column gud; did you mean gut\?"):
+    with pytest.raises(DataError, match=r"columns\.chosen: no column gud; did you mean gut\?"):
         layout_of(source)
