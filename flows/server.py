@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 CLOUD = "https://api.prefect.cloud/"
 ANSWER_SECONDS = 10.0
 GRACE_SECONDS = 5
-START_SECONDS = 120.0  # a few on a free machine; a training may run beside it
+START_SECONDS = 600.0  # a few on a free machine; one that has ended is seen at once
 
 
 def start(folder: Path) -> str:
