@@ -66,14 +66,14 @@ def main(rows: int, workers: int, model: str = Setting.model) -> dict[str, Any]:
         print(f"{rows} rows, {path.stat().st_size / 2**20:.0f} MiB; before: {memory():.2f} GiB", flush=True)
         began = time.monotonic()
         ruler = Ruler(tokenizer, 512, 512, seed=1)
-        found = prepare(read_rows(Source(str(path))), ruler, Plan(0.2, 0.25, 0.8), Path(folder), workers=workers)
+        found = prepare(read_rows(Source(str(path))), ruler, Plan(0.2, 0.25, 0.0, 0.8), Path(folder), workers=workers)
         measured = time.monotonic()
         for side in Side:
             with Path(folder, f"{side.name}.jsonl").open("wb") as file:
                 file.writelines(found.lines(side))
         said = report(found)
         seconds = time.monotonic() - began
-        print(json.dumps({key: said[key] for key in ("rows", "used", "dropped", "unused")}))
+        print(json.dumps({key: said[key] for key in ("rows", "used", "dropped", "unpaired")}))
         print("\n".join(finding.line for finding in found.findings()))
         worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
         print(
