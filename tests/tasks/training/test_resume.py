@@ -20,7 +20,7 @@ from alignflow.models.roles import SharedBase
 from tasks.params.edit import override
 from tasks.policies import POLICIES
 from tasks.running.stage import Stage
-from tasks.stages import STAGES, TRAINING
+from tasks.stages import STAGES, TRAINING, samples
 from tasks.training import sampling, shard_pairs
 from tests.tasks import test_mcts_dpo, test_step_dpo
 from tests.tasks.small_project import QUIET, ROOT, set_up, stage, working_in
@@ -111,7 +111,7 @@ def moments(words: str, whole: Path, draw: random.Random) -> list[tuple[str, flo
         ("renaming", draw.randint(1, 4)),
         ("time", draw.uniform(0, float((whole / "seconds").read_text()))),
     ]
-    if words.split(maxsplit=1)[0] in {"ppo", "grpo", "rloo", "iterative_dpo", "reward_model", "judge_model"}:
+    if samples(STAGES[words.split(maxsplit=1)[0]]):
         found.append(("sampling", draw.randint(1, 12)))
     draw.shuffle(found)
     return [*found, ("outputs", 1), ("writing", draw.randint(1, 3))]
