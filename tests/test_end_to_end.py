@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-import torch
 
 from flows import graph
 from tests.close import close
@@ -45,8 +44,6 @@ SHORT = (
     "evaluate.capability_texts=4",
     "evaluate.max_response_length=96",
     "compare.bootstrap_samples=200",
-    # without AVX-512, bfloat16 products take several times as long as float32 ones
-    *(() if "AVX512" in torch.backends.cpu.get_cpu_capability() else ("base.dtype=float32",)),
 )
 POLICIES = ("base", "reference", "dpo", "iterative_dpo", "ppo", "grpo")
 
