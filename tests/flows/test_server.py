@@ -81,6 +81,7 @@ def test_a_server_that_needs_another_password_or_another_path_is_told(cloned, tm
     assert "ends in /api" in done.stderr
 
 
+@pytest.mark.long
 def test_a_proxy_is_not_asked_for_this_machine(cloned):
     dead = "http://127.0.0.1:9"
     proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"), dead)
@@ -88,6 +89,7 @@ def test_a_proxy_is_not_asked_for_this_machine(cloned):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_terminal_ends_the_run_with_one_line(cloned, held_run):
     flow, left = held_run
     began = time.monotonic()
@@ -102,6 +104,7 @@ def test_ctrl_c_in_a_terminal_ends_the_run_with_one_line(cloned, held_run):
     until(lambda: not left(), "nothing of the run is left", seconds=30)
 
 
+@pytest.mark.long
 def test_a_terminated_run_takes_its_temporary_server_with_it(held_run):
     flow, left = held_run
     flow.terminate()
@@ -109,6 +112,7 @@ def test_a_terminated_run_takes_its_temporary_server_with_it(held_run):
     until(lambda: not left(), "nothing of the run is left", seconds=30)
 
 
+@pytest.mark.long
 def test_nothing_of_a_killed_run_is_left_after_a_minute(cloned, held_run):
     flow, left = held_run
     running = [" ".join(process.cmdline()) for process in left()]
@@ -120,6 +124,7 @@ def test_nothing_of_a_killed_run_is_left_after_a_minute(cloned, held_run):
     assert cloned.alignflow("prune").stdout.endswith(": removed\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_to_the_group_of_a_run_leaves_nothing_of_it(held_run, number):
     """A terminal that closes, and a group that is killed."""
