@@ -32,9 +32,11 @@ PALETTE = (
     ("#9a7d0a", "#d9be3f"),
     ("#c2334d", "#ff8095"),
     ("#4b4ac9", "#a3a2ff"),
+    ("#0b7fab", "#58c4ec"),
+    ("#5d7d1a", "#a9cf54"),
 )
 """Colours of the policies in the order of their table, in the light and in the dark theme."""
-MARKERS = "oXosD^vPh"
+MARKERS = "oXosD^vPh<>"
 """Shapes of the policies' points in the same order, so that they differ not only in colour."""
 POLICY_MARKERS = {policy: MARKERS[i % len(MARKERS)] for i, policy in enumerate(POLICIES)}
 

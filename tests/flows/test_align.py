@@ -118,7 +118,7 @@ def test_uncommitted_and_untracked_code_is_run_and_the_index_stays_as_it_was(toy
 
 def test_a_checkout_that_the_user_changed_meanwhile_is_left_alone(toy):
     params = toy.root / "params.yaml"
-    params.write_text(params.read_text().replace("label_smoothing: 0.0", "label_smoothing: 0.1"))
+    params.write_text(params.read_text().replace("label_smoothing: 0.0", "label_smoothing: 0.1", 1))
 
     def edit():
         params.write_text(params.read_text().replace("beta: 0.1", "beta: 0.7"))

@@ -82,13 +82,13 @@ def test_a_scenario_sets_parameters_for_one_run_and_what_is_typed_goes_on_top(cl
     """What the flow is asked for, put into a copy of params.yaml as the flow's workspace does."""
     write_scenarios(cloned)
     before, asked = Path("params.yaml").read_bytes(), []
-    monkeypatch.setattr("flows.align.align", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("flows.align.align", lambda *arguments, compute: asked.append((*arguments, compute)))
     monkeypatch.setattr("flows.environment.prepare", lambda: None)
     monkeypatch.setattr("flows.cli._conclude", lambda *_: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     cli.run(["dpo.label_smoothing=0.2"], scenario="stern", name="strict")
-    ((changes, chosen, name),) = asked
-    assert (chosen, name) == ((), "strict")
+    ((changes, chosen, name, compute),) = asked
+    assert (chosen, name, compute) == ((), "strict", True)
     assert Path("params.yaml").read_bytes() == before
     override(Path("params.yaml"), changes)
     found = load(Path("params.yaml")).dpo

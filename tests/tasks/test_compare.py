@@ -140,10 +140,10 @@ def test_only_the_chosen_policies_are_compared_and_shown(root, settings):
 
 
 def test_a_policy_keeps_its_colour_whatever_it_is_compared_with(root):
-    """The colour of GRPO is the sixth of the palette, as it is the sixth of the table."""
-    assert svg.theme(("reference", "grpo")) == {"reference": svg.PALETTE[1], "grpo": svg.PALETTE[5]}
+    """The colour of GRPO is the eighth of the palette, as it is the eighth of the table."""
+    assert svg.theme(("reference", "grpo")) == {"reference": svg.PALETTE[1], "grpo": svg.PALETTE[7]}
     few = compared(root, ("reference", "grpo"))
-    assert "--policy-grpo: #b02ec4;" in page.render(few, verdict(few))
+    assert "--policy-grpo: #c2334d;" in page.render(few, verdict(few))
 
 
 def test_a_choice_is_brought_into_the_order_of_the_table():
