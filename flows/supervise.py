@@ -8,7 +8,7 @@ them: on SIGTERM, or when its standard input closes (the caller held the other e
 process group gets SIGTERM, has GRACE seconds to save a checkpoint, and is then killed. It returns
 when the group is empty. Standard library only: it starts in milliseconds.
 
-A caller gives it a session of its own (``start_new_session``), so that no signal to the caller's group ends it too.
+A caller starts it in a new session (``start_new_session``), so that no signal to the caller's group ends it too.
 """
 
 import os

@@ -250,7 +250,7 @@ def _related(path: str, other: str) -> bool:
 
 
 def _may_be(meaning: Meaning, column: Column) -> bool:
-    """Return whether a column's values fit a role; a column without values fits a role with a name of its own."""
+    """Return whether a column's values fit a role; a column without values fits a role that its name states."""
     role, spread = meaning.role, bool(meaning.position) or "[]" in column.path
     kinds = MEMBERS.get(role, frozenset()) if spread else KINDS.get(role, frozenset())
     if not column.kinds:
@@ -371,7 +371,7 @@ def _check_named(columns: RolePaths, seen: Mapping[str, Column], source: Source)
 
 
 def _check_prompt(form: str, roles: RolePaths, seen: Mapping[str, Column], source: Source) -> None:
-    """Check that there is a prompt, in a column of its own or within the answers, and that answers are whole."""
+    """Check that there is a prompt, in its column or within the answers, and that answers are whole."""
     if (roles.get("responses"), roles.get("scores")) == (("completions",), ("labels",)):
         raise DataError(
             f"{source.path}: rows of completions with labels, one a step, hold rejected steps only (the first "
