@@ -19,7 +19,8 @@ real-base: setup  ## the pipeline on the real base model, end to end
 	$(BIN)/python -m pytest -m real_base
 	$(BIN)/python -m tasks base
 	# skipped without the tokenizer, which the stage has brought now
-	$(BIN)/python -m pytest tests/test_bundled_data.py tests/alignflow/data/test_encoding.py
+	$(BIN)/python -m pytest tests/test_bundled_data.py tests/test_addition_data.py tests/alignflow/test_steps.py \
+		tests/alignflow/data/test_encoding.py
 
 check: lint test long real-base  ## what CI runs
 

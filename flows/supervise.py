@@ -1,4 +1,4 @@
-"""Run a command in its own session, and stop all its processes when the caller ends.
+"""Run a command, and stop all its processes when the caller ends.
 
 ``python -S supervise.py GRACE COMMAND...``
 
@@ -8,7 +8,7 @@ them: on SIGTERM, or when its standard input closes (the caller held the other e
 process group gets SIGTERM, has GRACE seconds to save a checkpoint, and is then killed. It returns
 when the group is empty. Standard library only: it starts in milliseconds.
 
-A caller starts it in a new session (``start_new_session``), so that no signal to the caller's group ends it too.
+A caller starts it with ``start_new_session``, so that no signal to the caller's process group ends it too.
 """
 
 import os

@@ -47,7 +47,7 @@ for name, policy in POLICIES.items():
 
 
 def run(folder: Path, words: str, kill: tuple[str, float] | None = None) -> tuple[int, str]:
-    """Run a stage in a process of its own; return its exit code and what it said.
+    """Run a stage in a separate process; return its exit code and what it said.
 
     Args:
         folder: the project.

@@ -31,7 +31,7 @@ COMMON = ["sft.steps=1", "reward_model.steps=1", "checkpoint.seconds=0"]
 
 
 def _of_steps(settings: list[str]) -> list[str]:
-    """Return settings of a test of pairs of steps that a process of its own can have."""
+    """Return settings of a test of pairs of steps that a separate process can have."""
     return [one for one in settings if not one.startswith("policies=") and ".checker=" not in one]
 
 
@@ -69,7 +69,7 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copied(place: Path, folder: Path, *settings: str) -> Path:
-    """Return a copy of a project with other settings and no state of its own."""
+    """Return a copy of a project with other settings and no state."""
     shutil.copytree(place, folder, ignore=shutil.ignore_patterns("home"))
     override(folder / "params.yaml", list(settings))
     return folder
